@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from auris.completions import Endpoint, Record
+from auris.completions import Endpoint, ReplyLog
 from auris.corpus.dialogues.augmentation import SHIPPED_REPLIES, write_request
 from support import stand_in
 
@@ -22,12 +22,12 @@ DOG = write_request("sec", "dog", 2)
 def test_a_reply_is_requested_once_and_then_replayed(tmp_path: Path) -> None:
     path = tmp_path / "new" / "record.jsonl"
     with stand_in.serve() as (url, requests):
-        record = Record(path, Endpoint(url=url, model="m", temperature=0.5))
-        replies = [record.ask(DOG), record.ask(DOG), Record(path, record.endpoint).ask(DOG)]
+        record = ReplyLog(path, Endpoint(url=url, model="m", temperature=0.5))
+        replies = [record.ask(DOG), record.ask(DOG), ReplyLog(path, record.endpoint).ask(DOG)]
     assert len(requests) == 1
     assert requests[0]["path"] == "/v1/chat/completions"
     assert requests[0]["body"] == {"model": "m", "messages": DOG, "temperature": 0.5}
-    assert replies == [Record(path).ask(DOG)] * 3
+    assert replies == [ReplyLog(path).ask(DOG)] * 3
     assert replies[0] == (stand_in.reply(DOG), stand_in.MODEL)
 
 
@@ -36,28 +36,28 @@ def test_the_api_key_is_read_from_the_environment_and_not_recorded(
 ) -> None:
     monkeypatch.setenv("SOME_KEY", "opensesame")
     with stand_in.serve() as (url, requests):
-        Record(tmp_path / "record.jsonl", Endpoint(url=url, model="m", key_env="SOME_KEY")).ask(DOG)
-        Record(tmp_path / "other.jsonl", Endpoint(url=url, model="m", key_env="NO_SUCH_KEY")).ask(DOG)
+        ReplyLog(tmp_path / "record.jsonl", Endpoint(url=url, model="m", key_env="SOME_KEY")).ask(DOG)
+        ReplyLog(tmp_path / "other.jsonl", Endpoint(url=url, model="m", key_env="NO_SUCH_KEY")).ask(DOG)
     assert [call["headers"].get("Authorization") for call in requests] == ["Bearer opensesame", None]
     assert "opensesame" not in (tmp_path / "record.jsonl").read_text()
 
 
 def test_the_error_for_an_unrecorded_request_says_what_to_do() -> None:
     with pytest.raises(ValueError, match=r'(?s)augmentation.jsonl holds no reply.*"label": "owl".*llm.url=.*mix.augm'):
-        Record(SHIPPED_REPLIES).ask(write_request("sec", "owl", 8))
+        ReplyLog(SHIPPED_REPLIES).ask(write_request("sec", "owl", 8))
 
 
 def test_a_missing_recording_raises_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="llm.recording=.*none.jsonl.*llm.url="):
-        Record(tmp_path / "none.jsonl")
+        ReplyLog(tmp_path / "none.jsonl")
 
 
 def test_an_empty_recording_file_can_be_appended_to(tmp_path: Path) -> None:
     path = tmp_path / "record.jsonl"
     path.touch()
     with stand_in.serve() as (url, _):
-        reply = Record(path, Endpoint(url=url, model="m")).ask(DOG)
-    assert Record(path).ask(DOG) == reply
+        reply = ReplyLog(path, Endpoint(url=url, model="m")).ask(DOG)
+    assert ReplyLog(path).ask(DOG) == reply
 
 
 def test_a_truncated_reply_is_requested_again_if_there_is_an_endpoint(tmp_path: Path) -> None:
@@ -65,27 +65,27 @@ def test_a_truncated_reply_is_requested_again_if_there_is_an_endpoint(tmp_path: 
     content = SHIPPED_REPLIES.read_bytes()
     path.write_bytes(content[: content.index(b"\n", 3000) - 5])
     with stand_in.serve() as (url, requests):
-        record = Record(path, Endpoint(url=url, model="m"))
+        record = ReplyLog(path, Endpoint(url=url, model="m"))
         assert len(record.replies) == content[:3000].count(b"\n") - 1 and not requests
         record.ask(DOG)
-    assert len(Record(path).replies) == len(record.replies)
+    assert len(ReplyLog(path).replies) == len(record.replies)
 
 
 def test_the_error_for_a_truncated_line_names_the_line(tmp_path: Path) -> None:
     path = tmp_path / "record.jsonl"
     path.write_text(SHIPPED_REPLIES.read_text("utf-8")[:3000])
     with pytest.raises(ValueError, match=r"record.jsonl, line 4 is not a reply \(JSONDecodeError"):
-        Record(path)
+        ReplyLog(path)
 
 
 def test_the_error_for_a_failing_endpoint_names_it_and_recorded_replies_remain(tmp_path: Path) -> None:
     path = tmp_path / "record.jsonl"
     with stand_in.serve() as (url, _):
-        Record(path, Endpoint(url=url, model="m")).ask(DOG)
-    unreachable = Record(path, Endpoint(url=url, model="m", timeout=2))
+        ReplyLog(path, Endpoint(url=url, model="m")).ask(DOG)
+    unreachable = ReplyLog(path, Endpoint(url=url, model="m", timeout=2))
     with pytest.raises(ValueError, match=f"llm.url={url} gave no chat completion"):
         unreachable.ask(write_request("sec", "bell", 2))
-    assert Record(path).ask(DOG)[0] == stand_in.reply(DOG)
+    assert ReplyLog(path).ask(DOG)[0] == stand_in.reply(DOG)
 
 
 def test_the_error_for_an_invalid_endpoint_names_its_url() -> None:
@@ -100,8 +100,8 @@ def test_the_error_for_an_invalid_endpoint_names_its_url() -> None:
 def test_a_reply_may_contain_unicode_line_separators(tmp_path: Path) -> None:
     path = tmp_path / "record.jsonl"
     with stand_in.serve(lambda messages: "a\u2028b\x85c") as (url, _):
-        Record(path, Endpoint(url=url, model="m")).ask(DOG)
-    assert Record(path).ask(DOG)[0] == "a\u2028b\x85c"
+        ReplyLog(path, Endpoint(url=url, model="m")).ask(DOG)
+    assert ReplyLog(path).ask(DOG)[0] == "a\u2028b\x85c"
 
 
 SETTINGS = {"model": "judge", "temperature": 1.0, "max_tokens": 8}
@@ -114,15 +114,15 @@ def numbered_request(number: int) -> tuple[list[dict], dict]:
 def test_requests_with_different_settings_are_recorded_separately(tmp_path: Path) -> None:
     path = tmp_path / "record.jsonl"
     with stand_in.serve(lambda messages: "yes") as (url, requests):
-        record = Record(path, Endpoint(url=url, model="m"))
+        record = ReplyLog(path, Endpoint(url=url, model="m"))
         messages, settings = numbered_request(1)
         record.ask(messages, settings)
         record.ask(messages, {**settings, "temperature": 2.0})
     assert [call["body"]["temperature"] for call in requests] == [1.0, 2.0]
     assert requests[0]["body"] == {"messages": messages, **settings}
-    assert Record(path).ask(messages, settings)[0] == "yes"
+    assert ReplyLog(path).ask(messages, settings)[0] == "yes"
     with pytest.raises(ValueError, match="holds no reply with .*'temperature': 3"):
-        Record(path).ask(messages, {**settings, "temperature": 3})
+        ReplyLog(path).ask(messages, {**settings, "temperature": 3})
 
 
 def test_requests_run_concurrently_and_each_is_sent_once(tmp_path: Path) -> None:
@@ -140,10 +140,10 @@ def test_requests_run_concurrently_and_each_is_sent_once(tmp_path: Path) -> None
 
     path = tmp_path / "record.jsonl"
     with stand_in.serve(answer) as (url, requests):
-        record = Record(path, Endpoint(url=url, model="m"))
+        record = ReplyLog(path, Endpoint(url=url, model="m"))
         record.ask_all([*map(numbered_request, range(8)), numbered_request(3), numbered_request(0)], workers=4)
     assert most_active == 4 and len(requests) == 8 and len(path.read_text().splitlines()) == 9
-    assert [Record(path).ask(*numbered_request(number))[0] for number in (0, 7)] == ["QUESTION 0", "QUESTION 7"]
+    assert [ReplyLog(path).ask(*numbered_request(number))[0] for number in (0, 7)] == ["QUESTION 0", "QUESTION 7"]
 
 
 def test_server_errors_are_retried_and_authorization_errors_are_not(tmp_path: Path) -> None:
@@ -213,13 +213,13 @@ def test_an_empty_reply_is_accepted_with_blank_true(tmp_path: Path) -> None:
 def test_a_stand_in_is_recorded_as_such_and_not_mixed_with_a_model(tmp_path: Path) -> None:
     path = tmp_path / "record.jsonl"
     with stand_in.serve(lambda messages: "yes") as (url, _):
-        Record(path, Endpoint(url=url, model="m", stand_in="a script")).ask(*numbered_request(1))
+        ReplyLog(path, Endpoint(url=url, model="m", stand_in="a script")).ask(*numbered_request(1))
         assert '"answered by": "a script", "stand-in": true' in path.read_text().splitlines()[0]
-        assert Record(path).stand_in == "a script"
+        assert ReplyLog(path).stand_in == "a script"
         with pytest.raises(
             ValueError, match="holds replies of a script, but new ones would come from a language model"
         ):
-            Record(path, Endpoint(url=url, model="m"))
+            ReplyLog(path, Endpoint(url=url, model="m"))
 
 
 CHILD = """
@@ -227,8 +227,8 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[3])
 from test_completions import numbered_request
-from auris.completions import Endpoint, Record
-Record(Path(sys.argv[1]), Endpoint(url=sys.argv[2], model="m")).ask_all(map(numbered_request, range(10)), workers=1)
+from auris.completions import Endpoint, ReplyLog
+ReplyLog(Path(sys.argv[1]), Endpoint(url=sys.argv[2], model="m")).ask_all(map(numbered_request, range(10)), workers=1)
 """
 
 
@@ -244,13 +244,13 @@ def test_after_a_kill_only_unanswered_requests_are_repeated(tmp_path: Path) -> N
     with stand_in.serve(answer) as (url, requests):
         child = subprocess.Popen([sys.executable, "-c", CHILD, str(path), url, str(Path(__file__).parent)])
         assert child.wait(60) == -signal.SIGKILL
-        assert len(Record(path).replies) == 5
+        assert len(ReplyLog(path).replies) == 5
         with path.open("a") as file:
             file.write('{"messages": [{"role": "us')  # as if killed while writing this reply
         child = None
-        Record(path, Endpoint(url=url, model="m")).ask_all(map(numbered_request, range(10)), workers=2)
+        ReplyLog(path, Endpoint(url=url, model="m")).ask_all(map(numbered_request, range(10)), workers=2)
     counts = Counter(call["body"]["messages"][0]["content"] for call in requests)
-    assert len(Record(path).replies) == len(counts) == 10
+    assert len(ReplyLog(path).replies) == len(counts) == 10
     assert [question for question, n in counts.items() if n > 1] == [
         "question 5"
     ]  # the request during which the client was killed

@@ -107,7 +107,7 @@ class Endpoint:
         per_minute: Maximum number of requests per minute; None for no limit.
         blank: Whether to accept a reply without content, and a refusal by the provider's filter, as an empty reply.
         stand_in: Description of the script at `url`; None if a language model replies.
-        setting: Config key of the endpoint, for messages.
+        config_key: Config key of the endpoint, for messages.
     """
 
     url: str
@@ -120,20 +120,20 @@ class Endpoint:
     per_minute: float | None = None
     blank: bool = False
     stand_in: str | None = None
-    setting: str = "llm"
+    config_key: str = "llm"
     _limiter: _RateLimiter = field(default_factory=_RateLimiter, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.key_env is not None and not re.fullmatch(r"[A-Za-z_]\w*", self.key_env, re.ASCII):
             raise UserError(
-                f"{self.setting}.key_env is not the name of an environment variable; store the key in an environment "
-                f"variable, and set {self.setting}.key_env to the name of the variable"
+                f"{self.config_key}.key_env is not the name of an environment variable; store the key in an "
+                f"environment variable, and set {self.config_key}.key_env to the name of the variable"
             )
         parts = urllib.parse.urlsplit(self.url)
         if "@" in parts.netloc or parts.query:
             raise UserError(
-                f"{self.setting}.url contains a user or a query, which would be saved with the run; store the key in "
-                f"an environment variable, and set {self.setting}.key_env to the name of the variable"
+                f"{self.config_key}.url contains a user or a query, which would be saved with the run; store the key "
+                f"in an environment variable, and set {self.config_key}.key_env to the name of the variable"
             )
 
     def complete(self, messages: Sequence[Message], settings: Settings | None = None) -> Reply:
@@ -156,7 +156,7 @@ class Endpoint:
             except _RequestError as error:
                 if not retries_left or not error.is_temporary:
                     raise UserError(
-                        f"{self.setting}.url={self.url} gave no chat completion ({error}); earlier replies are saved"
+                        f"{self.config_key}.url={self.url} gave no chat completion ({error}); earlier replies are saved"
                     ) from None
                 # The random factor prevents requests that were rejected at the same time from being repeated at once.
                 time.sleep(min(_MAX_PAUSE, max(pause, error.wait) * random.uniform(1, 1.25)))
@@ -205,8 +205,8 @@ class Endpoint:
         return Reply(text, completion.get("model") or self.model, {k: v for k, v in details.items() if v is not None})
 
 
-class Record:
-    """Record of requests and their replies in a JSONL file.
+class ReplyLog:
+    """Log of requests and their replies in a JSONL file.
 
     A request that is not in the file is sent to the endpoint, if there is one, and its reply is added to the file.
 
@@ -217,9 +217,9 @@ class Record:
     Args:
         path: The file. It may be missing if there is an endpoint.
         endpoint: Source of replies that are not recorded.
-        what: Purpose of the replies, for the first line.
-        setting: Config key of the record, for messages.
-        otherwise: Advice at the end of the error message about a reply that is not recorded.
+        purpose: Purpose of the replies, for the first line.
+        config_key: Config key of the log, for messages.
+        advice: Advice at the end of the error message about a reply that is not recorded.
 
     Attributes:
         head: The first line of the file.
@@ -236,12 +236,12 @@ class Record:
         path: Path,
         endpoint: ChatModel | None = None,
         *,
-        what: str = "auris instruct",
-        setting: str = "llm",
-        otherwise: str = "or leave such rows out (llm.tasks=[...], dialogues.mix.augmented=0)",
+        purpose: str = "auris instruct",
+        config_key: str = "llm",
+        advice: str = "or leave such rows out (llm.tasks=[...], dialogues.mix.augmented=0)",
     ):
         self.path, self.endpoint = path, endpoint
-        self.what, self.setting, self.otherwise = what, setting, otherwise
+        self.purpose, self.config_key, self.advice = purpose, config_key, advice
         self.head: dict[str, Any] = {}
         self.replies: dict[str, Reply] = {}
         self._lock = threading.Lock()
@@ -249,13 +249,13 @@ class Record:
             self._load()
         elif endpoint is None:
             raise MissingFileError(
-                f"{setting}.recording={path}: there is no such file; to create it, set "
-                f"{setting}.url=http://HOST:PORT/v1 {setting}.model=NAME"
+                f"{config_key}.recording={path}: there is no such file; to create it, set "
+                f"{config_key}.url=http://HOST:PORT/v1 {config_key}.model=NAME"
             )
         if endpoint is not None and self.head and endpoint.stand_in != self.stand_in:
             raise UserError(
-                f"{setting}.recording={path} holds replies of {self.stand_in or 'a language model'}, but new ones "
-                f"would come from {endpoint.stand_in or 'a language model'}; set {setting}.recording to another file"
+                f"{config_key}.recording={path} holds replies of {self.stand_in or 'a language model'}, but new ones "
+                f"would come from {endpoint.stand_in or 'a language model'}; set {config_key}.recording to another file"
             )
 
     @property
@@ -278,7 +278,9 @@ class Record:
             except (ValueError, KeyError, TypeError) as error:
                 problem = "does not describe the file" if number == 1 else "is not a reply"
                 reason = f"{type(error).__name__}: {error}"
-                raise UserError(f"{self.setting}.recording={self.path}, line {number} {problem} ({reason})") from None
+                raise UserError(
+                    f"{self.config_key}.recording={self.path}, line {number} {problem} ({reason})"
+                ) from None
 
     def find(self, messages: Sequence[Message], settings: Settings | None = None) -> Reply | None:
         """Return the recorded reply to a request; None if it is not recorded."""
@@ -295,8 +297,8 @@ class Record:
                 with_settings = "" if settings is None else f" with the settings {dict(settings)}"
                 raise UserError(
                     f"{self.path} holds no reply{with_settings} to {messages[-1]['content']!r}; request it from a "
-                    f"model ({self.setting}.url=http://HOST:PORT/v1 {self.setting}.model=NAME "
-                    f"{self.setting}.recording=FILE), {self.otherwise}"
+                    f"model ({self.config_key}.url=http://HOST:PORT/v1 {self.config_key}.model=NAME "
+                    f"{self.config_key}.recording=FILE), {self.advice}"
                 )
             reply = self.endpoint.complete(messages, settings)
             with self._lock:
@@ -341,7 +343,7 @@ class Record:
         content = {"messages": list(messages), "reply": reply.text, "model": reply.model}
         lines = [{**content, **reply.details, **with_settings}]
         if not self.head:
-            self.head = {"recording": f"chat completions for {self.what}", "answered by": stand_in or reply.model}
+            self.head = {"recording": f"chat completions for {self.purpose}", "answered by": stand_in or reply.model}
             self.head |= ({"stand-in": True} if stand_in else {}) | with_settings
             lines = [self.head, *lines]
         append_jsonl(self.path, lines)

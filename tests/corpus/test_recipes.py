@@ -108,7 +108,7 @@ def test_rows_that_only_test_the_format_have_fmt_in_their_id_and_group(rows: lis
         task = TASKS[row.labels["task"]]
         is_format = task.synthetic_grade == "D"
         assert row.id.split("-")[1] == ("fmt_" if is_format else "") + task.code
-        assert tasks.group(row.labels).startswith("fmt_") == is_format
+        assert tasks.result_group(row.labels).startswith("fmt_") == is_format
     assert {code for code in RECIPES if id_prefix(code)} == {"er", "sap", "vsc", "asc", "sid", "smer", "mgr"}
 
 
@@ -299,7 +299,7 @@ def test_the_tokenizer_restores_every_answer_with_at_most_one_token_per_byte(cor
     tokenizer = Tokenizer.load(train_tokenizer(corpus, 1024))
     for row in rows_of(rows, *RECIPES):
         answer = TASKS[row.labels["task"]].render(row.labels, tags=False)
-        ids = tokenizer.plain(answer)
+        ids = tokenizer.encode_plain(answer)
         assert tokenizer.decode(list(ids)).strip() == answer.strip(), row.id
         assert len(ids) <= len(answer.encode())
 

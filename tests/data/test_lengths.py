@@ -287,7 +287,7 @@ def rows_of_all_kinds() -> list[Row]:
 def test_the_length_of_a_row_is_the_length_of_its_longest_wording(prompt):
     samples = samples_of(prompt=prompt)
     for row in rows_of_all_kinds():
-        assert tasks.check(row.labels) is None
+        assert tasks.find_problem(row.labels) is None
         spans = samples.audio_lengths(row)
         pads = [[samples.tokenizer.id("<|AUDIO|>")] * n for n in spans]
         encoded = [samples.tokenizer.encode(turns, pads) for turns in prompt.variants(row.labels, len(row.clips))]
@@ -352,7 +352,7 @@ def test_counting_tokens_word_by_word_equals_encoding_the_whole_text():
     alphabet = [*map(chr, range(128)), *6 * " '\n\rsS1", "'ll", "'RE", "  "]
     texts = ["".join(rng.choices(alphabet, k=rng.randint(0, 30))) for _ in range(3000)]
     for text in [*texts, "über 猫 it's", "\u017f's", "<|endoftext|>"]:
-        assert cache.count_tokens(text) == len(tokenizer.plain(text)), text
+        assert cache.count_tokens(text) == len(tokenizer.encode_plain(text)), text
     assert not splits_into_words(Tokenizer(whitespace_tokenizer()).text_encoder)
 
 

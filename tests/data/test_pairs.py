@@ -70,7 +70,7 @@ def test_only_the_two_answers_and_their_end_tokens_are_supervised(tmp_path, samp
     row = preference(tmp_path, DIALOGUES[dialogue])
     sample = samples.build(row, 3, epoch=0)
     end = tokenizer().id("<|im_end|>")
-    chosen, rejected = ([*tokenizer().plain(row.labels[side]), end] for side in ("chosen", "rejected"))
+    chosen, rejected = ([*tokenizer().encode_plain(row.labels[side]), end] for side in ("chosen", "rejected"))
     assert sample.row == 3
     assert sample.ids[sample.supervise].tolist() == chosen
     assert sample.rejected.tolist() == rejected
@@ -84,7 +84,7 @@ def test_the_prompt_only_sample_is_the_encoded_dialogue(tmp_path, samples, dialo
     geometry = samples.geometry
     spans = [geometry.n_tokens(geometry.n_frames(n)) for n in [8000, 3200, 8000][: len(row.clips)]]
     turns = samples.prompt.turns(row.labels["messages"])
-    pad = tokenizer().pad_of(turns)
+    pad = tokenizer().audio_pad_id(turns)
     assert prompt.ids.tolist() == tokenizer().encode(turns, [[pad] * n for n in spans]).ids.tolist()
     assert prompt.rejected is None and not prompt.supervise.any()
     assert prompt.audio_mask.sum() == sum(spans) + 2 * geometry.boundary * len(spans)
@@ -97,7 +97,7 @@ def test_the_planned_length_equals_the_length_in_a_pack(tmp_path, samples, dialo
     batch = build_pack([row], [(0, 0)], samples)
     assert samples.max_length(row, samples.audio_lengths(row)) == len(batch["ids"])
     assert (batch["labels"] != IGNORE).sum() == sum(
-        len(tokenizer().plain(row.labels[side])) + 1 for side in ("chosen", "rejected")
+        len(tokenizer().encode_plain(row.labels[side])) + 1 for side in ("chosen", "rejected")
     )
 
 

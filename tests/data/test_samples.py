@@ -18,7 +18,7 @@ from auris.data.rows import Clip, Row
 from auris.data.samples import AudioSamples, ChatSamples, ClipTooLongError, Samples, TextSamples, TranscriptSamples
 from auris.errors import AudioError, RowError
 from auris.model.pack import IGNORE
-from auris.text.chat import Chat, Qwen2AudioChat, QwenAudioChat, text_of
+from auris.text.chat import Chat, Qwen2AudioChat, QwenAudioChat, message_text
 from auris.text.prompts import BothPrompts, NaturalPrompt, TagPrompt
 from auris.text.task_table import EXAMPLE
 from auris.text.tasks import TASKS
@@ -130,7 +130,7 @@ def test_the_prompt_only_sample_is_the_sample_without_its_answer(tmp_path):
     row = row_of(tmp_path, 0.5)
     samples = samples_of(prompt=NaturalPrompt())
     sample, prompt = (samples.build(row, 0, None, prompt_only=prompt_only) for prompt_only in (False, True))
-    answer = [*tokenizer().plain(row.labels["text"]), tokenizer().end]
+    answer = [*tokenizer().encode_plain(row.labels["text"]), tokenizer().end]
     assert sample.ids.tolist() == prompt.ids.tolist() + answer
     assert sample.frames == prompt.frames
 
@@ -266,7 +266,7 @@ def test_evaluation_has_no_augmentation_and_the_canonical_wording(tmp_path):
     assert equal_samples(plain.build(row, 0, None), augmented.build(row, 0, None))
     assert not torch.equal(plain.build(row, 0, 0).mels[0], augmented.build(row, 0, 0).mels[0])
     canonical = NaturalPrompt().turns(row.labels, 1)
-    pads = [[tokenizer().pad_of(canonical)] * GEOMETRY.n_tokens(100)]
+    pads = [[tokenizer().audio_pad_id(canonical)] * GEOMETRY.n_tokens(100)]
     assert plain.build(row, 0, None).ids.tolist() == tokenizer().encode(canonical, pads).ids.tolist()
 
 
@@ -298,7 +298,7 @@ def test_stretched_text_is_the_content_with_repeated_tokens_and_blanks(tmp_path)
         ids = sample.ids.tolist()
         end = ids.index(tok.id("</audio>"))
         span = ids[1:end]
-        content = list(tok.plain(row.labels["text"]))
+        content = list(tok.encode_plain(row.labels["text"]))
         runs = [token for token, previous in zip(span, [None, *span], strict=False) if token not in (previous, pad)]
         content_without_repeats = [
             token for token, previous in zip(content, [None, *content], strict=False) if token != previous
@@ -334,7 +334,7 @@ def test_the_content_label_is_preferred_to_the_transcript_and_that_to_the_text(t
     ids = sample.ids.tolist()
     tok = tokenizer()
     span = ids[1 : ids.index(tok.id("</audio>"))]
-    assert set(span) - {tok.id(TagPrompt.audio_pad)} == set(tok.plain(content))
+    assert set(span) - {tok.id(TagPrompt.audio_pad)} == set(tok.encode_plain(content))
 
 
 def test_a_row_without_text_for_each_clip_is_an_error_in_the_text_view(tmp_path):
@@ -352,7 +352,7 @@ def test_a_text_row_is_its_text_and_an_end_token(kind):
     row = Row("line", (), {"task": "text", "text": "the cat sat"})
     samples = samples_of(kind)
     sample = samples.build(row, 0, epoch=0)
-    assert sample.ids.tolist() == [*tokenizer().plain("the cat sat"), tokenizer().end]
+    assert sample.ids.tolist() == [*tokenizer().encode_plain("the cat sat"), tokenizer().end]
     assert sample.supervise.all()
     assert planned_length(samples, row) == len(sample.ids)
 
@@ -556,9 +556,11 @@ def test_every_dialogue_is_formatted_and_supervised_as_in_the_published_code(tmp
     sample = samples_of(ChatSamples, prompt=chat, geometry=geometry).build(row, 0, epoch=0)
     actual = [(character, supervised) for text, supervised in supervised_parts(sample) for character in text]
     assert actual == reference_characters(DIALOGUES[dialogue], chat, geometry)
-    replies = [text_of(message) for message in DIALOGUES[dialogue] if message["role"] == "assistant"]
+    replies = [message_text(message) for message in DIALOGUES[dialogue] if message["role"] == "assistant"]
     end = tokenizer().id("<|im_end|>")
-    assert sample.ids[sample.supervise].tolist() == [n for text in replies for n in (*tokenizer().plain(text), end)]
+    assert sample.ids[sample.supervise].tolist() == [
+        n for text in replies for n in (*tokenizer().encode_plain(text), end)
+    ]
 
 
 @pytest.mark.parametrize(("chat", "geometry"), CHATS)
@@ -567,7 +569,7 @@ def test_the_labels_of_a_pack_are_the_supervised_tokens_shifted_by_one(tmp_path,
     labels = collate([sample, sample], geometry=geometry)["labels"].numpy()
     expected = np.where(np.append(sample.supervise[1:], False), np.append(sample.ids[1:], 0), IGNORE)
     assert labels.tolist() == [*expected, *expected]
-    supervised = [*tokenizer().plain("a cat"), *tokenizer().plain("the mat <|im_end|>")]
+    supervised = [*tokenizer().encode_plain("a cat"), *tokenizer().encode_plain("the mat <|im_end|>")]
     assert (labels != IGNORE).sum() == 2 * (len(supervised) + 2)
 
 
@@ -575,7 +577,11 @@ def test_the_labels_of_a_pack_are_the_supervised_tokens_shifted_by_one(tmp_path,
 def test_the_prompt_only_sample_of_a_dialogue_ends_before_the_last_answer(tmp_path, chat, geometry):
     row, samples = dialogue_of(tmp_path), samples_of(ChatSamples, prompt=chat, geometry=geometry)
     sample, prompt = (samples.build(row, 0, None, prompt_only=prompt_only) for prompt_only in (False, True))
-    answer = [*tokenizer().plain("the mat <|im_end|>"), tokenizer().id("<|im_end|>"), *tokenizer().plain("\n")]
+    answer = [
+        *tokenizer().encode_plain("the mat <|im_end|>"),
+        tokenizer().id("<|im_end|>"),
+        *tokenizer().encode_plain("\n"),
+    ]
     assert sample.ids.tolist() == [*prompt.ids, *answer]
     assert sample.frames == prompt.frames and not prompt.supervise.any()
     assert samples.target_row(row).labels["text"] == "the mat <|im_end|>"
@@ -591,7 +597,7 @@ def test_a_text_row_in_the_chat_view_is_its_text_and_an_end_token():
     row = Row("line", (), {"task": "text", "text": "the cat sat"})
     samples = samples_of(ChatSamples, prompt=Qwen2AudioChat())
     sample = samples.build(row, 0, epoch=0)
-    assert sample.ids.tolist() == [*tokenizer().plain("the cat sat"), tokenizer().end] and sample.supervise.all()
+    assert sample.ids.tolist() == [*tokenizer().encode_plain("the cat sat"), tokenizer().end] and sample.supervise.all()
     assert planned_length(samples, row) == len(sample.ids)
 
 

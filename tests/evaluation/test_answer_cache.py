@@ -123,7 +123,7 @@ def test_digests_change_with_the_weights_and_with_the_prompt():
     with torch.no_grad():
         net[0].bias[1] += 1e-6
     assert weights_digest(net) != before
-    views = [samples_of(), samples_of(prompt=TagPrompt()), samples_of(prompt=NaturalPrompt().asking("What?"))]
+    views = [samples_of(), samples_of(prompt=TagPrompt()), samples_of(prompt=NaturalPrompt().with_wording("What?"))]
     views.append(samples_of(long_audio="first"))
     assert len({prompt_digest(view) for view in views}) == 4
 

@@ -75,7 +75,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_benchmark_prompts_like_its_official_script():
     for name, code in TASKS.items():
-        run_config, task = config(name), tasks.find(code)
+        run_config, task = config(name), tasks.get_task(code)
         tags = task.tags.replace("{caption_style}", "clotho")
         assert run_config["prompt"]["v1"] in (None, tags), name
         assert run_config["prompt"]["v2"] in (None, task.natural), name
@@ -213,10 +213,10 @@ def test_multiple_choice_has_strict_official_and_unparsed_scores(folder: Path):
 
 def test_the_wording_of_a_benchmark_replaces_all_other_wordings():
     labels = {"task": "er", "text": "joy"}
-    style = NaturalPrompt().asking("Which emotion?")
+    style = NaturalPrompt().with_wording("Which emotion?")
     assert style.turns(labels, 0)[0].text == "Which emotion?"
     assert len(style.variants(labels, 1)) == 1 < len(NaturalPrompt().variants(labels, 1))
-    tags = TagPrompt().asking("<|startofanalysis|>{text}").turns(labels, 0)
+    tags = TagPrompt().with_wording("<|startofanalysis|>{text}").turns(labels, 0)
     assert [turn.text for turn in tags][:2] == ["<|startofanalysis|>", "joy"]
 
 

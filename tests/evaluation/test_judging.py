@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from auris.completions import Endpoint, Record
+from auris.completions import Endpoint, ReplyLog
 from auris.data.rows import Row
 from auris.evaluation import judging
 from auris.evaluation.answer_cache import Response
@@ -28,8 +28,8 @@ def make_row(number: int, task: str, **labels: object) -> Row:
 def judge_rows(path: Path, rows: list[Row], answer) -> tuple[dict, dict[str, str], str]:
     console = Console(file=StringIO(), width=200)
     with stand_in.serve(answer) as (url, _):
-        endpoint = Endpoint(url=url, model="m", blank=True, stand_in="a test's script", setting="judge")
-        judge = air_bench.AirBenchJudge(Record(path, endpoint, setting="judge"), model="m", workers=2)
+        endpoint = Endpoint(url=url, model="m", blank=True, stand_in="a test's script", config_key="judge")
+        judge = air_bench.AirBenchJudge(ReplyLog(path, endpoint, config_key="judge"), model="m", workers=2)
         responses = [Response(row, "an answer") for row in rows]
         predictions, unrated = judging.rate(responses, judge, console)
     lines = summarise(predictions, RUN, 20, 0, judge.signatures)

@@ -98,8 +98,8 @@ def test_word_times_follow_from_tokens_of_any_number_of_characters():
 
 def test_token_spans_cover_the_text():
     for text in ("the cat sat on the mat", "ein Hund schläft", "猫は寝る"):
-        spans = tokenizer().spans(text)
-        assert len(spans) == len(tokenizer().plain(text))
+        spans = tokenizer().token_spans(text)
+        assert len(spans) == len(tokenizer().encode_plain(text))
         assert {place for start, end in spans for place in range(start, end)} >= {
             place for place, character in enumerate(text) if character != " "
         }

@@ -17,7 +17,7 @@ from auris import cli
 from auris.data.manifests import read_manifests
 from auris.inference.audio_model import AudioModel, StreamingDecoder
 from auris.inference.chat import Conversation, answer_file, talk
-from auris.text.chat import text_of
+from auris.text.chat import message_text
 from support import published
 from support.manifests import tokenizer, write_manifest, write_wave
 
@@ -187,14 +187,14 @@ def test_every_conversation_can_be_saved_as_a_row(model: AudioModel, tmp_path: P
     assert capsys.readouterr().err.count("have 1 audio marks") == 2
     [manifest] = read_manifests([file])
     [row] = manifest.rows
-    assert row.problem is None and [text_of(message) for message in row.labels["messages"][:2]] == ["", "hello"]
+    assert row.problem is None and [message_text(message) for message in row.labels["messages"][:2]] == ["", "hello"]
 
 
 # --- streaming ---
 
 
 def test_a_character_is_shown_once_its_last_token_has_arrived():
-    ids = tokenizer().plain("a猫は寝る 🎵!")
+    ids = tokenizer().encode_plain("a猫は寝る 🎵!")
     text = StreamingDecoder(tokenizer().decode)
     pieces = [text.add(token) for token in ids]
     assert "".join(pieces) == "a猫は寝る 🎵!" and text.finish() == ""
@@ -202,7 +202,7 @@ def test_a_character_is_shown_once_its_last_token_has_arrived():
 
 
 def test_incomplete_characters_are_shown_at_the_end():
-    *ids, _ = tokenizer().plain("a🎵")
+    *ids, _ = tokenizer().encode_plain("a🎵")
     text = StreamingDecoder(tokenizer().decode)
     assert "".join(text.add(token) for token in ids) == "a"
     assert "a" + text.finish() == tokenizer().decode(ids) == "a\ufffd"

@@ -134,7 +134,7 @@ def test_rows_that_cannot_be_traced_are_refused(subject: inspection.Subject):
 
 def test_a_token_that_ends_within_a_character_has_no_text():
     vocabulary = tokenizer()
-    ids = [*vocabulary.plain("the 狗 cat"), vocabulary.plain("狗")[0]]
+    ids = [*vocabulary.encode_plain("the 狗 cat"), vocabulary.encode_plain("狗")[0]]
     pieces = _token_texts(vocabulary, ids)
     assert len(pieces) == len(ids) and "".join(pieces) == "the 狗 cat\ufffd"
     assert [piece for piece in pieces if "狗" in piece] and "" in pieces

@@ -37,7 +37,7 @@ def read_lines(path: Path, *kinds: str) -> list[dict[str, Any]]:
 
 def ids_of(tok: Tokenizer, turns: list[Turn], spans: list[int]) -> list[int]:
     """Return the ids of turns whose k-th clip has `spans[k]` audio tokens."""
-    return tok.encode(turns, [[tok.pad_of(turns)] * n for n in spans]).ids.tolist()
+    return tok.encode(turns, [[tok.audio_pad_id(turns)] * n for n in spans]).ids.tolist()
 
 
 def test_the_released_vocabulary_has_its_size(qwen_audio):
@@ -93,7 +93,7 @@ def test_dialogues_have_the_released_ids(qwen_audio, golden):
         def length(turns: list[Turn], clips: list[str]) -> int:
             return len(ids_of(qwen_audio, turns, [span_tokens[clip] - 2 for clip in clips]))
 
-        recent = chat.recent(dialogue(line), length, max_window_size=line["max_window_size"])
+        recent = chat.drop_oldest(dialogue(line), length, max_window_size=line["max_window_size"])
         turns, clips = chat.turns(recent), audios(recent)
         assert clips == line["audio_urls"], line["name"]
         assert ids_of(qwen_audio, turns, [n - 2 for n in line["audio_span_tokens"]]) == line["ids"], line["name"]
@@ -106,9 +106,9 @@ def test_dialogues_have_the_released_ids(qwen_audio, golden):
 @pytest.mark.parametrize("text", ["\n\nhi", " hi", "\n", ""])
 def test_role_and_content_of_a_message_are_tokenised_separately(qwen_audio, text):
     """The released `make_context` joins the ids of the role, a line end and the content."""
-    begin, line_end, end = qwen_audio.id("<|im_start|>"), *qwen_audio.plain("\n"), qwen_audio.id("<|im_end|>")
-    message = [begin, *qwen_audio.plain("user"), line_end, *qwen_audio.plain(text), end, line_end]
-    answer = [begin, *qwen_audio.plain("assistant"), line_end]
+    begin, line_end, end = qwen_audio.id("<|im_start|>"), *qwen_audio.encode_plain("\n"), qwen_audio.id("<|im_end|>")
+    message = [begin, *qwen_audio.encode_plain("user"), line_end, *qwen_audio.encode_plain(text), end, line_end]
+    answer = [begin, *qwen_audio.encode_plain("assistant"), line_end]
     ids = ids_of(qwen_audio, QwenAudioChat().turns([{"role": "user", "content": text}]), [])
     assert ids[-len(message + answer) :] == message + answer
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from auris.completions import Endpoint, Record
+from auris.completions import Endpoint, ReplyLog
 from auris.corpus import music, sound
 from auris.corpus.dialogues.augmentation import SHIPPED_REPLIES, write_request
 from auris.corpus.dialogues.pool import noun_phrase
@@ -154,7 +154,7 @@ def labels() -> list[tuple[str, str]]:
 def record(path: Path) -> None:
     """Ask about every label and record the replies in the new file `path`."""
     with serve() as (url, _):
-        recording = Record(path, Endpoint(url=url, model="stand-in"))
+        recording = ReplyLog(path, Endpoint(url=url, model="stand-in"))
         for task, label in labels():
             recording.ask(write_request(task, label, PAIRS))
 

@@ -94,11 +94,11 @@ def test_timed_words_are_rendered_as_published():
 def test_chinese_words_need_one_time_per_character_except_foreign_words():
     row = {"task": "srwt", "words": [{"word": "面条", "start": 0, "end": 1}, {"word": "OK", "start": 1, "end": 2}]}
     for language in ("zh", "yue"):
-        assert "`words[0]` is {'word': '面条'" in tasks.check({**row, "language": language})
-        assert "in Chinese each character has its times" in tasks.check({**row, "language": language})
+        assert "`words[0]` is {'word': '面条'" in tasks.find_problem({**row, "language": language})
+        assert "in Chinese each character has its times" in tasks.find_problem({**row, "language": language})
         characters = [{"word": "面", "start": 0, "end": 1}, {"word": "OK", "start": 1, "end": 2}]
-        assert tasks.check({**row, "language": language, "words": characters}) is None
-    assert tasks.check({**row, "language": "ja"}) is None
+        assert tasks.find_problem({**row, "language": language, "words": characters}) is None
+    assert tasks.find_problem({**row, "language": "ja"}) is None
 
 
 # --- accepted labels survive a round trip -------------------------------------------------------------------------
@@ -198,7 +198,7 @@ def test_accepted_labels_parse_back_under_both_styles(code):
     accepted = rejected = 0
     while accepted < 60:
         row = random_labels.labels(code)
-        if tasks.check(row):
+        if tasks.find_problem(row):
             rejected += 1
             assert rejected < 20_000
             continue
@@ -267,7 +267,7 @@ def unusual_labels(code: str, text: str, language: str) -> dict[str, Any]:
 
 def random_rows(code: str, n_rows: int) -> list[dict[str, Any]]:
     random_labels = RandomLabels(seed=1)
-    rows = (row for row in iter(lambda: random_labels.labels(code), None) if tasks.check(row) is None)
+    rows = (row for row in iter(lambda: random_labels.labels(code), None) if tasks.find_problem(row) is None)
     return [row for _, row in zip(range(n_rows), rows, strict=False)]
 
 
@@ -275,7 +275,7 @@ def random_rows(code: str, n_rows: int) -> list[dict[str, Any]]:
 def test_answers_can_be_parsed_from_their_token_ids(code):
     task, tok = TASKS[code], tokenizer()
     unusual = [unusual_labels(code, text, language) for text in UNUSUAL_TEXTS for language in ("en", "zh")]
-    assert [tasks.check(row) for row in unusual] == [None] * len(unusual)
+    assert [tasks.find_problem(row) for row in unusual] == [None] * len(unusual)
     for row in [*random_rows(code, 10), *unusual]:
         for style in (TagPrompt(), NaturalPrompt()):
             turns = [turn for turn in style.turns(row, n_clips=task.clips) if turn.role == "answer"]
@@ -290,7 +290,7 @@ def test_unicode_normalization_of_an_answer_does_not_change_its_score(code):
     """File systems decompose characters and tokenizers compose them, so answer and label may differ in form."""
     task, text = TASKS[code], unicodedata.normalize("NFD", "ça brûle")
     row = unusual_labels(code, text, "fr")
-    assert tasks.check(row) is None
+    assert tasks.find_problem(row) is None
     truth = task.render(row)
     # `unparsed` and `eer` do not compare text. The other two compare it unnormalized, as the released scripts do.
     excluded = ("unparsed", "eer", "aas_official", "bleu")
@@ -305,7 +305,7 @@ def test_unicode_normalization_of_an_answer_does_not_change_its_score(code):
 @pytest.mark.parametrize("code", TRAINED_TASKS)
 def test_metrics_compare_the_same_content_in_both_styles_of_an_answer(code):
     random_labels, task = RandomLabels(seed=2), TASKS[code]
-    rows = (row for row in iter(lambda: random_labels.labels(code), None) if tasks.check(row) is None)
+    rows = (row for row in iter(lambda: random_labels.labels(code), None) if tasks.find_problem(row) is None)
     for _, row in zip(range(10), rows, strict=False):
         for metric in task.metrics:
             assert task.extract(task.render(row), metric) == task.extract(task.render(row, tags=False), metric)
@@ -321,11 +321,11 @@ def test_the_error_for_a_missing_label_or_a_wrong_type_names_the_label(code):
         wrong_type = [value for value in VALUES if not isinstance(value, type(valid[name]))]
         rows = [valid | {name: value} for value in wrong_type] + [{k: v for k, v in valid.items() if k != name}]
         for row in rows:
-            assert f"`{name}" in (tasks.check(row) or ""), row
+            assert f"`{name}" in (tasks.find_problem(row) or ""), row
         for value in VALUES:
-            problem = tasks.check(valid | {name: value})
+            problem = tasks.find_problem(valid | {name: value})
             assert problem is None or len(problem) < 1000
-    assert "unknown task" in tasks.check(valid | {"task": f"{code}x"})
+    assert "unknown task" in tasks.find_problem(valid | {"task": f"{code}x"})
 
 
 # --- answers in other forms ---------------------------------------------------------------------------------------
@@ -407,8 +407,8 @@ def test_slot_values_may_contain_colons_and_malformed_slots_are_skipped():
 
 
 def problem_of(code: str, **labels: Any) -> str:
-    """Return the message of `tasks.check` for an English row."""
-    return tasks.check({"task": code, "language": "en", **labels}) or ""
+    """Return the message of `tasks.find_problem` for an English row."""
+    return tasks.find_problem({"task": code, "language": "en", **labels}) or ""
 
 
 @pytest.mark.parametrize(

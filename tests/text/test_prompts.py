@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from auris.text.chat import Chat, Qwen2AudioChat, QwenAudioChat, audios, map_audios, text_of
+from auris.text.chat import Chat, Qwen2AudioChat, QwenAudioChat, audios, map_audios, message_text
 from auris.text.prompts import END_OF_TEXT, BothPrompts, Control, NaturalPrompt, TagPrompt, Turn, audio_tags
 from auris.text.tasks import TASKS
 
@@ -302,9 +302,9 @@ def test_audios_are_listed_in_the_order_of_the_dialogue(chat):
 
 
 def test_the_text_of_a_message_excludes_its_audio():
-    assert text_of({"role": "user", "content": [{"text": "what is "}, CLIP, {"text": "this?"}]}) == "what is this?"
-    assert text_of({"role": "user", "content": [CLIP]}) == ""
-    assert text_of({"role": "assistant", "content": "rain"}) == "rain"
+    assert message_text({"role": "user", "content": [{"text": "what is "}, CLIP, {"text": "this?"}]}) == "what is this?"
+    assert message_text({"role": "user", "content": [CLIP]}) == ""
+    assert message_text({"role": "assistant", "content": "rain"}) == "rain"
 
 
 @pytest.mark.parametrize("chat", CHATS)
@@ -375,16 +375,19 @@ def test_the_oldest_exchanges_of_a_long_dialogue_are_dropped_as_pairs():
     chat = QwenAudioChat()
     system, *dialogue = [{"role": "system", "content": "S"}, *text_dialogue("one", "1", "two", "2", "three")]
     history_length = characters_and_clips(chat.turns([system, *dialogue[:4]]), [])  # all but the last question
-    complete = chat.recent([system, *dialogue], characters_and_clips, max_window_size=history_length)
+    complete = chat.drop_oldest([system, *dialogue], characters_and_clips, max_window_size=history_length)
     assert complete == [system, *dialogue]
-    shortened = chat.recent([system, *dialogue], characters_and_clips, max_window_size=history_length - 1)
+    shortened = chat.drop_oldest([system, *dialogue], characters_and_clips, max_window_size=history_length - 1)
     assert shortened == [system, *dialogue[2:]]
-    assert chat.recent([system, *dialogue], characters_and_clips, max_window_size=1) == [system, dialogue[-1]]
+    assert chat.drop_oldest([system, *dialogue], characters_and_clips, max_window_size=1) == [
+        system,
+        dialogue[-1],
+    ]
 
 
 def test_the_window_counts_earlier_audio_and_adds_the_system_message():
     dialogue = [{"role": "user", "content": [CLIP]}, *text_dialogue("", "a dog")[1:], *text_dialogue("and now?")]
     chat = QwenAudioChat()
-    assert chat.recent(dialogue, characters_and_clips, max_window_size=250)[1:] == dialogue[2:]
-    assert chat.recent(dialogue, characters_and_clips, max_window_size=350)[1:] == dialogue
-    assert chat.recent(dialogue, characters_and_clips, max_window_size=350)[0]["role"] == "system"
+    assert chat.drop_oldest(dialogue, characters_and_clips, max_window_size=250)[1:] == dialogue[2:]
+    assert chat.drop_oldest(dialogue, characters_and_clips, max_window_size=350)[1:] == dialogue
+    assert chat.drop_oldest(dialogue, characters_and_clips, max_window_size=350)[0]["role"] == "system"

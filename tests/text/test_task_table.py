@@ -24,11 +24,11 @@ def printed(task: str, *, terminal: bool, width: int = 110) -> str:
 
 def test_the_readme_has_the_table():
     """If this fails, update the README with the output of `auris doctor show=tasks`."""
-    assert task_table.markdown() in README.read_text(encoding="utf-8")
+    assert task_table.format_markdown() in README.read_text(encoding="utf-8")
 
 
 def test_every_row_of_the_table_has_a_cell_in_each_column():
-    lines = task_table.markdown().split("\n\n")[0].splitlines()
+    lines = task_table.format_markdown().split("\n\n")[0].splitlines()
     assert len(lines) == 2 + 31
     assert {line.count("|") for line in lines} == {len(task_table.COLUMNS) + 1}
 
@@ -53,7 +53,7 @@ def test_a_task_is_shown_with_all_its_wordings(code):
 
 def test_the_doctor_prints_the_table_and_needs_no_checkpoint(capsys):
     assert cli.main(["doctor", "show=tasks"]) == 0
-    assert capsys.readouterr().out == task_table.markdown()
+    assert capsys.readouterr().out == task_table.format_markdown()
     assert cli.main(["doctor", "show=srwt"]) == 0
     assert "hello<|0.42|><|sil|><|0.50|>there<|1.00|>" in capsys.readouterr().out
 

@@ -56,7 +56,7 @@ def test_the_table_matches_the_published_one():
         for family, entries in (("speech", SPEECH), ("sound", SOUND), ("music", MUSIC))
         for entry in entries.split(",")
     ]
-    actual = [(*name.split(), task.hours[name], task.family) for name, task in tasks.published()]
+    actual = [(*name.split(), task.hours[name], task.family) for name, task in tasks.published_rows()]
     assert actual == expected and len(actual) == 31
     assert all(task.code == code for code, task in TASKS.items())
 
@@ -97,7 +97,7 @@ def test_no_two_tasks_share_an_instruction():
 @pytest.mark.parametrize("code", TASKS)
 def test_prompts_and_answers_use_only_the_required_labels(code):
     row = labels(code)
-    assert tasks.check(row) is None
+    assert tasks.find_problem(row) is None
     for style in (TagPrompt(), NaturalPrompt()):
         for turns in style.variants(row, n_clips=TASKS[code].clips):
             assert not re.search(r"[{}]", "".join(turn.text for turn in turns))
@@ -144,7 +144,7 @@ def test_has_tags_says_whether_an_answer_contains_control_tokens():
 def test_the_error_for_a_missing_label_names_it(code):
     for field in TASKS[code].needs:
         row = {name: value for name, value in labels(code).items() if name != field}
-        assert f"`{field}`" in tasks.check(row)
+        assert f"`{field}`" in tasks.find_problem(row)
 
 
 @pytest.mark.parametrize(
@@ -161,21 +161,21 @@ def test_the_error_for_a_missing_label_names_it(code):
     ],
 )
 def test_the_error_for_an_invalid_label_shows_its_value(change, message):
-    assert message in tasks.check({"task": "asr", "text": "hello", "language": "en", **change})
+    assert message in tasks.find_problem({"task": "asr", "text": "hello", "language": "en", **change})
 
 
 def test_a_row_without_a_task_is_reported():
-    assert tasks.check({"text": "hello"}) == "no `task` field"
+    assert tasks.find_problem({"text": "hello"}) == "no `task` field"
 
 
 def test_the_error_for_an_unknown_task_lists_the_valid_ones():
     with pytest.raises(ValueError, match="unknown task 'opera'; valid tasks: asr, s2tt"):
-        tasks.find("opera")
+        tasks.get_task("opera")
 
 
 def test_a_label_that_the_task_does_not_need_is_not_checked():
     row = {"task": "sec", "text": "rain", "language": "tlh", "target_language": 3, "events": "rain"}
-    assert tasks.check(row) is None
+    assert tasks.find_problem(row) is None
     assert tasks.closed_fields(row) == {}
 
 
@@ -183,7 +183,7 @@ def test_the_caption_style_defaults_to_plain():
     row = {"task": "aac", "text": "a dog"}
     assert tasks.closed_fields(row)["caption_style"] == "plain"
     assert tasks.closed_fields({**row, "caption_style": "clotho"})["caption_style"] == "clotho"
-    assert "valid caption styles: clotho, audiocaps, plain" in tasks.check({**row, "caption_style": "haiku"})
+    assert "valid caption styles: clotho, audiocaps, plain" in tasks.find_problem({**row, "caption_style": "haiku"})
 
 
 @pytest.mark.parametrize(
@@ -199,7 +199,7 @@ def test_the_caption_style_defaults_to_plain():
     ],
 )
 def test_synthetic_rows_form_a_separate_group_where_they_only_test_the_format(row, group):
-    assert tasks.group(row) == group
+    assert tasks.result_group(row) == group
 
 
 def test_every_metric_of_a_task_is_implemented():

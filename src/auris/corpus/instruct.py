@@ -16,7 +16,7 @@ from typing import Any
 import rich
 from rich.table import Table
 
-from auris.completions import Endpoint, Record
+from auris.completions import Endpoint, ReplyLog
 from auris.corpus.dialogues import augmentation, wordings
 from auris.corpus.dialogues.augmentation import SHIPPED_REPLIES, WrittenQuestion
 from auris.corpus.dialogues.kinds import KINDS
@@ -174,7 +174,7 @@ def _write_questions(
             f"llm.tasks is {list(llm['tasks'])}, but the corpus has no rows of these tasks; choose other tasks, or set "
             "dialogues.mix.augmented=0 to leave these dialogues out"
         )
-    return augmentation.write_questions(Record(replies_file, endpoint), sorted(labels), llm["pairs"])
+    return augmentation.write_questions(ReplyLog(replies_file, endpoint), sorted(labels), llm["pairs"])
 
 
 def _check_counts(counts: Mapping[str, Mapping[str, int]]) -> None:

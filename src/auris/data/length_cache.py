@@ -84,7 +84,7 @@ class LengthCache:
         closed_labels = tuple(tasks.closed_fields(labels).items())  # labels whose values are from a finite set
         return [
             (style, self._cached_shared_counts(style, style.wordings(labels), closed_labels, n_clips))
-            for style in prompt.styles
+            for style in prompt.prompts
         ]
 
     def _shared_counts(

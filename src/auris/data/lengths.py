@@ -160,7 +160,7 @@ class RowFamilies:
 
     def __init__(self, samples: Samples):
         self._samples = samples
-        self._labels = {task.code: tasks.own_labels(task) for task in tasks.TASKS.values() if task.is_text}
+        self._labels = {task.code: tasks.relevant_labels(task) for task in tasks.TASKS.values() if task.is_text}
         self._lengths_without_text: dict[Hashable, int] = {}
         self._n_audio_tokens = lru_cache(maxsize=100_000)(lambda seconds: samples.audio_lengths(_row_of(seconds))[0])
 

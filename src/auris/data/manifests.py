@@ -299,7 +299,7 @@ def _check_ids(manifests: Sequence[Manifest], key: str) -> None:
 def _select(row_index: RowIndex, task_codes: Sequence[str], limit: int | None) -> Selection:
     """Select the first `limit` rows of each of some tasks, and find the rows whose id an earlier row already has."""
     for code in task_codes:
-        tasks.find(code)  # raises UserError for an unknown task
+        tasks.get_task(code)  # raises UserError for an unknown task
     columns = row_index.columns
     order = np.argsort(columns.keys, kind="stable")
     repeated = np.zeros(len(row_index), dtype=bool)

@@ -209,7 +209,7 @@ def _task_row(fields: Fields, row_id: str, folder: Path) -> Row:
     clips = tuple(Clip(folder / path, **segment) for path in paths)
     if labels.get("task") in ("chat", "preference"):
         raise UserError(f"task {labels['task']!r} needs `messages`")
-    problem = tasks.check(labels)
+    problem = tasks.find_problem(labels)
     if problem is None and not clips and labels["task"] != "text":
         problem = f"task {labels['task']!r} needs `audio`"
     return Row(row_id, clips, labels, problem)
@@ -243,12 +243,12 @@ def row_seed(seed: int, epoch: int, row_id: str) -> int:
 
 def group(row: Row) -> str:
     """Return the group (line of a results table) that a row belongs to, such as `asr en` or `s2tt de-en`."""
-    return tasks.group(row.labels)
+    return tasks.result_group(row.labels)
 
 
 def is_scored(row: Row) -> bool:
     """Return whether a row's answer is scored. Plain text, preferences and unusable rows are not scored."""
-    return not row.problem and bool(tasks.find(row.labels["task"]).metric)
+    return not row.problem and bool(tasks.get_task(row.labels["task"]).metric)
 
 
 def answer_language(row: Row) -> str:
@@ -258,7 +258,7 @@ def answer_language(row: Row) -> str:
 
 def metric_name(row: Row) -> str:
     """Return the name of the metric for a row's task and language."""
-    return for_language(tasks.find(row.labels["task"]).metric, answer_language(row))
+    return for_language(tasks.get_task(row.labels["task"]).metric, answer_language(row))
 
 
 # --- dialogues ----------------------------------------------------------------------------------------------------
@@ -292,7 +292,7 @@ def _chat_row(fields: Fields, row_id: str, folder: Path) -> Row:
         raise UserError(f"`skill` is {labels['skill']!r:.80}, expected the task of the last question, such as asr")
     if "key" in labels and (not isinstance(labels["key"], str) or not any(map(str.isalnum, labels["key"]))):
         raise UserError(f"`key` is {labels['key']!r:.80}, expected the words that a correct answer contains")
-    return Row(row_id, clips, labels, tasks.check(labels))
+    return Row(row_id, clips, labels, tasks.find_problem(labels))
 
 
 def audio_parts(messages: Sequence[chat.Message]) -> list[Fields]:
@@ -333,7 +333,7 @@ def are_equal(answer: str, other: str) -> bool:
 
 
 def _text(message: chat.Message, name: str) -> str:
-    text = chat.text_of(message)
+    text = chat.message_text(message)
     if not text.strip():
         raise UserError(f"{name} is empty")
     return text
@@ -354,4 +354,4 @@ def _mode(prompt: Sequence[chat.Message]) -> str:
     """Return the mode of a dialogue: `text` without audio, `voice_chat` if the last message consists only of audio."""
     if not audio_parts(prompt):
         return "text"
-    return "audio_analysis" if chat.text_of(prompt[-1]).strip() else "voice_chat"
+    return "audio_analysis" if chat.message_text(prompt[-1]).strip() else "voice_chat"

@@ -176,7 +176,7 @@ class Samples(ABC):
             mels=tuple(mels),
             frames=tuple(frames),
             audio_seconds=sum(len(wave) for wave in waves) / audio.SAMPLE_RATE,
-            curve_name=tasks.curve(row.labels),
+            curve_name=tasks.loss_curve(row.labels),
         )
 
     def audio_lengths(self, row: Row) -> list[int]:
@@ -256,7 +256,7 @@ def _check_task(row: Row) -> None:
         raise RowError(
             "the row is a dialogue, expected a task row: set objective=sft data.view=chat prompt=chat_v1 (or chat_v2)"
         )
-    task = tasks.find(row.labels["task"])
+    task = tasks.get_task(row.labels["task"])
     if len(row.clips) < task.clips:
         raise RowError(f"task {task.code!r} needs {task.clips} clips, the row has {len(row.clips)}")
 
@@ -285,7 +285,7 @@ class AudioSamples(Samples):
     def encode(self, row: Row, audio_lengths: Sequence[int], rng: Rng, *, prompt_only: bool = False) -> Encoded:
         """Return the token ids of prompt and answer, with audio pad tokens in the place of the clips."""
         turns = self._turns(row, rng, prompt_only)
-        pad = self.tokenizer.pad_of(turns)
+        pad = self.tokenizer.audio_pad_id(turns)
         encoded = self.tokenizer.encode(turns, [[pad] * n for n in audio_lengths])
         if not self._geometry.boundary:
             return encoded
@@ -319,8 +319,8 @@ class TextSamples(Samples):
     def encode(self, row: Row, audio_lengths: Sequence[int], rng: Rng, *, prompt_only: bool = False) -> Encoded:
         """Return the token ids of prompt and answer, with stretched text in the place of the clips."""
         turns = self._turns(row, rng, prompt_only)
-        pad, rng = self.tokenizer.pad_of(turns), rng or np.random.default_rng(0)
-        texts = [self._stretch(self.tokenizer.plain(content), pad, rng) for content in self._contents(row)]
+        pad, rng = self.tokenizer.audio_pad_id(turns), rng or np.random.default_rng(0)
+        texts = [self._stretch(self.tokenizer.encode_plain(content), pad, rng) for content in self._contents(row)]
         return self.tokenizer.encode(turns, texts, is_audio=False)
 
     def max_length(self, row: Row, audio_lengths: Sequence[int]) -> int:
@@ -360,7 +360,7 @@ class TranscriptSamples(Samples):
 
     def encode(self, row: Row, audio_lengths: Sequence[int], rng: Rng, *, prompt_only: bool = False) -> Encoded:
         """Return the token ids of the transcript."""
-        ids = np.array(self.tokenizer.plain(self._transcript(row)), dtype=np.int64)
+        ids = np.array(self.tokenizer.encode_plain(self._transcript(row)), dtype=np.int64)
         return Encoded(ids, np.zeros(len(ids), dtype=bool), np.zeros(len(ids), dtype=bool))
 
     def target_row(self, row: Row) -> Row:

@@ -149,7 +149,7 @@ def build_samples(
             seed=config["seed"],
         )
     if kind == "task" and wording and not prompt and isinstance(samples.prompt, Prompt):
-        samples.prompt = samples.prompt.asking(wording)
+        samples.prompt = samples.prompt.with_wording(wording)
     return samples
 
 
@@ -264,7 +264,7 @@ def answer_share(
             model.net, batch, request.generation, generator=generator, next_pack=waiting.next_pack
         )
         for number, answer_ids in zip(waiting.taken, ids, strict=True):
-            is_tagged = tasks.find(request.samples.target_row(rows[number]).labels["task"]).answer.has_tags
+            is_tagged = tasks.get_task(request.samples.target_row(rows[number]).labels["task"]).answer.has_tags
             contents[number] = model.tokenizer.decode(answer_ids, control=is_tagged)
     log_odds: dict[int, float] = {}
     for numbers in share:
@@ -275,7 +275,7 @@ def answer_share(
 
 def _is_verdict(samples: Samples, row: Row) -> bool:
     """Return whether a row asks to accept or reject its audio, so that a threshold on log-odds applies."""
-    return type(samples) is AudioSamples and tasks.find(row.labels["task"]).choices == VerdictSamples.VERDICTS
+    return type(samples) is AudioSamples and tasks.get_task(row.labels["task"]).choices == VerdictSamples.VERDICTS
 
 
 @torch.no_grad()

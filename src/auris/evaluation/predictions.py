@@ -63,13 +63,13 @@ def score(responses: Sequence[Response], raw_metrics: Sequence[str] = ()) -> lis
     """Return one prediction for each text response and metric."""
     classes: dict[str, set[str]] = {}  # by group, for tasks with a closed set of answers
     for row, *_ in responses:
-        task = tasks.find(row.labels["task"])
+        task = tasks.get_task(row.labels["task"])
         if task.closed:
             classes.setdefault(group(row), set()).add(task.extract(task.render(row.labels)))
     predictions = []
     for row, hypothesis, _ in responses:
         labels = row.labels
-        reference = tasks.find(labels["task"]).render(labels)
+        reference = tasks.get_task(labels["task"]).render(labels)
         options = _options(labels)
         raw = [*(_CHOICE if options else ()), *raw_metrics]
         for metric, extract in {**_metrics(row), **dict.fromkeys(raw, str)}.items():
@@ -98,7 +98,7 @@ def _options(labels: Labels) -> list[str]:
 
 def _metrics(row: Row) -> dict[str, Callable[[str], Any]]:
     """Return the metrics of a row's task, each with the function that extracts what it compares from a text."""
-    task = tasks.find(row.labels["task"])
+    task = tasks.get_task(row.labels["task"])
     names = (main_metric(row), *list(task.metrics)[1:])
     return {name: partial(task.extract, metric=name) for name in names}
 

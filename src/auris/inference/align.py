@@ -175,11 +175,11 @@ class Aligner:
             text = row.labels["text"]
             tokenizer, blank = self.model.tokenizer, self.objective.blank
             try:
-                frames = token_frames(scores - self.prior_scale * self._log_prior, tokenizer.plain(text), blank)
+                frames = token_frames(scores - self.prior_scale * self._log_prior, tokenizer.encode_plain(text), blank)
             except ValueError as error:
                 yield number, error
             else:
-                yield number, word_times(frames, tokenizer.spans(text), split_words(text, row.labels["language"]))
+                yield number, word_times(frames, tokenizer.token_spans(text), split_words(text, row.labels["language"]))
 
     @torch.no_grad()
     def _scores(self, batch: Pack) -> list[Tensor]:

@@ -209,7 +209,7 @@ class AudioModel:
         def count_tokens(turns: list[Turn], clips: list[Audio]) -> int:
             return len(self.pack([turns], [clips])["ids"])
 
-        return self.dialogue.recent(messages, count_tokens, max_window_size=self.generation["max_window_size"])
+        return self.dialogue.drop_oldest(messages, count_tokens, max_window_size=self.generation["max_window_size"])
 
     def _respond(
         self,

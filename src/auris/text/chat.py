@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from auris.errors import UserError
 from auris.files import digest
-from auris.text.prompts import END_OF_TEXT, IM_END, IM_START, Control, NaturalPrompt, TagPrompt, Turn, merge
+from auris.text.prompts import END_OF_TEXT, IM_END, IM_START, Control, NaturalPrompt, TagPrompt, Turn, merge_turns
 
 SYSTEM = "You are a helpful assistant."  # default system message of both models
 _ROLES = ("system", "user", "assistant")
@@ -36,7 +36,7 @@ def audios(messages: Sequence[Message]) -> list[Any]:
     return [value for message in messages for kind, value in _parse_content(message) if kind == "audio"]
 
 
-def text_of(message: Message) -> str:
+def message_text(message: Message) -> str:
     """Return the text of a message without its audio."""
     return "".join(value for kind, value in _parse_content(message) if kind == "text")
 
@@ -67,7 +67,7 @@ class Chat:
         audio_end: Token after the audio of a clip.
         stop: Control tokens that end an answer.
         label: Text before and after a clip, with fields for the number of the clip and the audio.
-        restarts: Whether the first clip of each message has the number 1. Otherwise clips are numbered throughout.
+        restarts_numbering: Whether the first clip of each message has the number 1. Otherwise the numbers continue.
         header: Control tokens that role and line break may contain. With `ALL` they are tokenised by themselves, with
             `TAGS` together with the text that follows them.
     """
@@ -77,7 +77,7 @@ class Chat:
     audio_end: str
     stop: tuple[str, ...]
     label: str
-    restarts: bool
+    restarts_numbering: bool
     header: Control
 
     def fingerprint(self) -> str:
@@ -105,7 +105,7 @@ class Chat:
                 "dialogue to train on"
             )
         turns = [turn for message in self._write(messages, supervise) for turn in message]
-        return merge(turns if ends_with_answer else [*turns, *self._open("assistant")])
+        return merge_turns(turns if ends_with_answer else [*turns, *self._open("assistant")])
 
     def _write(self, messages: Sequence[Message], supervise: bool = False) -> Iterator[list[Turn]]:
         """Yield the turns of each message."""
@@ -114,7 +114,7 @@ class Chat:
         for index, message in enumerate(messages):
             is_trained = supervise and message["role"] == "assistant"
             role = "answer" if is_trained and index + 1 == len(messages) else "prompt"
-            clip_number = 0 if self.restarts else clip_number
+            clip_number = 0 if self.restarts_numbering else clip_number
             turns = self._open(message["role"])
             for kind, value in _parse_content(message):
                 if kind == "text":
@@ -146,7 +146,7 @@ class QwenAudioChat(Chat):
     }
     audio_begin, audio_pad, audio_end = TagPrompt.audio_begin, TagPrompt.audio_pad, TagPrompt.audio_end
     stop = (IM_END, IM_START, END_OF_TEXT)
-    restarts = True
+    restarts_numbering = True
     header = Control.ALL
 
     def __init__(self, *, spacing: str = "released"):
@@ -154,7 +154,7 @@ class QwenAudioChat(Chat):
             raise UserError(f"spacing={spacing!r}: expected {', '.join(self.SPACINGS)}")
         self.label = self.SPACINGS[spacing]
 
-    def recent(
+    def drop_oldest(
         self,
         messages: Sequence[Message],
         length: Callable[[list[Turn], list[Any]], int],
@@ -197,7 +197,7 @@ class Qwen2AudioChat(Chat):
     audio_begin, audio_pad, audio_end = NaturalPrompt.audio_begin, NaturalPrompt.audio_pad, NaturalPrompt.audio_end
     stop = (END_OF_TEXT, IM_END)
     label = "Audio {}: {audio}\n"
-    restarts = False
+    restarts_numbering = False
     header = Control.TAGS
 
 

@@ -82,7 +82,7 @@ class Turn:
     control: Control = Control.ALL
 
 
-def merge(turns: Iterable[Turn]) -> list[Turn]:
+def merge_turns(turns: Iterable[Turn]) -> list[Turn]:
     """Join neighbouring turns that differ only in their text, so that an instruction is tokenised as a whole."""
     merged: list[Turn] = []
     for turn in turns:
@@ -111,7 +111,7 @@ class RowPromptStyle(PromptStyle, Protocol):
     """A prompt style for task rows: natural, tags or both."""
 
     @property
-    def styles(self) -> tuple[Prompt, ...]:
+    def prompts(self) -> tuple[Prompt, ...]:
         """The single styles (tags or natural language). Each row is written in one of them."""
         ...
 
@@ -136,7 +136,7 @@ class Prompt(ABC):
         audio_end: Token after the audio of a clip.
         natural: Whether answers are in natural language, without control tokens.
         stop: Control tokens that end an answer.
-        wording: A wording that replaces the wordings of all tasks (see `asking`), or None.
+        wording: A wording that replaces the wordings of all tasks (see `with_wording`), or None.
 
     Args:
         supervise_tags: Whether to train the tags of a prompt too, except the first one. Qwen-Audio does so and
@@ -159,11 +159,11 @@ class Prompt(ABC):
         """Return the wordings of a task. The first wording is the canonical one, which is used in evaluation."""
 
     @property
-    def styles(self) -> tuple[Prompt, ...]:
+    def prompts(self) -> tuple[Prompt, ...]:
         """A tuple of only this style."""
         return (self,)
 
-    def asking(self, wording: str) -> Self:
+    def with_wording(self, wording: str) -> Self:
         """Return a copy of this style that uses `wording`, for instance a benchmark's, for all tasks."""
         style = copy(self)
         style.wording = wording
@@ -171,7 +171,7 @@ class Prompt(ABC):
 
     def wordings(self, labels: Labels) -> tuple[str, ...]:
         """Return the wordings of a row's task. The first wording is the canonical one."""
-        return (self.wording,) if self.wording else self.templates(tasks.find(labels["task"]))
+        return (self.wording,) if self.wording else self.templates(tasks.get_task(labels["task"]))
 
     def turns(self, labels: Labels, n_clips: int, rng: np.random.Generator | None = None) -> list[Turn]:
         """Write a row. Its wording is drawn with `rng`; without `rng` it is the canonical wording."""
@@ -199,7 +199,7 @@ class Prompt(ABC):
         return (self.audio_begin + self.audio_pad + self.audio_end) * n_clips
 
     def _write(self, wording: str, labels: Labels, n_clips: int) -> list[Turn]:
-        if problem := tasks.check(labels):
+        if problem := tasks.find_problem(labels):
             raise UserError(problem)
         return [*self.ask(wording, tasks.closed_fields(labels), labels, n_clips), *self.answer(labels)]
 
@@ -221,14 +221,14 @@ class Prompt(ABC):
             else:
                 is_later_tag = index > 0 and _TAG_OR_FIELD.fullmatch(piece) is not None
                 turns.append(Turn("prompt", piece, supervise=self.supervise_tags and is_later_tag))
-        return merge(turns)
+        return merge_turns(turns)
 
     def answer(self, labels: Labels) -> list[Turn]:
         """Write the answer of a row and the token that ends it."""
-        pieces = tasks.find(labels["task"]).answer.render(labels, tags=not self.natural)
+        pieces = tasks.get_task(labels["task"]).answer.render(labels, tags=not self.natural)
         controls = [Control.ALL if isinstance(piece, Tag) else Control.NONE for piece in pieces]
         turns = [Turn("answer", piece, True, control) for piece, control in zip(pieces, controls, strict=True)]
-        return merge([*turns, Turn("answer", END_OF_TEXT, supervise=True)])
+        return merge_turns([*turns, Turn("answer", END_OF_TEXT, supervise=True)])
 
 
 class TagPrompt(Prompt):
@@ -282,17 +282,17 @@ class BothPrompts:
 
     def __init__(self, *, supervise_tags: bool = True, wordings: str = "all"):
         natural = NaturalPrompt(supervise_tags=supervise_tags, wordings=wordings)
-        self.styles: tuple[Prompt, ...] = (TagPrompt(supervise_tags=supervise_tags), natural)
+        self.prompts: tuple[Prompt, ...] = (TagPrompt(supervise_tags=supervise_tags), natural)
 
     def turns(self, labels: Labels, n_clips: int, rng: np.random.Generator | None = None) -> list[Turn]:
         """Write a row. Its style and wording are drawn with `rng`; without `rng` it is written with tags."""
-        style = self.styles[0 if rng is None else int(rng.integers(len(self.styles)))]
+        style = self.prompts[0 if rng is None else int(rng.integers(len(self.prompts)))]
         return style.turns(labels, n_clips, rng)
 
     def variants(self, labels: Labels, n_clips: int) -> list[list[Turn]]:
         """Write a row in every wording of both styles."""
-        return [turns for style in self.styles for turns in style.variants(labels, n_clips)]
+        return [turns for prompt in self.prompts for turns in prompt.variants(labels, n_clips)]
 
     def fingerprint(self) -> str:
         """Return a digest of everything that determines how rows are written."""
-        return digest([style.fingerprint() for style in self.styles])
+        return digest([prompt.fingerprint() for prompt in self.prompts])

@@ -46,9 +46,9 @@ NOTES = (
 )
 
 
-def rows() -> list[tuple[str, ...]]:
+def table_rows() -> list[tuple[str, ...]]:
     """Return the cells of the table's 31 rows. Code is in backticks."""
-    return [(name, *_cells(name, task)) for name, task in tasks.published()]
+    return [(name, *_cells(name, task)) for name, task in tasks.published_rows()]
 
 
 def _cells(name: str, task: Task) -> tuple[str, ...]:
@@ -81,10 +81,10 @@ def _mark_unpublished(cell: str, source: str) -> str:
     return cell if source.startswith("published") else cell + UNPUBLISHED_MARK
 
 
-def markdown() -> str:
+def format_markdown() -> str:
     """Return the table and its notes as Markdown, as in the README."""
-    table_rows = (COLUMNS, ("---",) * len(COLUMNS), *rows())
-    table = "\n".join("| " + " | ".join(cells) + " |" for cells in table_rows)
+    all_rows = (COLUMNS, ("---",) * len(COLUMNS), *table_rows())
+    table = "\n".join("| " + " | ".join(cells) + " |" for cells in all_rows)
     return "\n\n".join([table, *NOTES]) + "\n"
 
 
@@ -104,19 +104,19 @@ def show(name: str, console: Console | None = None) -> None:
             raise UserError(
                 f"show={name}: expected tasks for the table, or the code of a task: {', '.join(tasks.TASKS)}"
             )
-        console.file.write(_describe(tasks.find(name)))
+        console.file.write(_describe(tasks.get_task(name)))
     elif console.is_terminal:
         console.print(_narrow_table())
         for note in NOTES:
             console.print(note, highlight=False)
     else:
-        console.file.write(markdown())
+        console.file.write(format_markdown())
 
 
 def _narrow_table() -> Table:
     """Return the table for a narrow terminal: it has the same content in half as many columns."""
     table = Table("task", "labels, answer", "tags, instruction", "scored by", "grade", show_lines=True)
-    for cells in rows():
+    for cells in table_rows():
         name, family, hours, code, labels, tags, instruction, answer, metrics, grade = (
             cell.replace("`", "").replace("[", r"\[") for cell in cells
         )

@@ -164,7 +164,7 @@ def _parse_task(code: str, family: str, entry: Mapping[str, Any]) -> Task:
 TASKS: dict[str, Task] = _load(Path(__file__).with_name("tasks.yaml"))
 
 
-def find(code: str) -> Task:
+def get_task(code: str) -> Task:
     """Return the task with this code.
 
     Raises:
@@ -175,7 +175,7 @@ def find(code: str) -> Task:
     return TASKS[code]
 
 
-def published() -> Iterator[tuple[str, Task]]:
+def published_rows() -> Iterator[tuple[str, Task]]:
     """Yield the 31 rows of Qwen-Audio's Table 1 as (name in the table, task). The task `srwt` has two rows."""
     return ((name, task) for task in TASKS.values() for name in task.hours)
 
@@ -185,12 +185,12 @@ def is_synthetic(provenance: object) -> bool:
     return isinstance(provenance, str) and set(provenance.split("+")) <= _SYNTHETIC
 
 
-def group(labels: Labels) -> str:
+def result_group(labels: Labels) -> str:
     """Return the name of the line of a results table to which a row belongs, such as `asr en` or `s2tt de-en`.
 
     If synthetic data tests only the format of a task (grade D), its synthetic rows have a separate line, `fmt_...`.
     """
-    task = find(labels["task"])
+    task = get_task(labels["task"])
     tests_only_format = task.synthetic_grade == "D" and is_synthetic(labels.get("provenance"))
     return ("fmt_" if tests_only_format else "") + task.group.format(**labels)
 
@@ -204,9 +204,9 @@ CURVES = tuple(
 )
 
 
-def curve(labels: Labels) -> str:
+def loss_curve(labels: Labels) -> str:
     """Return the entry of `CURVES` to which the loss of a row belongs."""
-    task = find(labels["task"])
+    task = get_task(labels["task"])
     return f"{task.code} {labels['mode']}" if "mode" in task.needs else task.code
 
 
@@ -216,7 +216,7 @@ def closed_fields(labels: Labels) -> dict[str, str]:
     These are the template fields whose values come from a finite set, so that they may be part of a control token: the
     closed labels, and names and tags of their languages.
     """
-    defaults = find(labels["task"]).optional
+    defaults = get_task(labels["task"]).optional
     closed_labels: dict[str, str] = {}
     for key, (_, values) in _CLOSED_LABELS.items():
         label = labels.get(key)
@@ -229,12 +229,12 @@ def closed_fields(labels: Labels) -> dict[str, str]:
     return closed_labels | names | tags
 
 
-def own_labels(task: Task) -> list[str]:
+def relevant_labels(task: Task) -> list[str]:
     """Return the names of all labels except `text` that affect the check, the prompt or the score of a task's rows."""
     return sorted({*task.needs, *task.optional, *task.uses, *_CLOSED_LABELS} - {"text"})
 
 
-def check(labels: Labels) -> str | None:
+def find_problem(labels: Labels) -> str | None:
     """Return the reason why a row cannot be used for its task, or None if it can."""
     if "task" not in labels:
         return "no `task` field"

@@ -204,18 +204,18 @@ class Tokenizer:
                 audio.extend([is_audio and is_pad] * len(span))
         return Encoded(np.array(ids, dtype=np.int64), np.array(supervise, dtype=bool), np.array(audio, dtype=bool))
 
-    def pad_of(self, turns: Sequence[Turn]) -> int:
+    def audio_pad_id(self, turns: Sequence[Turn]) -> int:
         """Return the id of the audio pad in these turns. If they contain no audio, return any pad of the vocabulary."""
         text = "".join(turn.text for turn in turns if turn.control is Control.ALL)
         pads = [pad for pad in _AUDIO_PADS if pad in text]
         return self.id(pads[0]) if pads else min(self.pads)
 
-    def plain(self, text: str) -> tuple[int, ...]:
+    def encode_plain(self, text: str) -> tuple[int, ...]:
         """Return the ids of a text in which names of control tokens are ordinary characters."""
         return self.ids(text, Control.NONE)
 
-    def spans(self, text: str) -> list[tuple[int, int]]:
-        """Return the range of characters that each token of `plain(text)` covers, as (start, exclusive end).
+    def token_spans(self, text: str) -> list[tuple[int, int]]:
+        """Return the range of characters that each token of `encode_plain(text)` covers, as (start, exclusive end).
 
         The range of a token with a part of a character covers the whole character.
         """
@@ -243,11 +243,11 @@ class Tokenizer:
         plain_text = ""
         for piece in _BRACKETED.split(text):
             if piece in self._tags:
-                ids += [*self.plain(plain_text), self._tags[piece]]
+                ids += [*self.encode_plain(plain_text), self._tags[piece]]
                 plain_text = ""
             else:
                 plain_text += piece
-        return (*ids, *self.plain(plain_text))
+        return (*ids, *self.encode_plain(plain_text))
 
     def _count_pads(self, text: str) -> int:
         """Return the number of audio pads in a text written by auris.

@@ -128,7 +128,7 @@ class Examples(L.Callback):
         lines = []
         for position, (number, answer) in enumerate(answers.items(), 1):
             row = data.target_row(number)
-            reference = tasks.find(row.labels["task"]).render(row.labels)
+            reference = tasks.get_task(row.labels["task"]).render(row.labels)
             lines += [f"row {row.id}", f"  reference: {reference}", f"  answer:    {answer}"]
             if number in self.logged_audio or not data.valid_samples.has_audio:
                 continue

@@ -252,7 +252,7 @@ class AudioLMModule(L.LightningModule):
         texts = {}
         for row_number, ids in zip(pack["rows"], answers, strict=False):  # an empty pack holds one dummy row
             row = self._data.target_row(row_number)
-            task = tasks.find(row.labels["task"])
+            task = tasks.get_task(row.labels["task"])
             if (name := group(row)) in self.scores:
                 answer = texts[row_number] = self.tokenizer.decode(ids, control=task.answer.has_tags)
                 reference, hypothesis = task.extract(task.render(row.labels)), task.extract(answer)

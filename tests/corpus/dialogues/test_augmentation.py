@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from auris.completions import Endpoint, Record
+from auris.completions import Endpoint, ReplyLog
 from auris.corpus.dialogues import augmentation
 from auris.corpus.dialogues.augmentation import SHIPPED_REPLIES, WrittenQuestion
 from auris.corpus.grammar import SPLITS
@@ -30,7 +30,7 @@ def test_the_shipped_recording_equals_the_current_replies_of_the_mock(tmp_path: 
 
 
 def test_the_shipped_recording_has_eight_valid_pairs_for_each_label() -> None:
-    written, rejected = augmentation.write_questions(Record(SHIPPED_REPLIES), stand_in.labels(), stand_in.PAIRS)
+    written, rejected = augmentation.write_questions(ReplyLog(SHIPPED_REPLIES), stand_in.labels(), stand_in.PAIRS)
     assert not rejected
     assert set(Counter((entry.task, entry.label) for entry in written).values()) == {8}
     assert {entry.model for entry in written} == {stand_in.MODEL}
@@ -50,7 +50,7 @@ def test_the_shipped_recording_has_eight_valid_pairs_for_each_label() -> None:
 def test_an_invalid_pair_is_rejected_and_counted(tmp_path: Path, entry: object, reason: str) -> None:
     valid = {"question": "Who barks?", "answer": "It is a dog."}
     with stand_in.serve(constant_reply(json.dumps([entry, valid]))) as (url, _):
-        record = Record(tmp_path / "record.jsonl", Endpoint(url=url, model="m"))
+        record = ReplyLog(tmp_path / "record.jsonl", Endpoint(url=url, model="m"))
         written, rejected = augmentation.write_questions(record, [("sec", "dog")], 2)
     assert written == [WrittenQuestion("sec", "dog", "Who barks?", "It is a dog.", stand_in.MODEL)]
     assert rejected == {reason: 1}
@@ -69,13 +69,13 @@ def test_a_code_fence_is_ignored_and_replies_without_a_json_list_are_counted(
     tmp_path: Path, reply: str, n_pairs: int, rejected: dict[str, int]
 ) -> None:
     with stand_in.serve(constant_reply(reply)) as (url, _):
-        record = Record(tmp_path / "record.jsonl", Endpoint(url=url, model="m"))
+        record = ReplyLog(tmp_path / "record.jsonl", Endpoint(url=url, model="m"))
         written, counts = augmentation.write_questions(record, [("sec", "dog")], 4)
     assert (len(written), counts) == (n_pairs, rejected)
 
 
 def test_the_same_question_about_several_labels_belongs_to_one_split() -> None:
-    written, _ = augmentation.write_questions(Record(SHIPPED_REPLIES), stand_in.labels(), stand_in.PAIRS)
+    written, _ = augmentation.write_questions(ReplyLog(SHIPPED_REPLIES), stand_in.labels(), stand_in.PAIRS)
     questions = {
         split: {entry.question for entry in entries} for split, entries in augmentation.split_questions(written).items()
     }

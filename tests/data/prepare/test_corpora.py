@@ -158,7 +158,7 @@ def test_every_layout_gives_the_expected_usable_rows(tmp_path, corpus):
     for name, row in rows.items():
         assert row.items() >= EXPECTED[corpus][name].items()
         assert row["audio"].is_file() and row["licence"] and row["split"] and "problem" not in row
-        assert tasks.check(row) is None
+        assert tasks.find_problem(row) is None
 
 
 def test_a_hub_dataset_gives_usable_rows(tmp_path):
@@ -170,7 +170,7 @@ def test_a_hub_dataset_gives_usable_rows(tmp_path):
         ("yes", "test", "ann"),
         ("no", "train", "bob"),
     ]
-    assert all(row["audio"].data[:4] == b"RIFF" and tasks.check(row) is None for row in rows.values())
+    assert all(row["audio"].data[:4] == b"RIFF" and tasks.find_problem(row) is None for row in rows.values())
 
 
 # Folder inside the archive of each corpus. `root` may be this folder or its parent.
@@ -218,7 +218,7 @@ def test_root_may_be_the_parent_folder(tmp_path, corpus):
 )
 def test_each_additional_task_gives_separate_rows(tmp_path, corpus, task, name, expected):
     row = read(write_corpus(tmp_path, corpus), corpus, f"layout.tasks=[{task}]")[name]
-    assert row.items() >= {"task": task, **expected}.items() and tasks.check(row) is None
+    assert row.items() >= {"task": task, **expected}.items() and tasks.find_problem(row) is None
 
 
 @pytest.mark.parametrize(

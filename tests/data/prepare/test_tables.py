@@ -106,7 +106,7 @@ def test_a_dotted_column_is_a_field_of_a_label_and_structured_labels_are_json(tm
     columns |= {"audio": "audio", "words": "words"}
     [row] = read(tmp_path, files="t.tsv", columns=columns, labels={"task": "mna"}, values=None)
     assert row["notes"] == {"pitch": 60, "velocity": 100, "instrument": "guitar", "sonic": ["bright"]}
-    assert row["words"][0]["end"] == 0.4 and tasks.check(row) is None
+    assert row["words"][0]["end"] == 0.4 and tasks.find_problem(row) is None
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ def test_each_supervision_of_a_cut_is_a_row(tmp_path):
         "text": "hello there",
         "split": "train",
     }
-    assert tasks.check(row) is None
+    assert tasks.find_problem(row) is None
 
 
 def test_times_of_supervisions_and_words_are_relative_to_the_cut(tmp_path):
@@ -71,7 +71,7 @@ def test_times_of_supervisions_and_words_are_relative_to_the_cut(tmp_path):
     assert (second["offset"], second["duration"]) == (5.0, 1.5)  # shortened at the end of the cut
     assert first["words"][1] == {"word": "there", "start": 0.6, "end": 1.1}
     assert second["words"] == [{"word": "now", "start": 0.2, "end": 0.5}]
-    assert tasks.check(first) is None
+    assert tasks.find_problem(first) is None
 
 
 def test_cuts_may_be_gzipped(tmp_path):
@@ -156,7 +156,7 @@ def test_kaldi_utterances_without_audio_or_text_are_unusable(tmp_path):
     assert "wav.scp has a command for rec2, and auris runs no commands" in rows["k/train/bob-1"]["problem"]
     assert "segments has no line" in rows["k/train/bob-2"]["problem"]
     assert "segments has no line `cat-1 RECORDING START END` with times in seconds" in rows["k/train/cat-1"]["problem"]
-    assert "text" not in rows["k/train/bob-3"] and "needs the label `text`" in tasks.check(rows["k/train/bob-3"])
+    assert "text" not in rows["k/train/bob-3"] and "needs the label `text`" in tasks.find_problem(rows["k/train/bob-3"])
 
 
 def test_without_a_segments_file_each_recording_is_an_utterance(tmp_path):
@@ -201,4 +201,4 @@ def test_the_shared_real_recordings_can_be_read(shared_data):
     manifests = (shared_data / "real").glob("*.jsonl")
     rows = list(manifest(shared_data / "real", files="*.jsonl"))
     assert len(rows) == sum(len(path.read_text(encoding="utf-8").splitlines()) for path in manifests) > 2000
-    assert all("problem" not in row and row["audio"].is_file() and tasks.check(row) is None for row in rows)
+    assert all("problem" not in row and row["audio"].is_file() and tasks.find_problem(row) is None for row in rows)

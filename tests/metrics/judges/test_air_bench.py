@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from auris import config
-from auris.completions import Endpoint, Record
+from auris.completions import Endpoint, ReplyLog
 from auris.metrics.judges import air_bench
 from auris.metrics.judges.air_bench import AirBenchJudge, count, find_failure, parse, points
 from auris.metrics.measures import score
@@ -139,8 +139,8 @@ def test_malformed_replies_are_classified(reply: str, kind: str | None):
 
 def judge_of(path: Path, url: str, **settings) -> AirBenchJudge:
     arguments = {"model": "m", "temperature": "published", **settings}
-    endpoint = Endpoint(url=url, model="m", blank=True, setting="judge")
-    return AirBenchJudge(Record(path, endpoint, setting="judge"), **arguments)
+    endpoint = Endpoint(url=url, model="m", blank=True, config_key="judge")
+    return AirBenchJudge(ReplyLog(path, endpoint, config_key="judge"), **arguments)
 
 
 def test_both_orders_are_requested_and_replayed(tmp_path: Path):

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from auris.completions import Message, Record
+from auris.completions import Message, ReplyLog
 from auris.corpus.dialogues import wordings
 from auris.corpus.grammar import SPLITS
 from auris.errors import UserError
@@ -61,7 +61,7 @@ def write_request(task: str, label: str, n_pairs: int) -> list[Message]:
 
 
 def write_questions(
-    record: Record, labels: Iterable[tuple[str, str]], n_pairs: int
+    record: ReplyLog, labels: Iterable[tuple[str, str]], n_pairs: int
 ) -> tuple[list[WrittenQuestion], Counter[str]]:
     """Ask a language model for questions about labels.
 

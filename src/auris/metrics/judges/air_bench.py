@@ -15,7 +15,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from auris.completions import ChatModel, Endpoint, Message, Record, Reply, Settings
+from auris.completions import ChatModel, Endpoint, Message, Reply, ReplyLog, Settings
 from auris.errors import UserError
 from auris.metrics.judges.judge import Answers, UnratedError, Verdict
 from auris.text.answer_formats import Labels
@@ -200,7 +200,7 @@ class AirBenchJudge:
         models: Names of the models that have replied.
     """
 
-    record: Record
+    record: ReplyLog
     _: KW_ONLY
     model: str
     temperature: float | str = "published"
@@ -371,7 +371,7 @@ def openai(
         per_minute=requests_per_minute,
         blank=True,
         stand_in=stand_in,
-        setting="judge",
+        config_key="judge",
     )
     return AirBenchJudge(_record(recording, endpoint), model=model, workers=concurrency, **settings)
 
@@ -390,9 +390,9 @@ def stub(*, recording: str, **settings: Any) -> AirBenchJudge:
     return AirBenchJudge(_record(recording, Stub()), model=_STUB.partition(",")[0], **settings)
 
 
-def _record(path: str, endpoint: ChatModel | None) -> Record:
+def _record(path: str, endpoint: ChatModel | None) -> ReplyLog:
     what = "AIR-Bench's judge of auris evaluate"
-    return Record(Path(path), endpoint, what=what, setting="judge", otherwise="or do without (judge=null)")
+    return ReplyLog(Path(path), endpoint, purpose=what, config_key="judge", advice="or do without (judge=null)")
 
 
 _STUB = "a script, which counts words and understands nothing"

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from auris.completions import Endpoint, Message, Record
+from auris.completions import Endpoint, Message, ReplyLog
 from auris.errors import UserError
 from auris.metrics.judges.judge import Answers, UnratedError, Verdict
 from auris.metrics.normalize import contains
@@ -113,10 +113,10 @@ class LanguageModelJudge(PointsJudge):
         if url:
             if not model:
                 raise UserError(f"judge.url={url} needs the name of a model: set judge.model=NAME")
-            endpoint = Endpoint(url=url, model=model, key_env=key_env, temperature=temperature, setting="judge")
+            endpoint = Endpoint(url=url, model=model, key_env=key_env, temperature=temperature, config_key="judge")
         what = "the judge of auris evaluate and auris prefer"
-        self.record = Record(
-            Path(recording), endpoint, what=what, setting="judge", otherwise="or do without (judge=null)"
+        self.record = ReplyLog(
+            Path(recording), endpoint, purpose=what, config_key="judge", advice="or do without (judge=null)"
         )
         self.models: set[str] = set()
 

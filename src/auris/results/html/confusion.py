@@ -55,7 +55,7 @@ class Matrix:
 def build_matrix(predictions: Iterable[Prediction], system: str, metric: str) -> Matrix:
     """Return the matrix of the predictions of one arm in one group, over all seeds and the most frequent classes."""
     pairs = [
-        [_class_name(tasks.find(row.task).extract(text, metric)) for text in (row.reference, row.hypothesis)]
+        [_class_name(tasks.get_task(row.task).extract(text, metric)) for text in (row.reference, row.hypothesis)]
         for row in predictions
         if row.metric == metric
     ]

@@ -182,7 +182,7 @@ def build_examples(
 
 def _reference(predictions: Sequence[Prediction], row: Row | None) -> str:
     """Return the correct answer in the form of the responses: with control tokens or in natural language."""
-    task = tasks.find(predictions[0].task)
+    task = tasks.get_task(predictions[0].task)
     if row is None or not task.answer.has_tags or any(_CONTROL in response.hypothesis for response in predictions):
         return predictions[0].reference
     return task.render(row.labels, tags=False)
@@ -205,7 +205,7 @@ def _answers(predictions: Sequence[RunPrediction], metric: str, names: Mapping[t
 def _align(prediction: Prediction, metric: str) -> list[Edit] | None:
     if metric not in RATES:
         return None
-    task, language = tasks.find(prediction.task), prediction.language
+    task, language = tasks.get_task(prediction.task), prediction.language
     response, reference = (task.extract(text, metric) for text in (prediction.hypothesis, prediction.reference))
     return align(response, reference, language, unit=unit_of(metric, language))
 
@@ -224,4 +224,4 @@ def _question(row: Row | None) -> str:
         return ""
     messages = row.labels.get("messages") or []
     questions = [message for message in messages if message["role"] == "user"]
-    return chat.text_of(questions[-1]) if questions else str(row.labels.get("question", ""))
+    return chat.message_text(questions[-1]) if questions else str(row.labels.get("question", ""))
