@@ -48,8 +48,8 @@ def _ask_about_row(rng: Rng, pool: Pool, row: Row) -> Exchange:
     return Exchange(reply_to_row(rng, pool, row), (row,), question)
 
 
-def _draw_demonstration(rng: Rng, pool: Pool) -> Exchange:
-    tasks = pool.select_tasks("demonstration", [task for task, weight in pool.task_weights.items() if weight > 0])
+def _draw_demonstration(rng: Rng, pool: Pool, kind: str) -> Exchange:
+    tasks = pool.select_tasks(kind, [task for task, weight in pool.task_weights.items() if weight > 0])
     return _ask_about_row(
         rng, pool, pool.draw_row(rng, draw_key(rng, {task: pool.task_weights[task] for task in tasks}))
     )
@@ -57,7 +57,7 @@ def _draw_demonstration(rng: Rng, pool: Pool) -> Exchange:
 
 def make_demonstration(rng: Rng, pool: Pool) -> list[Exchange]:
     """Make one exchange: a clip, the question of its task and the answer."""
-    return [_draw_demonstration(rng, pool)]
+    return [_draw_demonstration(rng, pool, "demonstration")]
 
 
 def make_augmented(rng: Rng, pool: Pool) -> list[Exchange]:
@@ -77,7 +77,7 @@ def make_augmented(rng: Rng, pool: Pool) -> list[Exchange]:
 
 def make_turns(rng: Rng, pool: Pool) -> list[Exchange]:
     """Make two or three demonstrations, usually about different clips."""
-    return [_draw_demonstration(rng, pool) for _ in range(pick(rng, (2, 2, 3)))]
+    return [_draw_demonstration(rng, pool, "turns") for _ in range(pick(rng, (2, 2, 3)))]
 
 
 def make_follow_up(rng: Rng, pool: Pool) -> list[Exchange]:
