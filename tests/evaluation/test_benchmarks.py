@@ -111,7 +111,7 @@ def test_rows_are_read_from_a_folder_or_a_path(folder: Path):
     entry = {"path": "mine.jsonl", "columns": {"text": "sentence"}}
     assert benchmark("librispeech", test=entry).manifests() == [entry]
     assert benchmark("librispeech", test=[entry, entry]).manifests() == [entry, entry]
-    with pytest.raises(ValueError, match=r"benchmark.file: unknown key, expected name, test, root, files,"):
+    with pytest.raises(ValueError, match=r"benchmark.file: unknown key, expected one of name, test, root, files,"):
         benchmark("librispeech", file="mine.jsonl")
 
 

@@ -153,7 +153,7 @@ def test_pairs_with_audio_inside_shards_are_counted_as_unusable(annotated_file: 
     outcome = read_pairs(tmp_path / "shards")
     assert [pair.row.id for pair in outcome.pairs] == ["trl"]  # it has no audio
     for name in ("auris", "swift", "llama"):
-        assert outcome.unusable[name] == "its audio is in a shard, but a pair needs the path of an audio file"
+        assert outcome.unusable[name] == "its audio is in a Parquet shard, but a pair needs the path of an audio file"
     assert command(f"from={tmp_path}/shards", "out=pairs.jsonl") == 0
     assert [row["id"] for row in read_lines(tmp_path / "pairs.jsonl")] == ["trl"]
 

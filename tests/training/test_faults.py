@@ -129,7 +129,7 @@ def test_a_run_resumed_after_a_skipped_step_ends_like_an_uninterrupted_run(compo
 def test_nonfinite_stop_stops_at_the_first_fault_and_nonfinite_skip_continues(compose_run):
     run_config = compose_run("max_steps=4", "checkpoint_every=1", "nonfinite=stop")
     train.claim(Path(run_config["run_dir"]), run_config)
-    with pytest.raises(RunStopped, match=r"step 2: the loss is .*, the gradient norm .*auris replay fault="):
+    with pytest.raises(RunStopped, match=r"step 2: the loss is .* and the gradient norm is .*auris replay fault="):
         fit(run_config, MakeNonFinite(2))
     train.train(compose_run("max_steps=4", "checkpoint_every=1", "nonfinite=skip"))
     assert json.loads((Path(run_config["run_dir"]) / "finished.json").read_text())["steps"] == 4

@@ -94,7 +94,9 @@ def test_frozen_parameters_are_in_no_group(net):
 
 def test_a_model_without_trainable_parameters_is_an_error(net):
     freeze(net, [])
-    with pytest.raises(ValueError, match=r"no parameter is trainable: set trainable=\[encoder,pooling,projector\]"):
+    with pytest.raises(
+        ValueError, match=r"no parameter is trainable: set for example trainable=\[encoder,pooling,projector\]"
+    ):
         settings(net)
 
 

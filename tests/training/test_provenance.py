@@ -132,7 +132,7 @@ def test_the_remaining_time_is_estimated_from_the_speed_of_the_first_steps(annou
         speed = {"tokens/s": torch.tensor(500.0)}
         trainer = SimpleNamespace(is_global_zero=True, global_step=step, callback_metrics=speed)
         callback.on_train_batch_end(trainer, module)
-    assert announcements == ["500 tokens/s: the remaining 880 steps take 59 min"]
+    assert announcements == ["500 tokens/s: the remaining 880 steps take about 59 min"]
 
 
 def test_measuring_matmul_speed_does_not_advance_the_random_generator():

@@ -341,7 +341,7 @@ def test_weights_of_another_vocabulary_are_refused(compose_run, tmp_path: Path):
         "experiment=qwen_audio_pretrain", f"weights.llm={first['run_dir']}", f"tokenizer={tmp_path}/other"
     )
     with pytest.raises(
-        ValueError, match="was trained with another vocabulary than that of tokenizer=.*: set tokenizer="
+        ValueError, match="was trained with a vocabulary that differs from tokenizer=.*: set tokenizer="
     ):
         train.build(run_config)
 

@@ -86,7 +86,7 @@ def test_if_one_arm_is_selected_only_that_arm_is_evaluated():
 
 
 def test_command_line_overrides_follow_those_of_the_arm():
-    job = studies.plan(STUDY, extra=["model/pooling=stack", "max_steps=7"], arm="a", seed=0)[-1]
+    job = studies.plan(STUDY, extra_overrides=["model/pooling=stack", "max_steps=7"], arm="a", seed=0)[-1]
     assert job.overrides.index("max_steps=7") > job.overrides.index("experiment=qwen2_audio_pretrain")
 
 
@@ -223,16 +223,16 @@ def test_the_table_shows_the_progress_of_a_run(tmp_path: Path):
     job = Job("a", 0, [], tmp_path)
     report = {"step": 3, "max_steps": 9, "train/loss": 1.5}
     (tmp_path / "progress.json").write_text(json.dumps(report))
-    cells = [column._cells for column in studies._table([job]).columns]
+    cells = [column._cells for column in studies._make_table([job]).columns]
     assert [cell[0] for cell in cells] == ["a", "0", "waiting", "3/9", "1.500", "", ""]
     (tmp_path / "progress.json").write_text(json.dumps({**report, "val/asr en/wer": 0.25}))
-    assert [column._cells[0] for column in studies._table([job], "val/asr en/wer").columns][5] == "0.250"
+    assert [column._cells[0] for column in studies._make_table([job], "val/asr en/wer").columns][5] == "0.250"
 
 
 def test_long_names_are_not_truncated_at_eighty_columns(tmp_path: Path):
     jobs = [Job(f"v1_encoder{rest}", 0, [], tmp_path / rest) for rest in ("", "_natural_prompts")]
     with (console := Console(width=80)).capture() as captured:
-        console.print(studies._table(jobs, "val/asr en/wer"))
+        console.print(studies._make_table(jobs, "val/asr en/wer"))
     printed = captured.get()
     assert "v1_encoder_natural_prompts" in printed and "…" not in printed
 

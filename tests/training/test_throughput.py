@@ -233,11 +233,14 @@ def test_speeds_exclude_the_first_step(clock):
 def test_without_a_known_peak_the_report_explains_the_missing_mfu(clock):
     callback, log = Throughput(), LoggingModule()
     callback.on_train_start(trainer(log), log)
-    assert callback.report() == "speed: unknown, it takes at least two steps to measure"
+    assert callback.report() == "speed: unknown, because measuring it takes at least two steps"
     for step in (1, 2):
         run_step(callback, log, clock, 1, step=step, tokens=10.0)
     assert "MFU" not in log.values and "speed/mfu" not in log.points[1]
-    assert "no MFU because the peak of " in callback.report() and " is not known (set peak_flops" in callback.report()
+    assert (
+        "no MFU because the peak FLOP/s of " in callback.report()
+        and " is not known (set peak_flops" in callback.report()
+    )
 
 
 def test_logged_speed_covers_the_last_steps_and_the_report_covers_all(clock):
