@@ -282,6 +282,6 @@ def test_log_odds_compare_the_log_probabilities_of_the_complete_answers(tmp_path
             answer = sample.supervise & (np.arange(len(sample.ids)) >= n_prompt)
             batch = collate([replace(sample, supervise=answer)], geometry=view.geometry)
             with torch.no_grad():
-                log_probs.append(logps.score(net, batch)[0].sum().item())
+                log_probs.append(logps.label_logps(net, batch)[0].sum().item())
         assert odds[0] == pytest.approx(log_probs[0] - log_probs[1], abs=1e-3)
     assert yes_no_log_odds(model, view, rows, []) == {}

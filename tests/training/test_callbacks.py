@@ -284,10 +284,10 @@ def test_a_non_finite_step_is_saved_with_its_rows_and_weights(tmp_path, report):
 
 def test_many_consecutive_non_finite_steps_stop_the_run(tmp_path, report):
     callback, module, fake_trainer = Faults(tmp_path), LoggingModule(), FakeTrainer()
-    for _ in range(callbacks.MAX_SKIPS - 1):
+    for _ in range(callbacks.MAX_CONSECUTIVE_SKIPS - 1):
         fake_trainer.step(callback, module, loss=NAN)
     fake_trainer.step(callback, module)
-    for _ in range(callbacks.MAX_SKIPS - 1):
+    for _ in range(callbacks.MAX_CONSECUTIVE_SKIPS - 1):
         fake_trainer.step(callback, module, loss=NAN)
     with pytest.raises(
         RunStopped,

@@ -251,8 +251,8 @@ def _record_command(run_dir: Path, name: str, digests: Mapping[str, str]) -> Non
     """
     file = run_dir / "evaluations.json"
     entry = {
-        "command": provenance.command_line("evaluate"),
-        "commit": provenance.provenance()["commit"],
+        "command": provenance.format_command_line("evaluate"),
+        "commit": provenance.find_versions()["commit"],
         "data": digests,
     }
     with evaluation_lock(run_dir / CACHE_DIR):

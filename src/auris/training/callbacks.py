@@ -39,9 +39,9 @@ if TYPE_CHECKING:
 WINDOW_ROWS = 1000
 # Number of consecutive steps without an update after which a run stops. That many cannot be due to a single bad batch:
 # the run has diverged.
-MAX_SKIPS = 10
+MAX_CONSECUTIVE_SKIPS = 10
 # Number of validation rows of each group (such as `asr en`, see `data.rows.group`) that TensorBoard shows.
-EXAMPLES = 2
+EXAMPLES_PER_GROUP = 2
 
 
 class TaskLosses(L.Callback):
@@ -83,7 +83,7 @@ class Examples(L.Callback):
     """Callback that logs a few validation rows of each group to TensorBoard.
 
     References and answers are logged at every validation, the audio only once each time the run is started. The rows
-    are the first EXAMPLES rows of each group, no matter which ranks answer them.
+    are the first EXAMPLES_PER_GROUP rows of each group, no matter which ranks answer them.
     """
 
     def __init__(self) -> None:
@@ -118,9 +118,11 @@ class Examples(L.Callback):
                     self._log(logger, datamodule(trainer), group_name, answers, trainer.global_step)
 
     def _add(self, group_name: str, answers: dict[int, str]) -> None:
-        """Add answers, given by row number, to a group; keep the answers to the first EXAMPLES rows of the group."""
+        """Add answers, given by row number, to a group. Only its first EXAMPLES_PER_GROUP rows are kept."""
         answers = self.answers.get(group_name, {}) | answers
-        self.answers[group_name] = {row_number: answers[row_number] for row_number in sorted(answers)[:EXAMPLES]}
+        self.answers[group_name] = {
+            row_number: answers[row_number] for row_number in sorted(answers)[:EXAMPLES_PER_GROUP]
+        }
 
     def _log(
         self,
@@ -253,8 +255,8 @@ class Faults(L.Callback):
 
     Args:
         run_dir: Directory of the run.
-        nonfinite: "skip" counts a non-finite step and stops the run after MAX_SKIPS consecutive ones; "stop" stops the
-            run at the first one.
+        nonfinite: "skip" counts a step that is not finite, and stops the run after MAX_CONSECUTIVE_SKIPS of them in a
+            row; "stop" stops the run at the first such step.
 
     Raises:
         UserError: `nonfinite` has another value.
@@ -316,10 +318,10 @@ class Faults(L.Callback):
             message += f". To examine its rows: {replay_command(file)}"
         if self.nonfinite == "stop":
             raise RunStopped(f"{message}. Set nonfinite=skip to continue without this step")
-        if self.consecutive_skips == MAX_SKIPS:
+        if self.consecutive_skips == MAX_CONSECUTIVE_SKIPS:
             raise RunStopped(
-                f"{message}. The {MAX_SKIPS - 1} steps before it were not finite either: the run has diverged; try a "
-                "lower optim.lr"
+                f"{message}. The {MAX_CONSECUTIVE_SKIPS - 1} steps before it were not finite either: the run has "
+                "diverged; try a lower optim.lr"
             )
         rank_zero_warn(message)
 

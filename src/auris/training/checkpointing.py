@@ -19,7 +19,7 @@ from auris.errors import UserError
 from auris.model.weights import checkpoint_dir, checkpoint_io
 from auris.training.event_files import ResumableTensorBoardLogger
 from auris.training.lightning_types import audio_module, trainer_callbacks
-from auris.training.preemption import REQUEUE, Preempted, Preemption, request_requeue
+from auris.training.preemption import REQUEUE_STATUS, Preempted, Preemption, request_requeue
 
 _METRIC = "val/loss"  # the checkpoint with the smallest value is the best one
 
@@ -56,17 +56,17 @@ class CheckpointCallback(L.Callback):
             if value < 1:
                 raise UserError(f"checkpoint_{name}={value}: expected 1 or more")
         self.folder, self.every, self.keep, self.preemption = Path(folder), every, keep, preemption
-        self.saved: int | None = None  # step of the newest complete checkpoint
-        self.failed = 0  # number of checkpoints that could not be saved
+        self.saved_step: int | None = None  # step of the newest complete checkpoint
+        self.n_failed = 0  # number of checkpoints that could not be saved
         self.best: Best | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """Return the number of checkpoints that could not be saved."""
-        return {"failed": self.failed}
+        return {"failed": self.n_failed}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the number of checkpoints that could not be saved."""
-        self.failed = state_dict["failed"]
+        self.n_failed = state_dict["failed"]
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Resume from the newest checkpoint, if there is one."""
@@ -79,7 +79,7 @@ class CheckpointCallback(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """From now on, let a signal end the run after the current step instead of immediately."""
-        self.preemption.at_once = False
+        self.preemption.exits_at_once = False
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -117,7 +117,7 @@ class CheckpointCallback(L.Callback):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save the last step."""
         self._save(trainer, pl_module, _count_steps(trainer))
-        self.preemption.at_once = True
+        self.preemption.exits_at_once = True
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Report how many checkpoints could not be saved.
@@ -125,9 +125,9 @@ class CheckpointCallback(L.Callback):
         Raises:
             SaveError: The weights after the last step are not on disk.
         """
-        if self.failed:
-            rank_zero_warn(f"{self.failed} checkpoints could not be saved")
-        if self.saved is None or self.saved < _count_steps(trainer):
+        if self.n_failed:
+            rank_zero_warn(f"{self.n_failed} checkpoints could not be saved")
+        if self.saved_step is None or self.saved_step < _count_steps(trainer):
             raise checkpoint_io.SaveError(
                 f"the trained weights could not be saved in {self.folder}; run the same command again to continue from "
                 "the last checkpoint there"
@@ -142,18 +142,18 @@ class CheckpointCallback(L.Callback):
     ) -> None:
         """Save a step and raise Preempted."""
         if step and not self._save(trainer, module, step, validating=validating):
-            step = self.saved or 0
+            step = self.saved_step or 0
         signal = self.preemption.received or "a signal to another process"
         reason = f"stopped by {signal}: the same command continues the run from step {step}"
-        rank_zero_info(f"{reason} (exit status {REQUEUE})")
+        rank_zero_info(f"{reason} (exit status {REQUEUE_STATUS})")
         request_requeue()
         # Lightning's launcher kills all processes as soon as a child process exits with a status other than 0.
         is_child = isinstance(getattr(trainer.strategy, "cluster_environment", None), LightningEnvironment)
-        raise Preempted(reason, 0 if is_child and not trainer.is_global_zero else REQUEUE)
+        raise Preempted(reason, 0 if is_child and not trainer.is_global_zero else REQUEUE_STATUS)
 
     def _save(self, trainer: L.Trainer, module: L.LightningModule, step: int, *, validating: bool = False) -> bool:
         """Save the checkpoint of a step, unless it is already saved; return whether it is on disk."""
-        if self.saved == step:
+        if self.saved_step == step:
             return True
         for logger in _event_files(trainer):
             logger.flush()  # a run that resumes from this checkpoint does not log the steps before it again
@@ -172,7 +172,7 @@ class CheckpointCallback(L.Callback):
         except checkpoint_io.SaveError as error:
             self._record_failure(trainer, f"the checkpoint of step {step} could not be saved ({error})")
             return False
-        self.saved = step
+        self.saved_step = step
         if trainer.is_global_zero:
             try:
                 checkpoint_dir.prune(self.folder, step, self.keep, self.best and self.best["step"])
@@ -181,11 +181,11 @@ class CheckpointCallback(L.Callback):
         return True
 
     def _record_failure(self, trainer: L.Trainer, message: str) -> None:
-        self.failed += 1
-        newest = f"step {self.saved}" if self.saved else "none"
+        self.n_failed += 1
+        newest = f"step {self.saved_step}" if self.saved_step else "none"
         rank_zero_warn(f"{message}. Training continues; newest checkpoint: {newest}")
         if trainer.logger is not None:
-            trainer.logger.log_metrics({"faults/checkpoints": self.failed}, _count_steps(trainer))
+            trainer.logger.log_metrics({"faults/checkpoints": self.n_failed}, _count_steps(trainer))
 
     def _resume(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: checkpoint_dir.CheckpointDir) -> None:
         """Restore the weights, the states of optimizer, schedules and callbacks, and the position in the run."""
@@ -198,10 +198,8 @@ class CheckpointCallback(L.Callback):
         for callback in trainer_callbacks(trainer):
             if callback.state_key in state["callbacks"]:
                 callback.load_state_dict(state["callbacks"][callback.state_key])
-        compat.set_loop_position(
-            trainer, step, max_steps=audio_module(module).max_steps, validating=state["validating"]
-        )
-        self.saved = None if state["validating"] else step
+        compat.set_loop_position(trainer, step, max_steps=audio_module(module).max_steps, validating=state["validating"])
+        self.saved_step = None if state["validating"] else step
         self.best = self._best_if_on_disk(state["best"])
         rank_zero_info(f"resuming from {checkpoint.path}")
 

@@ -1,6 +1,6 @@
 """Cost model of training: parameters, memory and floating-point operations, computed from sizes alone.
 
-Nothing is measured, except by `peak_bytes`. The dry run, `auris doctor`, the throughput callback and the scaling
+Only `measure_peak_bytes` measures anything. The dry run, `auris doctor`, the throughput callback and the scaling
 benchmark take their numbers from this module.
 """
 
@@ -39,9 +39,9 @@ H100_TRAINING = 400e12
 
 # Bytes per parameter. A trained parameter has a master weight and a gradient in fp32, and the two moments of Adam. A
 # frozen parameter is stored in bf16.
-MASTER, GRADIENT, FROZEN = 4, 4, 2
+MASTER_BYTES, GRADIENT_BYTES, FROZEN_BYTES = 4, 4, 2
 # Additional bytes per gradient under DDP, which copies gradients into buckets to sum them.
-BUCKET = 4
+BUCKET_BYTES = 4
 # Shares of audio tokens and of answer tokens in a typical pack, for estimates without a batch. A typical row consists
 # of 307 audio tokens (12.3 s), 16 prompt tokens and 42 answer tokens.
 AUDIO_SHARE, ANSWER_SHARE = 0.84, 0.12
@@ -62,7 +62,7 @@ PEAK_FLOPS = {
 _HALF_PRECISION = ("bf16", "16")  # prefixes of the precisions to which `PEAK_FLOPS` applies
 
 
-def peak_flops(device: str, precision: str, setting: float | None = None) -> tuple[float | None, str]:
+def find_peak_flops(device: str, precision: str, setting: float | None = None) -> tuple[float | None, str]:
     """Return the peak FLOP/s of one device and the source of the number, or None and the reason why it is unknown.
 
     Args:
@@ -86,7 +86,7 @@ def peak_flops(device: str, precision: str, setting: float | None = None) -> tup
     return PEAK_FLOPS[max(matches, key=lambda name: len(name.split()))], device
 
 
-def peak_bytes(device: torch.device) -> int:
+def measure_peak_bytes(device: torch.device) -> int:
     """Return the peak memory of this process in bytes: GPU memory, or resident memory if the device is not a GPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
@@ -104,13 +104,13 @@ class Stage:
     Attributes:
         name: Title of the stage in a table.
         trainable: Names of the trained parts (`optim.find_parts`). If adapters are among them, they must be attached.
-        reference: Whether a frozen copy of the whole model is in memory as well.
+        has_reference: Whether a frozen copy of the whole model is in memory as well.
         runs_llm: Whether the LLM is computed. CTC computes the encoder only.
     """
 
     name: str
     trainable: tuple[str, ...]
-    reference: bool = False
+    has_reference: bool = False
     runs_llm: bool = True
 
     @classmethod
@@ -119,7 +119,7 @@ class Stage:
         return cls(
             name="this run",
             trainable=tuple(trainable),
-            reference=getattr(objective, "reference", None) == "live",
+            has_reference=getattr(objective, "reference", None) == "live",
             runs_llm="transcript" not in objective.views,
         )
 
@@ -134,7 +134,7 @@ STAGES = (
     Stage(name="pre-training (LLM frozen)", trainable=_AUDIO_PARTS),
     Stage(name="fine-tuning (encoder frozen)", trainable=_FINE_TUNED_PARTS),
     Stage(name="DPO, reference precomputed", trainable=_FINE_TUNED_PARTS),
-    Stage(name="DPO, reference in memory", trainable=_FINE_TUNED_PARTS, reference=True),
+    Stage(name="DPO, reference in memory", trainable=_FINE_TUNED_PARTS, has_reference=True),
     Stage(name="everything trained", trainable=identify.PARTS),
 )
 
@@ -175,14 +175,14 @@ class Load:
     @classmethod
     def of_pack(cls, pack: Pack) -> Load:
         """Return the load of a pack."""
-        counts = pack_counts(pack)
+        counts = count_load(pack)
         return cls(**{name: int(counts[name]) for name in LOAD_FIELDS})
 
 
 LOAD_FIELDS = tuple(field.name for field in fields(Load))
 
 
-def pack_counts(pack: Pack) -> dict[str, Tensor]:
+def count_load(pack: Pack) -> dict[str, Tensor]:
     """Count the load of a pack on the pack's device, without synchronising with the device.
 
     Returns:
@@ -214,7 +214,7 @@ def count_parameters(module: nn.Module | Pooling) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def parameters_by_component(parts: Mapping[str, nn.Module]) -> dict[str, int]:
+def count_by_component(parts: Mapping[str, nn.Module]) -> dict[str, int]:
     """Return the number of parameters of each part of a net; encoder and LLM are divided into their components."""
     counts: dict[str, int] = {}
     if encoder := cast("Encoder | None", parts.get("encoder")):
@@ -247,7 +247,7 @@ def _count_embedding_and_head(llm: PreTrainedModel) -> tuple[int, int]:
     return count_parameters(embedding), 0 if head.weight is embedding.weight else count_parameters(head)
 
 
-def trained_parameters(net: AudioLM, stage: Stage) -> int:
+def count_trained_parameters(net: AudioLM, stage: Stage) -> int:
     """Return the number of parameters that a stage trains."""
     parts = optim.find_parts(net, stage.trainable)
     tensors = (x for part in parts for x in (part.parameters() if isinstance(part, nn.Module) else [part]))
@@ -291,15 +291,15 @@ class Memory:
         return (self.recomputed if recompute else self.activations) + self.logits + self.gathered
 
 
-def memory(
+def estimate_memory(
     net: AudioLM,
     stage: Stage,
     load: Load,
     *,
-    number: int = 2,
-    frozen: int = FROZEN,
-    moment: int = 4,
-    buckets: bool = False,
+    activation_bytes: int = 2,
+    frozen_bytes: int = FROZEN_BYTES,
+    moment_bytes: int = 4,
+    has_buckets: bool = False,
 ) -> Memory:
     """Estimate the memory of a stage.
 
@@ -313,29 +313,31 @@ def memory(
         net: The net, which may be on the meta device.
         stage: The stage.
         load: The pack that a GPU computes.
-        number: Bytes of one activation.
-        frozen: Bytes of one frozen parameter.
-        moment: Bytes of each of the optimizer's two moments, for one trained parameter.
-        buckets: Whether gradients are in memory twice, as with DDP.
+        activation_bytes: Bytes of one activation.
+        frozen_bytes: Bytes of one frozen parameter.
+        moment_bytes: Bytes of each of the optimizer's two moments, for one trained parameter.
+        has_buckets: Whether gradients are in memory twice, as with DDP.
     """
     config = net.llm.config.get_text_config()
     n_layers, width = config.num_hidden_layers, config.hidden_size
-    total, trained = count_parameters(net), trained_parameters(net, stage)
-    untrained = total - trained + (total if stage.reference else 0)
+    total, trained = count_parameters(net), count_trained_parameters(net, stage)
+    untrained = total - trained + (total if stage.has_reference else 0)
 
     tokens = load.tokens if stage.runs_llm else 0
-    bytes_per_token = number * (8 * width + 4 * config.intermediate_size)
+    bytes_per_token = activation_bytes * (8 * width + 4 * config.intermediate_size)
     blocks = net.encoder.blocks if stage.trains("encoder") else []
     bytes_per_frame = (
-        number * (8 * net.encoder.width + 2 * cast("nn.Linear", net.encoder.blocks[0].up).out_features) if blocks else 0
+        activation_bytes * (8 * net.encoder.width + 2 * cast("nn.Linear", net.encoder.blocks[0].up).out_features)
+        if blocks
+        else 0
     )
-    input_bytes = number * (tokens * n_layers * width + load.frames * len(blocks) * net.encoder.width)
+    input_bytes = activation_bytes * (tokens * n_layers * width + load.frames * len(blocks) * net.encoder.width)
     n_table_weights = sum(_count_embedding_and_head(net.llm))
-    gathered = number * (n_table_weights + 2 * (count_parameters(net.llm) - n_table_weights) // n_layers)
+    gathered = activation_bytes * (n_table_weights + 2 * (count_parameters(net.llm) - n_table_weights) // n_layers)
     return Memory(
-        weights=MASTER * trained + frozen * untrained,
-        gradients=(GRADIENT + BUCKET * buckets) * trained,
-        moments=2 * moment * trained,
+        weights=MASTER_BYTES * trained + frozen_bytes * untrained,
+        gradients=(GRADIENT_BYTES + BUCKET_BYTES * has_buckets) * trained,
+        moments=2 * moment_bytes * trained,
         activations=tokens * n_layers * bytes_per_token + load.frames * len(blocks) * bytes_per_frame,
         recomputed=input_bytes + max(tokens * bytes_per_token, load.frames * bytes_per_frame),
         logits=min(load.scored, CHUNK) * _embedding_and_head(net.llm)[0].num_embeddings * 2 * 4,
@@ -346,7 +348,7 @@ def memory(
 # --- arithmetic ---------------------------------------------------------------------------------------------------
 
 
-def training_flops(net: AudioLM, stage: Stage, load: Load) -> int:
+def count_training_flops(net: AudioLM, stage: Stage, load: Load) -> int:
     """Return the number of useful floating-point operations of training on a load.
 
     Most of them are matrix products with weights. A weight costs two operations for each position at which it is used

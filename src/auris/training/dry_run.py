@@ -33,10 +33,10 @@ if TYPE_CHECKING:
     from auris.model.audio_lm import AudioLM
     from auris.model.encoder import Encoder
 
-GPUS = (1, 8, 64)  # numbers of GPUs for which the table of memory has columns
+GPU_COUNTS = (1, 8, 64)  # numbers of GPUs for which the table of memory has columns
 
 
-def report(console: Console, module: AudioLMModule, data: AudioDataModule, config: Config) -> None:
+def print_report(console: Console, module: AudioLMModule, data: AudioDataModule, config: Config) -> None:
     """Print what a run would do. Nothing is written except the cache of lengths.
 
     Args:
@@ -54,14 +54,14 @@ def report(console: Console, module: AudioLMModule, data: AudioDataModule, confi
     steps = StepDataset(data.rows, data.plan, data.samples, 1, 0)  # the steps as a single process would compute them
     packs = steps[0]
     largest = max(map(Load.of_pack, packs), key=lambda load: load.tokens)
-    print_sizes(console, net, [stage], largest, moment=optim.moment_bytes(config["optim"]))
+    print_sizes(console, net, [stage], largest, moment_bytes=optim.moment_bytes(config["optim"]))
     print_batch(console, packs, tokenizer)
     epoch = compute_epoch_stats(data.rows, data.plan, data.samples, ranks=processes.ranks)
     console.print(_make_epoch_table(epoch))
     print_plain(console, _describe_epoch_time(net, stage, epoch))
 
 
-def print_sizes(console: Console, net: AudioLM, stages: Sequence[Stage], load: Load, *, moment: int = 4) -> None:
+def print_sizes(console: Console, net: AudioLM, stages: Sequence[Stage], load: Load, *, moment_bytes: int = 4) -> None:
     """Print the numbers of parameters of a model, and the memory that stages of training need.
 
     Args:
@@ -69,20 +69,20 @@ def print_sizes(console: Console, net: AudioLM, stages: Sequence[Stage], load: L
         net: The model.
         stages: Stages of training; each is a row of the table of memory.
         load: The pack that each GPU computes.
-        moment: Bytes of each of the optimizer's two moments, for one trained parameter.
+        moment_bytes: Bytes of each of the optimizer's two moments, for one trained parameter.
     """
-    console.print(parameter_table({part: getattr(net, part) for part in identify.PARTS}))
-    console.print(_make_memory_table(net, stages, load, moment))
+    console.print(make_parameter_table({part: getattr(net, part) for part in identify.PARTS}))
+    console.print(_make_memory_table(net, stages, load, moment_bytes))
 
 
-def parameter_table(parts: Mapping[str, nn.Module]) -> Table:
+def make_parameter_table(parts: Mapping[str, nn.Module]) -> Table:
     """Return the table of the number of parameters of each component of a model.
 
     Args:
         parts: The parts of the model by name.
     """
     table = numbers_table("part", "parameters", title="parameters")
-    counts = cost.parameters_by_component(parts)
+    counts = cost.count_by_component(parts)
     for name, count in counts.items():
         table.add_row(name, f"{count:,}")
     table.add_section()
@@ -94,7 +94,7 @@ def parameter_table(parts: Mapping[str, nn.Module]) -> Table:
     return table
 
 
-def _make_memory_table(net: AudioLM, stages: Sequence[Stage], load: Load, moment: int) -> Table:
+def _make_memory_table(net: AudioLM, stages: Sequence[Stage], load: Load, moment_bytes: int) -> Table:
     """Return the table of the memory of each stage.
 
     There is a column for each number of GPUs, over which weights, gradients and moments are sharded, and two columns
@@ -104,15 +104,18 @@ def _make_memory_table(net: AudioLM, stages: Sequence[Stage], load: Load, moment
         f"GiB per GPU; a pack has {load.tokens:,} tokens, {load.frames / ENCODER_RATE:,.0f} s of audio and "
         f"{load.scored:,} scored positions"
     )
-    columns = [f"{n} GPU{'s' if n > 1 else ''}" for n in GPUS]
+    columns = [f"{n} GPU{'s' if n > 1 else ''}" for n in GPU_COUNTS]
     table = numbers_table("stage", *columns, "+ a pack", "+ a pack, recomputed", title=title)
     for stage in stages:
-        memory = cost.memory(net, stage, load, moment=moment)
-        sizes = [memory.states / n for n in GPUS] + [memory.per_gpu(recompute=False), memory.per_gpu(recompute=True)]
+        memory = cost.estimate_memory(net, stage, load, moment_bytes=moment_bytes)
+        sizes = [memory.states / n for n in GPU_COUNTS] + [
+            memory.per_gpu(recompute=False),
+            memory.per_gpu(recompute=True),
+        ]
         table.add_row(stage.name, *(f"{size / GIB:.2f}" for size in sizes))
     table.add_section()
-    inference = f"{cost.FROZEN * cost.count_parameters(net) / GIB:.2f}"
-    table.add_row("inference in bf16, not sharded", *[inference] * len(GPUS), "", "")
+    inference = f"{cost.FROZEN_BYTES * cost.count_parameters(net) / GIB:.2f}"
+    table.add_row("inference in bf16, not sharded", *[inference] * len(GPU_COUNTS), "", "")
     return table
 
 
@@ -136,7 +139,7 @@ def _make_epoch_table(epoch: EpochStats) -> Table:
 
 def _describe_epoch_time(net: AudioLM, stage: Stage, epoch: EpochStats) -> str:
     """Describe the number of operations in an epoch, and the time that they take on H100 GPUs."""
-    operations = cost.training_flops(net, stage, Load.of_rows(epoch.total.tokens, epoch.total.seconds))
+    operations = cost.count_training_flops(net, stage, Load.of_rows(epoch.total.tokens, epoch.total.seconds))
     hours = operations / cost.H100_TRAINING / epoch.ranks / 3600 * epoch.straggler
     return (
         f"arithmetic of an epoch: {operations:.2e} FLOP; {hours:,.2f} h on {epoch.ranks} H100 at "
@@ -156,10 +159,10 @@ def print_batch(console: Console, packs: Sequence[Pack], tokenizer: Tokenizer) -
     for row_id, reason in (row for pack in packs for row in pack["skipped"]):
         print_plain(console, f"  skipped {row_id}: {reason}")
     if n_rows:
-        print_plain(console, f"first row: {first_row_text(next(pack for pack in packs if pack['rows']), tokenizer)}")
+        print_plain(console, f"first row: {format_first_row(next(pack for pack in packs if pack['rows']), tokenizer)}")
 
 
-def first_row_text(pack: Pack, tokenizer: Tokenizer) -> str:
+def format_first_row(pack: Pack, tokenizer: Tokenizer) -> str:
     """Return the first row of a pack as text. Audio is shown as a number of tokens, supervised text in braces."""
     end = int(pack["cu_seqlens"][1])
     ids = pack["ids"][:end].numpy()

@@ -25,7 +25,7 @@ class ResumableTensorBoardLogger(TensorBoardLogger):
     def __init__(self, run_dir: str | Path) -> None:
         # With the default, every start of the run would log Lightning's placeholder for `hp_metric`.
         super().__init__(run_dir, name="", version="", default_hp_metric=False)
-        self.failed = 0
+        self.n_failed = 0
         self.is_broken = False
         self._dropped_from: int | None = None  # the argument of `drop_from`, until it has been written
 
@@ -103,5 +103,5 @@ class ResumableTensorBoardLogger(TensorBoardLogger):
             if not isinstance(cause, OSError):
                 raise
             self.is_broken = True
-            self.failed += 1
+            self.n_failed += 1
             rank_zero_warn(f"the event file cannot be written ({cause}): the curves will have a gap")

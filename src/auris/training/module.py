@@ -99,7 +99,7 @@ class AudioLMModule(L.LightningModule):
         """Attach adapters, freeze parts, shard the net, allocate memory, load the initial weights, and compile."""
         if not self._is_on_meta_device:
             return  # Lightning calls this more than once
-        reference = references.copy_for_live(self.objective, self.net)
+        reference = references.copy_for_live_reference(self.objective, self.net)
         adapters.attach(self.net, self.trainable, token_ids=self.tokenizer.audio_ids, lora=self.lora)
         optim.freeze(self.net, self.trainable)
         device = "cpu"
@@ -131,10 +131,10 @@ class AudioLMModule(L.LightningModule):
         meshes = self.meshes
         if reference is not None:
             device = self.trainer.strategy.root_device
-            references.start_live(self.objective, self.net, reference, device=device, meshes=meshes)
+            references.start_live_reference(self.objective, self.net, reference, device=device, meshes=meshes)
         else:
-            references.attach_cached(
-                self.net, self.trainer, config=self.hparams["recipe"], tensor_parallel=meshes.copies if meshes else 1
+            references.attach_cached_logps(
+                self.net, self.trainer, config=self.hparams["recipe"], tensor_parallel=meshes.n_copies if meshes else 1
             )
 
     def cpu(self) -> Self:
@@ -157,7 +157,7 @@ class AudioLMModule(L.LightningModule):
         )
         optimizer_settings = {key: value for key, value in settings.items() if key not in optim.SCHEDULE_KEYS}
         optimizer = config.build({**optimizer_settings, "_partial_": True})(groups)
-        schedule = optim.cosine(
+        schedule = optim.cosine_schedule(
             optimizer,
             warmup_steps=settings["warmup_steps"],
             max_steps=self.max_steps,
@@ -178,7 +178,7 @@ class AudioLMModule(L.LightningModule):
                 loss, metrics = self.objective(self.net, pack)
                 self.manual_backward(loss)
             pack_sums = {"loss": loss.detach(), "count": self.objective.count(pack), **metrics}
-            for name, value in {**pack_sums, **cost.pack_counts(pack)}.items():
+            for name, value in {**pack_sums, **cost.count_load(pack)}.items():
                 sums[name] = sums.get(name, 0) + value
         counts = {
             "audio_seconds": sum(pack["audio_seconds"] for pack in packs),
@@ -188,7 +188,7 @@ class AudioLMModule(L.LightningModule):
         }
         sums |= {name: torch.tensor(float(value), device=self.device) for name, value in counts.items()}
         sums["waited"] = self._per_rank(self._data.pop_wait_seconds())
-        sums["peak_bytes"] = self._per_rank(cost.peak_bytes(self.device))
+        sums["peak_bytes"] = self._per_rank(cost.measure_peak_bytes(self.device))
         sums = self._sum_over_ranks(sums)
         norm = self._update(sums["count"].clamp(min=1), sums["loss"])
         loss = self._log_sums("train", sums)

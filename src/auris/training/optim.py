@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 SCHEDULE_KEYS = ("lr", "min_lr", "weight_decay", "clip", "warmup_steps", "lr_factors", "layer_decay")
 # Types of AdamW's two moments by their name in a config. Moments of 8 bits would need another library (torchao,
 # bitsandbytes).
-STATES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+MOMENT_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def find_parts(net: nn.Module, trainable: Iterable[str]) -> list[nn.Module | nn.Parameter]:
@@ -137,23 +137,23 @@ def adamw(groups: Iterable[dict], *, betas: Sequence[float], eps: float, states:
         groups: Parameter groups.
         betas: Decay rates of the two moments.
         eps: Term added to the denominator.
-        states: Type of the moments, a key of `STATES`.
+        states: Type of the moments, a key of `MOMENT_TYPES`.
 
     Raises:
-        UserError: `states` is not a key of `STATES`, or the second decay rate is so close to 1 that a second moment
-            could never decrease in bfloat16.
+        UserError: `states` is not a key of `MOMENT_TYPES`, or the second decay rate is so close to 1 that a second
+            moment could never decrease in bfloat16.
     """
-    if states not in STATES:
-        raise UserError(f"optim.states={states}: expected {' or '.join(STATES)}")
+    if states not in MOMENT_TYPES:
+        raise UserError(f"optim.states={states}: expected {' or '.join(MOMENT_TYPES)}")
     beta1, beta2 = betas
-    if STATES[states] is torch.float32:
+    if MOMENT_TYPES[states] is torch.float32:
         return AdamW(groups, betas=(beta1, beta2), eps=eps)
-    if 1 - beta2 < torch.finfo(STATES[states]).eps:
+    if 1 - beta2 < torch.finfo(MOMENT_TYPES[states]).eps:
         raise UserError(
             f"optim.betas={list(betas)} with optim.states={states}: the decay of the second moment in one step would "
             "be lost in rounding; expected optim.betas=[...,0.99] or less, or optim.states=fp32"
         )
-    return LowPrecisionAdamW(groups, betas=(beta1, beta2), eps=eps, dtype=STATES[states])
+    return LowPrecisionAdamW(groups, betas=(beta1, beta2), eps=eps, dtype=MOMENT_TYPES[states])
 
 
 def moment_bytes(settings: Config) -> int:
@@ -162,7 +162,7 @@ def moment_bytes(settings: Config) -> int:
     Args:
         settings: The section `optim` of a config. Without the key `states`, moments are assumed to be in float32.
     """
-    return STATES[settings.get("states", "fp32")].itemsize
+    return MOMENT_TYPES[settings.get("states", "fp32")].itemsize
 
 
 class LowPrecisionAdamW(AdamW):
@@ -216,7 +216,7 @@ class LowPrecisionAdamW(AdamW):
         return loss
 
 
-def cosine(
+def cosine_schedule(
     optimizer: torch.optim.Optimizer, *, warmup_steps: int, max_steps: int, floor: float
 ) -> torch.optim.lr_scheduler.LambdaLR:
     """Return a schedule with a linear warm-up, followed by a cosine.

@@ -17,10 +17,10 @@ from auris.errors import UserError
 
 # Exit status of a run that was stopped by a signal and continues when it is started again. In sysexits.h it means
 # "temporary failure; the user is invited to retry". A job script should requeue the job if it sees this status.
-REQUEUE = os.EX_TEMPFAIL  # 75
+REQUEUE_STATUS = os.EX_TEMPFAIL  # 75
 # Environment variable with the path of a file that is created when the run should be started again. Scripts need the
 # file if their launcher replaces the exit status, as torchrun does.
-REQUEUE_FILE = "AURIS_REQUEUE"
+REQUEUE_FILE_VARIABLE = "AURIS_REQUEUE"
 # Seconds to wait for the lock of an earlier start of the run, whose ranks need a while to notice that a peer has died.
 LOCK_TIMEOUT = 30.0
 
@@ -33,7 +33,7 @@ class Preempted(SystemExit):
         code: Exit status of the process.
     """
 
-    def __init__(self, reason: str, code: int = REQUEUE) -> None:
+    def __init__(self, reason: str, code: int = REQUEUE_STATUS) -> None:
         super().__init__(reason)
         self.code = code
 
@@ -47,14 +47,14 @@ class Preemption:
 
     Attributes:
         received: Name of the last signal, empty if no signal was received.
-        at_once: Whether a signal ends the process immediately. `CheckpointCallback` sets this attribute.
+        exits_at_once: Whether a signal ends the process immediately. `CheckpointCallback` sets this attribute.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
     def __init__(self) -> None:
         self.received = ""
-        self.at_once = True
+        self.exits_at_once = True
         self._previous_handlers: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Preemption:
@@ -68,15 +68,15 @@ class Preemption:
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.received = signal.Signals(number).name
-        if self.at_once:
+        if self.exits_at_once:
             request_requeue()
             raise Preempted(f"stopped by {self.received} before the first step")
 
 
 def request_requeue() -> None:
-    """Create the file whose path is in the environment variable REQUEUE_FILE, if the variable is set."""
-    if REQUEUE_FILE in os.environ:
-        Path(os.environ[REQUEUE_FILE]).touch()
+    """Create the file whose path is in the environment variable REQUEUE_FILE_VARIABLE, if the variable is set."""
+    if REQUEUE_FILE_VARIABLE in os.environ:
+        Path(os.environ[REQUEUE_FILE_VARIABLE]).touch()
 
 
 @contextmanager

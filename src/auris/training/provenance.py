@@ -37,12 +37,12 @@ from auris.training.strategy import ShardedStrategy
 _PACKAGES = ("torch", "lightning", "transformers", "torchaudio", "hydra-core", "numpy")
 # Number of recent steps over which speeds are averaged. The remaining time is printed after this number of steps, from
 # an average without the first step, which includes warm-up.
-WINDOW = 20
+WINDOW_STEPS = 20
 # Number of steps from which the totals of an epoch are estimated at the start of a run. The error is a few per cent.
-STEPS = 50
+SAMPLED_STEPS = 50
 
 
-def provenance() -> dict[str, str]:
+def find_versions() -> dict[str, str]:
     """Return package versions, and the commit of the working directory ("unknown" if it is not a git checkout)."""
     commit = ""
     if shutil.which("git"):
@@ -56,7 +56,7 @@ def provenance() -> dict[str, str]:
     }
 
 
-def command_line(name: str) -> str:
+def format_command_line(name: str) -> str:
     """Return the command line of this process, or an empty string if there is none because Hydra did not start it.
 
     Args:
@@ -68,7 +68,7 @@ def command_line(name: str) -> str:
 
 
 class EnvironmentReport(L.Callback):
-    """Callback that prints the environment of a run at its start, and the remaining time after WINDOW steps.
+    """Callback that prints the environment of a run at its start, and the remaining time after WINDOW_STEPS steps.
 
     Args:
         run_dir: Directory of the run.
@@ -81,10 +81,10 @@ class EnvironmentReport(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Print the environment and write it to `environment.json`."""
         if trainer.is_global_zero:
-            self.environment, versions = Environment.of(trainer, audio_module(pl_module)), provenance()
+            self.environment, versions = Environment.of(trainer, audio_module(pl_module)), find_versions()
             with files.tolerate_write_errors(self.path):
                 files.write_json(self.path, versions | asdict(self.environment))
-            rank_zero_info("\n".join(self.environment.lines(versions)))
+            rank_zero_info("\n".join(self.environment.format_lines(versions)))
 
     def on_train_batch_end(
         self,
@@ -94,18 +94,18 @@ class EnvironmentReport(L.Callback):
         batch: Any = None,
         batch_idx: int = 0,
     ) -> None:
-        """Print the remaining time after WINDOW steps."""
+        """Print the remaining time after WINDOW_STEPS steps."""
         speed = float(trainer.callback_metrics.get("tokens/s", 0))
         if not trainer.is_global_zero or not speed:
             return
         assert self.environment is not None  # set by on_train_start on the first rank
-        if trainer.global_step == self.environment.step + WINDOW:
+        if trainer.global_step == self.environment.step + WINDOW_STEPS:
             module = audio_module(pl_module)
             n_left = module.max_steps - trainer.global_step
             seconds = self.environment.tokens * n_left / module.max_steps / speed
             peak = ""
             if module.device.type == "cuda":
-                peak = f"; peak memory so far {cost.peak_bytes(module.device) / GIB:.2f} GiB"
+                peak = f"; peak memory so far {cost.measure_peak_bytes(module.device) / GIB:.2f} GiB"
             duration = _format_duration(seconds)
             rank_zero_info(f"{_format_tokens(speed)}/s: the remaining {n_left:,} steps take about {duration}{peak}")
 
@@ -139,7 +139,7 @@ class Environment:
         moments: Precision of the optimizer's moments.
         states_bytes: Estimated memory of weights, gradients and moments on a device, in bytes.
         pack_bytes: Estimated memory of a full pack on a device, in bytes.
-        operations: Number of useful floating-point operations of the whole run (`cost.training_flops`).
+        operations: Number of useful floating-point operations of the whole run (`cost.count_training_flops`).
         matmul_speed: Measured FLOP/s of a large matrix product on this device.
         least_seconds: Seconds that the operations take if all devices reach `matmul_speed` all the time.
     """
@@ -178,28 +178,30 @@ class Environment:
         data, strategy = datamodule(trainer), trainer.strategy
         device = strategy.root_device
         assert data.plan is not None  # Lightning has set up the data
-        epoch = compute_epoch_stats(data.rows, data.plan, data.samples, ranks=data.world, max_steps=STEPS)
+        epoch = compute_epoch_stats(data.rows, data.plan, data.samples, ranks=data.world, max_steps=SAMPLED_STEPS)
         epochs = module.max_steps / epoch.steps
         run_total = epoch.total.scale(epochs)
         stage = cost.Stage.of(module.objective, module.trainable)
         is_sharded = isinstance(strategy, ShardedStrategy)
         n_shards = trainer.world_size // strategy.replicas if isinstance(strategy, ShardedStrategy) else 1
         bytes_per_number = 2 if "bf16" in str(trainer.precision) else 4
-        memory = cost.memory(
+        memory = cost.estimate_memory(
             module.net,
             stage,
             cost.Load.of_budget(data.token_budget, module.net.geometry.pool),
-            number=bytes_per_number,
+            activation_bytes=bytes_per_number,
             # Frozen weights that are sharded are stored in the precision of the computation; otherwise they are stored
             # in float32 and cast at each use.
-            frozen=bytes_per_number if is_sharded else 4,
-            moment=optim.moment_bytes(module.optim),
-            buckets=isinstance(strategy, DDPStrategy),
+            frozen_bytes=bytes_per_number if is_sharded else 4,
+            moment_bytes=optim.moment_bytes(module.optim),
+            has_buckets=isinstance(strategy, DDPStrategy),
         )
-        speed = matmul_speed(device)
-        operations = cost.training_flops(module.net, stage, cost.Load.of_rows(run_total.tokens, run_total.seconds))
+        speed = measure_matmul_speed(device)
+        operations = cost.count_training_flops(
+            module.net, stage, cost.Load.of_rows(run_total.tokens, run_total.seconds)
+        )
         return cls(
-            command=command_line("train"),
+            command=format_command_line("train"),
             data=data.digests,
             host=socket.gethostname(),
             device=device_name(device),
@@ -216,7 +218,7 @@ class Environment:
             tasks={task: _share_to_json(share.scale(epochs)) for task, share in epoch.tasks.items()},
             unusable=epoch.unusable,
             parameters=cost.count_parameters(module.net),
-            trained=cost.trained_parameters(module.net, stage),
+            trained=cost.count_trained_parameters(module.net, stage),
             audio_tokens_per_second=ENCODER_RATE / module.net.geometry.pool,
             moments=module.optim.get("states", "fp32"),
             states_bytes=memory.states / n_shards,
@@ -226,11 +228,11 @@ class Environment:
             least_seconds=operations / speed / trainer.world_size,
         )
 
-    def lines(self, versions: Mapping[str, str]) -> list[str]:
+    def format_lines(self, versions: Mapping[str, str]) -> list[str]:
         """Describe the environment in lines of text.
 
         Args:
-            versions: The result of `provenance`.
+            versions: The result of `find_versions`.
         """
         tasks_by_size = sorted(self.tasks.items(), key=lambda item: -item[1]["tokens"])
         shares = [
@@ -249,7 +251,8 @@ class Environment:
             f"estimated memory per device: {self.states_bytes / GIB:.2f} GiB for weights, gradients and moments "
             f"({self.moments}), {self.pack_bytes / GIB:.2f} GiB for a full pack",
             f"time: at least {_format_duration(self.least_seconds)} for the matrix products alone at this device's "
-            f"measured speed ({self.matmul_speed / 1e12:.2f} TFLOP/s); a better estimate follows after {WINDOW} steps",
+            f"measured speed ({self.matmul_speed / 1e12:.2f} TFLOP/s); a better estimate follows after {WINDOW_STEPS} "
+            "steps",
         ]
 
 
@@ -257,7 +260,7 @@ def _share_to_json(share: DataAmount) -> dict[str, float]:
     return {"rows": share.rows, "tokens": share.tokens, "hours": share.seconds / 3600}
 
 
-def matmul_speed(device: torch.device) -> float:
+def measure_matmul_speed(device: torch.device) -> float:
     """Measure the FLOP/s of a large matrix product on a device, in bf16 on a GPU and in fp32 elsewhere."""
     size, dtype = (8192, torch.bfloat16) if device.type == "cuda" else (512, torch.float32)
     # No random matrix, because drawing it would change the random numbers that the run draws.

@@ -40,7 +40,7 @@ from auris.training import sharding
 from auris.training.lightning_types import datamodule
 from auris.training.objectives.dpo import DPO, answer_logps
 
-Table = dict[str, tuple[float, float]]
+LogpTable = dict[str, tuple[float, float]]
 """Maps the digest of a row's content to the log-probabilities of the row's chosen and rejected answer."""
 
 # A dialogue with every element that chat templates render differently. Its rendering is part of the cache's digest.
@@ -52,7 +52,7 @@ _PROBE = (
 )
 
 
-def check(objective: nn.Module, samples: Samples) -> None:
+def check_augmentation(objective: nn.Module, samples: Samples) -> None:
     """Check that a cached reference gets the same audio as the policy in every epoch.
 
     Raises:
@@ -71,12 +71,12 @@ def check(objective: nn.Module, samples: Samples) -> None:
         )
 
 
-def copy_for_live(objective: nn.Module, net: AudioLM) -> AudioLM | None:
+def copy_for_live_reference(objective: nn.Module, net: AudioLM) -> AudioLM | None:
     """Return a copy of a net on the meta device, for a reference that is computed in every step; otherwise None."""
     return copy.deepcopy(net) if isinstance(objective, DPO) and objective.reference == "live" else None
 
 
-def start_live(
+def start_live_reference(
     objective: DPO, net: AudioLM, reference: AudioLM, *, device: torch.device, meshes: sharding.Meshes | None
 ) -> None:
     """Give an objective its live reference: a frozen copy of the net with its current weights.
@@ -84,7 +84,7 @@ def start_live(
     Args:
         objective: The objective, which computes the reference in every step.
         net: The net with its initial weights.
-        reference: The copy from `copy_for_live`, on the meta device.
+        reference: The copy from `copy_for_live_reference`, on the meta device.
         device: Device to which the copy is moved.
         meshes: Device meshes over which the net is sharded; None if it is not sharded.
     """
@@ -93,10 +93,10 @@ def start_live(
         sharding.shard(reference, meshes)
     sharding.materialise(reference, device, draw=False)
     sharding.copy_weights(net, reference)
-    objective.freeze(reference)
+    objective.set_live_reference(reference)
 
 
-def attach_cached(net: AudioLM, trainer: L.Trainer, *, config: Config, tensor_parallel: int) -> None:
+def attach_cached_logps(net: AudioLM, trainer: L.Trainer, *, config: Config, tensor_parallel: int) -> None:
     """Attach log-probabilities under the net's current weights to the pairs of a trainer's data, using the cache.
 
     Args:
@@ -117,7 +117,7 @@ def attach_cached(net: AudioLM, trainer: L.Trainer, *, config: Config, tensor_pa
         n_tokens = np.concatenate([data.lengths.tokens, data.valid_lengths.tokens])
     # Lightning makes the trainer's device the default while it builds a model, but samples are built on the CPU.
     with torch.device("cpu"), trainer.precision_plugin.forward_context():
-        table = compute(
+        table = compute_logps(
             net,
             [*train_rows, *valid_rows],
             n_tokens,
@@ -129,12 +129,12 @@ def attach_cached(net: AudioLM, trainer: L.Trainer, *, config: Config, tensor_pa
     sharding.reshard(net)
     # DPO only trains on pairs.
     assert isinstance(data.samples, PairSamples) and isinstance(data.valid_samples, PairSamples)
-    data.samples.references = by_id(table, train_rows)
-    data.valid_samples.references = by_id(table, valid_rows)
+    data.samples.references = logps_by_id(table, train_rows)
+    data.valid_samples.references = logps_by_id(table, valid_rows)
 
 
 @torch.no_grad()
-def compute(
+def compute_logps(
     net: AudioLM,
     rows: Sequence[Row],
     n_tokens: np.ndarray,
@@ -143,7 +143,7 @@ def compute(
     file: Path,
     token_budget: int,
     tensor_parallel: int = 1,
-) -> Table:
+) -> LogpTable:
     """Return the log-probabilities of both answers of every row under the net, reusing cached ones.
 
     Args:
@@ -170,7 +170,7 @@ def compute(
     device = next(net.parameters()).device
     modules_in_training = [module for module in net.modules() if module.training]
     net.eval()
-    new: Table = {}
+    new: LogpTable = {}
     for numbers in track(packs, description="reference log-probabilities", disable=rank > 0 or not packs):
         batch = to_device(build_pack(rows, [(number, None) for number in numbers], samples), device)
         logps = answer_logps(net, batch)[0].tolist()
@@ -185,7 +185,7 @@ def compute(
     return cached | _merge_ranks(new)
 
 
-def by_id(table: Table, rows: Iterable[Row]) -> Table:
+def logps_by_id(table: LogpTable, rows: Iterable[Row]) -> LogpTable:
     """Return the log-probabilities of the given rows by row id. Rows that are not in the table are left out."""
     digests = {row.id: row_digest(row) for row in rows if not row.problem}
     return {row_id: table[digest] for row_id, digest in digests.items() if digest in table}
@@ -232,12 +232,12 @@ def _file_digest(path: Path, modified_ns: int) -> str:
     return files.file_digest(path)
 
 
-def _read_cache(file: Path) -> Table:
+def _read_cache(file: Path) -> LogpTable:
     """Read the cache files of all ranks."""
     lines = chain.from_iterable(map(files.read_jsonl, sorted(file.parent.glob(f"{file.name}-*.jsonl"))))
     return {line["row"]: (line["chosen"], line["rejected"]) for line in lines}
 
 
-def _merge_ranks(table: Table) -> Table:
+def _merge_ranks(table: LogpTable) -> LogpTable:
     """Merge the tables of all ranks."""
     return {key: pair for part in gather(table) for key, pair in part.items()}

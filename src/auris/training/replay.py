@@ -121,7 +121,7 @@ def _make_table(ids: list[str], results: list[RowResult]) -> Table:
 
 def run(config: Config) -> int:
     """Run `auris replay`; return 1 if there is a row whose loss or gradient is not finite, otherwise 0."""
-    train.quiet()
+    train.silence_messages()
     options = {"checkpoint": config["checkpoint"], "accelerator": config["accelerator"]}
     nonfinite = replay(Path(config["fault"]), **options, console=Console())
     if nonfinite:

@@ -73,7 +73,7 @@ def run(config: Config) -> int | float | None:
         The exit code of a study; the value of `metric` after a run, which a sweeper optimises; None for a dry run, and
         on processes other than the first.
     """
-    quiet()
+    silence_messages()
     if "arms" in config:
         return studies.run_study(config)
     finished = train(config) / "finished.json"
@@ -92,20 +92,20 @@ def train(config: Config) -> Path:
     if config["dry_run"]:
         module, data = build(config)
         data.setup("fit")
-        dry_run.report(Console(), module, data, config)
+        dry_run.print_report(Console(), module, data, config)
         return run_dir
     with ExitStack() as stack:
         if _is_first_process():
-            stack.enter_context(removed_if_unused(run_dir))
+            stack.enter_context(remove_if_unused(run_dir))
             stack.enter_context(run_lock(run_dir))
-        if claim(run_dir, config):
+        if claim_run_dir(run_dir, config):
             preemption = stack.enter_context(Preemption())
             module, data = build(config)
             save_tokenizer(module.tokenizer, run_dir / "tokenizer")
             trainer = build_trainer(config, run_dir, preemption)
             started = time.time()
             trainer.fit(module, data)
-            finish(trainer, run_dir, seconds=time.time() - started)
+            write_summary(trainer, run_dir, seconds=time.time() - started)
     return run_dir
 
 
@@ -118,7 +118,7 @@ def _is_first_process() -> bool:
 
 
 @contextmanager
-def removed_if_unused(run_dir: Path) -> Generator[None]:
+def remove_if_unused(run_dir: Path) -> Generator[None]:
     """Remove a run directory that was created in the block if the block fails before the first step."""
     created = [path for path in (run_dir, *run_dir.parents) if not path.exists()]
     try:
@@ -132,7 +132,7 @@ def removed_if_unused(run_dir: Path) -> Generator[None]:
         raise
 
 
-def claim(run_dir: Path, config: Config) -> bool:
+def claim_run_dir(run_dir: Path, config: Config) -> bool:
     """Prepare a directory for a run with the given config; return False if the run is already finished.
 
     The config is written into the directory. If the directory contains a checkpoint, the config must be the one that is
@@ -166,7 +166,7 @@ def save_tokenizer(tokenizer: Tokenizer, path: Path) -> None:
             tokenizer.save(draft)
 
 
-def finish(trainer: L.Trainer, run_dir: Path, *, seconds: float) -> None:
+def write_summary(trainer: L.Trainer, run_dir: Path, *, seconds: float) -> None:
     """Write `finished.json` with the last metrics, the speeds and the counts of faults, and print a summary.
 
     Args:
@@ -181,8 +181,8 @@ def finish(trainer: L.Trainer, run_dir: Path, *, seconds: float) -> None:
     rates = {}
     for callback in trainer_callbacks(trainer):
         if isinstance(callback, throughput.Throughput):
-            rates = {f"speed/{name}": rate for name, rate in callback.session().items()}
-            rank_zero_info(callback.report())
+            rates = {f"speed/{name}": rate for name, rate in callback.session_rates().items()}
+            rank_zero_info(callback.format_report())
     counts = {f"faults/{kind}": number for kind, number in count_faults(trainer).items()}
     files.write_json(run_dir / "finished.json", {**summary, **metrics, **rates, **counts})
     rank_zero_info(f"finished {run_dir}: {summary['steps']} steps, {summary['seconds']} s in this session")
@@ -195,9 +195,9 @@ def count_faults(trainer: L.Trainer) -> dict[str, int]:
         if isinstance(source, callbacks.Faults):
             counts |= source.counts
         elif isinstance(source, CheckpointCallback):
-            counts["checkpoints"] = source.failed
+            counts["checkpoints"] = source.n_failed
         elif isinstance(source, ResumableTensorBoardLogger):
-            counts["event_files"] = source.failed
+            counts["event_files"] = source.n_failed
     return counts
 
 
@@ -230,7 +230,7 @@ def build(config: Config) -> tuple[AudioLMModule, AudioDataModule]:
         for train in (True, False)
     )
     objective = configs.build_objective(config, net, tokenizer)
-    references.check(objective, samples)
+    references.check_augmentation(objective, samples)
     module_keys = ("optim", "max_steps", "trainable", "lora", "max_new_tokens", "seed", "compile")
     module = get_class(config["module"])(
         net=net,
@@ -311,7 +311,7 @@ def trainer_options(trainer: Config) -> dict[str, Any]:
     return {**trainer, "precision": precision, "strategy": strategy}
 
 
-def quiet() -> None:
+def silence_messages() -> None:
     """Silence messages of Lightning and torch that a user cannot act on."""
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.INFO)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")

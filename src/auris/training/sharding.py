@@ -53,7 +53,7 @@ class Meshes:
     dtype: torch.dtype = torch.float32
 
     @property
-    def copies(self) -> int:
+    def n_copies(self) -> int:
         """Number of processes that compute the same gradient of a parameter that tensor parallelism does not divide."""
         return 1 if self.tensor is None else self.tensor.size()
 
@@ -83,14 +83,14 @@ def shard(net: AudioLM, meshes: Meshes) -> None:
         styles: dict[str, ParallelStyle] = {name: _STYLES[style]() for name, style in plan.items()}
         parallelize_module(net.llm.get_decoder(), meshes.tensor, styles)
     for block in net.encoder.blocks:
-        _make_unit(block, meshes.whole, meshes.dtype, meshes.copies)
-    for layer in llm.decoder_layers(net.llm):
+        _make_unit(block, meshes.whole, meshes.dtype, meshes.n_copies)
+    for layer in llm.layers(net.llm):
         _make_unit(layer, meshes.layers, meshes.dtype)
     embedding, head = net.llm.get_input_embeddings(), net.llm.get_output_embeddings()
     assert head is not None  # every causal language model has one
     if embedding.weight is not head.weight:
-        _make_unit(embedding, meshes.whole, meshes.dtype, meshes.copies)
-    _make_unit(net, meshes.whole, meshes.dtype, meshes.copies, reshard_after_forward=False)
+        _make_unit(embedding, meshes.whole, meshes.dtype, meshes.n_copies)
+    _make_unit(net, meshes.whole, meshes.dtype, meshes.n_copies, reshard_after_forward=False)
     for method in _FORWARD_METHODS:
         register_fsdp_forward_method(net, method)
 
@@ -98,7 +98,7 @@ def shard(net: AudioLM, meshes: Meshes) -> None:
 def shard_objective(objective: nn.Module, meshes: Meshes) -> None:
     """Shard the parameters of an objective, if it has any. Unlike those of a net, they are already initialised."""
     if next(objective.parameters(), None) is not None:
-        _make_unit(objective, meshes.whole, meshes.dtype, meshes.copies)
+        _make_unit(objective, meshes.whole, meshes.dtype, meshes.n_copies)
         register_fsdp_forward_method(objective, "answer")
 
 
@@ -110,7 +110,11 @@ def reshard(*modules: nn.Module) -> None:
 
 
 def _make_unit(
-    module: nn.Module, mesh: DeviceMesh, dtype: torch.dtype, copies: int = 1, reshard_after_forward: bool | None = None
+    module: nn.Module,
+    mesh: DeviceMesh,
+    dtype: torch.dtype,
+    n_copies: int = 1,
+    reshard_after_forward: bool | None = None,
 ) -> None:
     """Make one FSDP unit of those parameters of a module that do not belong to a unit yet.
 
@@ -118,7 +122,7 @@ def _make_unit(
         module: The module.
         mesh: Processes over which the parameters are sharded.
         dtype: Type of the computation.
-        copies: Number of processes that compute the same gradient.
+        n_copies: Number of processes that compute the same gradient.
         reshard_after_forward: Whether the gathered parameters are freed after forward; None uses FSDP's default.
     """
     # Inputs are not cast, because the reference log-probabilities in a pack must stay in float32. The model casts audio
@@ -128,7 +132,7 @@ def _make_unit(
     # Gradients are summed, not averaged, because the step divides them once, by the count of all ranks. With the divide
     # factor alone, FSDP would divide inside the collective operation, which gloo does not support.
     unit.set_force_sum_reduction_for_comms(True)
-    unit.set_gradient_divide_factor(float(copies))
+    unit.set_gradient_divide_factor(float(n_copies))
 
 
 def check_tensor_parallel(net: AudioLM, size: int, *, has_adapters: bool) -> None:

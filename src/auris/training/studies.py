@@ -34,7 +34,7 @@ from auris import config as configs
 from auris import files
 from auris.config import Config
 from auris.errors import UsageError, UserError
-from auris.training.preemption import REQUEUE
+from auris.training.preemption import REQUEUE_STATUS
 
 # Settings of the study runner, which are not passed on to the runs.
 _RUNNER_KEYS = ("ablations", "arm", "seed", "seeds", "jobs", "threads", "metric", "dry_run")
@@ -109,11 +109,12 @@ def run_study(study: Config) -> int:
         study: The resolved config of the study.
 
     Returns:
-        The exit code: 0 if all jobs are done, REQUEUE if a job was preempted and should be started again, otherwise 1.
+        The exit code: 0 if all jobs are done, REQUEUE_STATUS if a job was preempted and should be started again,
+        otherwise 1.
     """
     overrides = list(HydraConfig.get().overrides.task)
     extra_overrides = [override for override in overrides if override.lstrip("+").split("=")[0] not in _RUNNER_KEYS]
-    jobs = plan(study, extra_overrides, arm=study["arm"], seed=study["seed"])
+    jobs = plan_jobs(study, extra_overrides, arm=study["arm"], seed=study["seed"])
     if study["dry_run"]:
         for job in jobs:
             print(job.level, job.name, job.seed, sep="\t")
@@ -121,14 +122,14 @@ def run_study(study: Config) -> int:
     # `auris results` needs the study's question and the order of its arms, which the run directories do not contain.
     description = {"question": study.get("question", ""), "arms": list(study["arms"])}
     files.write_yaml(Path(jobs[-1].config["runs_dir"]) / study["study"] / "study.yaml", description)
-    code = run(jobs, max_parallel=study["jobs"], threads=study["threads"], metric=study.get("metric"))
-    return code if code == REQUEUE else min(code, 1)
+    code = run_jobs(jobs, max_parallel=study["jobs"], threads=study["threads"], metric=study.get("metric"))
+    return code if code == REQUEUE_STATUS else min(code, 1)
 
 
 # --- planning -----------------------------------------------------------------------------------------------------
 
 
-def plan(
+def plan_jobs(
     study: Config, extra_overrides: Sequence[str] = (), arm: str | None = None, seed: int | None = None
 ) -> list[Job]:
     """Return the jobs of a study; every job comes after the jobs that it needs.
@@ -169,7 +170,9 @@ def plan(
         after = entry.get("after") or {}
         # Either the whole model starts from the weights of one run, or its parts start from several runs.
         is_whole_model = isinstance(after, str)
-        sources = {"checkpoint": after} if is_whole_model else {f"weights.{part}": run for part, run in after.items()}
+        sources = (
+            {"checkpoint": after} if is_whole_model else {f"weights.{part}": source for part, source in after.items()}
+        )
         needed = {key: add(source, seed, (*path, name)) for key, source in sources.items()}
         weights = [f"{key}={job.run_dir}" for key, job in needed.items()]
         overrides = [*entry["overrides"], *weights, *extra_overrides]
@@ -233,7 +236,7 @@ def _check_that_arms_differ(jobs: Sequence[Job]) -> None:
 # --- running ------------------------------------------------------------------------------------------------------
 
 
-def run(jobs: list[Job], max_parallel: int, threads: int = 1, metric: str | None = None) -> int:
+def run_jobs(jobs: list[Job], max_parallel: int, threads: int = 1, metric: str | None = None) -> int:
     """Run jobs in parallel and show a live table.
 
     SIGTERM and SIGUSR1, the signals with which a cluster preempts a job, are forwarded to the running jobs. After such
@@ -246,7 +249,7 @@ def run(jobs: list[Job], max_parallel: int, threads: int = 1, metric: str | None
         metric: Validation metric to show in the table; None shows the loss.
 
     Returns:
-        The number of jobs that did not finish, or REQUEUE if a job should be started again.
+        The number of jobs that did not finish, or REQUEUE_STATUS if a job should be started again.
     """
     console = Console()
     for job in jobs:
@@ -274,14 +277,14 @@ def run(jobs: list[Job], max_parallel: int, threads: int = 1, metric: str | None
             if job.process is not None and job.is_alive:
                 job.process.terminate()
         console.print("stopped; the same command resumes the study")
-        return min(sum(job.status != "done" for job in jobs), REQUEUE - 1)
+        return min(sum(job.status != "done" for job in jobs), REQUEUE_STATUS - 1)
     unfinished = [job for job in jobs if job.status != "done"]
     for job in unfinished:
         console.print(f"[red]{job.key} {job.status}[/red]" + (f", see {job.log}:" if job.status == "failed" else ""))
         if job.status == "failed":
             console.print("".join(job.log.read_text(errors="replace").splitlines(keepends=True)[-12:]), markup=False)
     is_preempted = signals or any(job.status == "stopped" for job in jobs)
-    return REQUEUE if unfinished and is_preempted else min(len(unfinished), REQUEUE - 1)
+    return REQUEUE_STATUS if unfinished and is_preempted else min(len(unfinished), REQUEUE_STATUS - 1)
 
 
 @contextmanager
@@ -317,7 +320,7 @@ def _advance(jobs: Sequence[Job], max_parallel: int, threads: int) -> list[Job]:
         if job.process is not None and (code := job.process.poll()) is not None:
             job.process = None
             remaining = job.evaluate[job.evaluations :]
-            if code == REQUEUE or (not max_parallel and (code != 0 or remaining)):
+            if code == REQUEUE_STATUS or (not max_parallel and (code != 0 or remaining)):
                 job.status = "stopped"
             elif code != 0:
                 job.status = "failed"

@@ -27,15 +27,15 @@ class TaskScore(torchmetrics.Metric):
 
     is_differentiable = False
     full_state_update = False
-    sums: torch.Tensor  # (number of statistics,) float64; exists only if `additive`
-    rows: list[torch.Tensor]  # statistics of each row as the bytes of a line of JSON; exists only if not `additive`
+    sums: torch.Tensor  # (number of statistics,) float64; exists only if `is_additive`
+    rows: list[torch.Tensor]  # statistics of each row as the bytes of a line of JSON; exists only if not `is_additive`
 
     def __init__(self, metric: str, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         check(metric)
         self.metric = metric
-        self.additive = measure(metric).formula is not None
-        if self.additive:
+        self.is_additive = measure(metric).formula is not None
+        if self.is_additive:
             zeros = torch.zeros(len(measure(metric).stats), dtype=torch.float64)  # exact for counts
             self.add_state("sums", default=zeros, dist_reduce_fx="sum")
         else:
@@ -56,7 +56,7 @@ class TaskScore(torchmetrics.Metric):
         """
         for hypothesis, reference, language in zip(hypotheses, references, languages, strict=True):
             stats = row_stats(self.metric, hypothesis, reference, language)
-            if self.additive:
+            if self.is_additive:
                 self.sums += torch.tensor(stats, dtype=self.sums.dtype, device=self.sums.device)
             else:
                 # Ranks can exchange tensors only, so the statistics are stored as the bytes of a line of JSON. The
@@ -66,7 +66,7 @@ class TaskScore(torchmetrics.Metric):
 
     def compute(self) -> torch.Tensor:
         """Return the score of all rows so far: a fraction, or 0 to 100 for BLEU."""
-        if self.additive:
+        if self.is_additive:
             return torch.tensor(value(self.metric, self.sums.cpu().numpy()))
         lines = bytes(dim_zero_cat(self.rows).to(torch.uint8).tolist()) if len(self.rows) else b""
         return torch.tensor(score(self.metric, [json.loads(line) for line in lines.splitlines()]))

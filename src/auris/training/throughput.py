@@ -18,7 +18,7 @@ from torch import Tensor
 from auris.training import cost
 from auris.training.cost import LOAD_FIELDS
 from auris.training.lightning_types import audio_module, is_log_step
-from auris.training.provenance import WINDOW, device_name
+from auris.training.provenance import WINDOW_STEPS, device_name
 
 Totals = Mapping[str, float]
 """Totals of a session at the end of a step.
@@ -40,10 +40,10 @@ class Throughput(L.Callback):
 
     def __init__(self, peak_flops: float | None = None) -> None:
         self.setting = peak_flops
-        self.peak, self.source = cost.peak_flops("", "", peak_flops)
+        self.peak, self.source = cost.find_peak_flops("", "", peak_flops)
         self.flops_per: dict[str, int] = {}  # field of `cost.Load` -> useful operations per token, frame or pair
         self.totals = dict.fromkeys(("tokens", "audio_seconds", "flops"), 0.0)  # totals of the whole run
-        self.recent: list[Totals] = []  # totals after each of the last WINDOW + 1 steps
+        self.recent: list[Totals] = []  # totals after each of the last WINDOW_STEPS + 1 steps
         self.first: Totals | None = None  # totals after the first step of the session
         self.latest: Totals = {}  # totals after the latest step
         self.peak_bytes = 0.0
@@ -55,9 +55,11 @@ class Throughput(L.Callback):
         """Look up the peak FLOP/s of the device, and compute the useful operations per token, frame and pair."""
         module = audio_module(pl_module)
         self.devices = trainer.world_size
-        self.peak, self.source = cost.peak_flops(device_name(module.device), str(trainer.precision), self.setting)
+        self.peak, self.source = cost.find_peak_flops(device_name(module.device), str(trainer.precision), self.setting)
         stage = cost.Stage.of(module.objective, module.trainable)
-        self.flops_per = {name: cost.training_flops(module.net, stage, cost.Load(**{name: 1})) for name in LOAD_FIELDS}
+        self.flops_per = {
+            name: cost.count_training_flops(module.net, stage, cost.Load(**{name: 1})) for name in LOAD_FIELDS
+        }
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Stop the clock."""
@@ -75,7 +77,7 @@ class Throughput(L.Callback):
     ) -> None:
         """Count a step, show its speed on the progress bar and log the speed if this step is logged."""
         self._count(outputs)
-        rates = self.rates(self.recent[0], self.recent[-1])
+        rates = self.compute_rates(self.recent[0], self.recent[-1])
         progress_bar = {"tokens/s": "tokens_per_s", "h/h": "audio_hours_per_hour", "MFU": "mfu", "wait": "data_wait"}
         for name, key in progress_bar.items():
             if key in rates:
@@ -106,9 +108,9 @@ class Throughput(L.Callback):
         latest = {name: self.latest.get(name, 0) + number for name, number in step.items()}
         self.latest = latest | {"seconds": time.perf_counter() - self.paused}
         self.first = self.first or self.latest
-        self.recent = [*self.recent[-WINDOW:], self.latest]
+        self.recent = [*self.recent[-WINDOW_STEPS:], self.latest]
 
-    def rates(self, start: Totals, end: Totals) -> dict[str, float]:
+    def compute_rates(self, start: Totals, end: Totals) -> dict[str, float]:
         """Return the speeds between two steps by name; empty if no time has passed. Shares are fractions."""
         difference = {name: end[name] - start[name] for name in end}
         seconds = difference["seconds"]
@@ -126,13 +128,13 @@ class Throughput(L.Callback):
         }
         return rates | ({} if self.peak is None else {"mfu": flops_per_second / self.devices / self.peak})
 
-    def session(self) -> dict[str, float]:
+    def session_rates(self) -> dict[str, float]:
         """Return the speeds over all steps of the session except the first step."""
-        return {} if self.first is None else self.rates(self.first, self.latest)
+        return {} if self.first is None else self.compute_rates(self.first, self.latest)
 
-    def report(self) -> str:
+    def format_report(self) -> str:
         """Describe the session in a sentence."""
-        rates = self.session()
+        rates = self.session_rates()
         if not rates:
             return "speed: unknown, because measuring it takes at least two steps"
         mfu = f"no MFU because {self.source} (set peak_flops to the FLOP/s of one device)"

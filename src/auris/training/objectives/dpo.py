@@ -18,7 +18,7 @@ from torch import Tensor
 
 from auris.errors import UserError
 from auris.model.pack import Pack
-from auris.training.objectives.logps import score
+from auris.training.objectives.logps import label_logps
 from auris.training.objectives.objective import Objective, task_sums
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ class DPO(Objective):
         # In a tuple, the frozen net is not a submodule, so that checkpoints and optimizers do not include it.
         self._frozen: tuple[AudioLM, ...] = ()
 
-    def freeze(self, net: AudioLM) -> None:
+    def set_live_reference(self, net: AudioLM) -> None:
         """Freeze a net, which must be a copy of the policy, and use it as the reference of `reference="live"`."""
         self._frozen = (net.requires_grad_(False).eval(),)
 
@@ -155,7 +155,7 @@ class DPO(Objective):
         if not self._frozen:
             raise UserError(
                 "the pairs have no reference log-probabilities and there is no frozen reference: call "
-                "references.attach_cached or references.start_live before the first step"
+                "references.attach_cached_logps or references.start_live_reference before the first step"
             )
         # A pack without rows is computed as well, because a sharded net needs all processes in each forward.
         with torch.no_grad():
@@ -167,7 +167,7 @@ def answer_logps(net: AudioLM, pack: Pack) -> tuple[Tensor, Tensor]:
 
     The answers of pair p are the labels of segments 2 p and 2 p + 1.
     """
-    logps, positions, _ = score(net, pack)
+    logps, positions, _ = label_logps(net, pack)
     segments = torch.searchsorted(pack["cu_seqlens"][1:].long(), positions, right=True)
     zeros = logps.new_zeros(2 * len(pack["rows"]))  # the dummy segment of a pack without rows has no labels
     sums, lengths = (zeros.index_add(0, segments, x) for x in (logps, torch.ones_like(logps)))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 CHUNK = 4096
 
 
-def score(net: AudioLM, pack: Pack) -> tuple[Tensor, Tensor, Tensor]:
+def label_logps(net: AudioLM, pack: Pack) -> tuple[Tensor, Tensor, Tensor]:
     """Return the log-probabilities of the labels of a pack. Logits are computed only at positions with a label.
 
     Returns:

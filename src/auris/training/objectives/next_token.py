@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from auris.model.pack import IGNORE, Pack
-from auris.training.objectives.logps import score
+from auris.training.objectives.logps import label_logps
 from auris.training.objectives.objective import Objective, task_sums
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class NextToken(Objective):
         `accuracy` is the number of supervised tokens that are predicted correctly under teacher forcing. `tasks` (2, K)
         contains the summed loss and the number of supervised tokens for each of `tasks.CURVES`.
         """
-        logps, positions, is_likeliest = score(net, pack)
+        logps, positions, is_likeliest = label_logps(net, pack)
         sums = {"accuracy": is_likeliest.sum()}
         if "tasks" in pack:
             segments = torch.searchsorted(pack["cu_seqlens"][1:].long(), positions, right=True)
