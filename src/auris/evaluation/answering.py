@@ -186,7 +186,7 @@ def split_long(manifests: Sequence[Manifest], samples: Samples) -> tuple[list[Ma
 # --- all ranks together -------------------------------------------------------------------------------------------
 
 
-def answer(
+def answer_rows(
     model: AudioModel,
     request: Request,
     lengths: Lengths,
@@ -197,7 +197,7 @@ def answer(
 ) -> tuple[list[str], dict[str, str]]:
     """Answer all usable rows, reusing cached responses.
 
-    Call this function on the first rank, and `assist` on all other ranks.
+    Call this function on the first rank, and `assist_first_rank` on all other ranks.
 
     Args:
         model: The model to evaluate.
@@ -219,7 +219,7 @@ def answer(
     console.print(f"{request.kind} rows: {n_new} to answer{settings}; {len(keys) - n_new} cached", highlight=False)
     packs = pack_by_length(replace(lengths, tokens=np.where(is_new, lengths.tokens, 0)), token_budget)
     shares = split_into_shares(packs)
-    ranks.exchange(shares)  # `assist` receives them
+    ranks.exchange(shares)  # `assist_first_rank` receives them
     skipped = {rows[number].id: reason for number, reason in lengths.problems.items()}
     results = ranks.map(partial(answer_share, model, request, rows), shares)
     for responses, problems in track(results, "answering", total=len(shares), console=console, disable=not shares):
@@ -230,8 +230,8 @@ def answer(
     return [key for key in keys.values() if key in cache], skipped
 
 
-def assist(model: AudioModel, request: Request, ranks: Ranks) -> None:
-    """Compute responses for the first rank, which calls `answer`."""
+def assist_first_rank(model: AudioModel, request: Request, ranks: Ranks) -> None:
+    """Compute responses for the first rank, which calls `answer_rows`."""
     [shares, *_] = ranks.exchange(None)
     for _ in ranks.map(partial(answer_share, model, request, request.rows), shares):
         pass

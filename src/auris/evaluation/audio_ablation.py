@@ -42,7 +42,7 @@ class Silence:
         return f"silence of {self.n_samples} samples"
 
 
-def variants(audio: str) -> tuple[str, ...]:
+def audio_kinds(audio: str) -> tuple[str, ...]:
     """Return the kinds of audio to evaluate.
 
     The unchanged audio (`as_is`) comes first, because scores with replaced audio are compared with it.
@@ -58,7 +58,7 @@ def variants(audio: str) -> tuple[str, ...]:
     return KINDS if audio == "all" else tuple(dict.fromkeys((AS_IS, audio)))
 
 
-def name(benchmark: str, kind: str) -> str:
+def evaluation_name(benchmark: str, kind: str) -> str:
     """Return the name of an evaluation: the benchmark, followed by the kind of audio as in `meld@silence`."""
     return benchmark if kind == AS_IS else f"{benchmark}@{kind}"
 

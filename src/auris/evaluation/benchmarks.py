@@ -105,7 +105,7 @@ class Benchmark:
         return changes + [f"{key}:{value}" for key, value in user_settings.items() if published.get(key) != value]
 
 
-def members(config: Config) -> list[Benchmark]:
+def list_members(config: Config) -> list[Benchmark]:
     """Return the benchmarks of a group (a config with the key `members`), or the single benchmark of a config.
 
     The `root` of a group applies to all its members.

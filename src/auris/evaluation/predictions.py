@@ -59,10 +59,10 @@ def predict(kind: str, responses: Sequence[Response], raw_metrics: Sequence[str]
     if kind == "preference":
         return [_predict_preference(response) for response in responses]
     verifications = [_predict_verification(response) for response in responses if response.yes_no_log_odds is not None]
-    return score(responses, raw_metrics) + verifications
+    return score_responses(responses, raw_metrics) + verifications
 
 
-def score(responses: Sequence[Response], raw_metrics: Sequence[str] = ()) -> list[Prediction]:
+def score_responses(responses: Sequence[Response], raw_metrics: Sequence[str] = ()) -> list[Prediction]:
     """Return one prediction for each text response and metric.
 
     Args:
@@ -93,7 +93,7 @@ def score(responses: Sequence[Response], raw_metrics: Sequence[str] = ()) -> lis
                 answer_language(row),
                 options or sorted(classes.get(group(row), ())),
             )
-            predictions.append(prediction(row, metric, stats, hypothesis, reference))
+            predictions.append(make_prediction(row, metric, stats, hypothesis, reference))
             if "skill" in labels:  # a dialogue counts in the group of its skill as well as in the group of its mode
                 predictions.append(replace(predictions[-1], group=f"chat {labels['skill']}"))
     return predictions
@@ -120,17 +120,18 @@ def _predict_verification(response: Response) -> Prediction:
     yes, _ = VerdictSamples.VERDICTS
     correct = row.labels["text"]
     stats = row_stats("eer", log_odds, correct.strip().lower() == yes, answer_language(row))
-    return prediction(row, "eer", stats, f"log odds {log_odds:.2f}", correct)
+    return make_prediction(row, "eer", stats, f"log odds {log_odds:.2f}", correct)
 
 
 def _predict_preference(response: Response) -> Prediction:
     """Return the prediction for the metric `prefers`: whether the chosen answer is likelier than the rejected one."""
     row, (chosen, rejected), _ = response
     stats = row_stats("prefers", rejected, chosen, answer_language(row))
-    return prediction(row, "prefers", stats, f"log p {chosen:.2f}, rejected {rejected:.2f}", str(row.labels["chosen"]))
+    hypothesis = f"log p {chosen:.2f}, rejected {rejected:.2f}"
+    return make_prediction(row, "prefers", stats, hypothesis, str(row.labels["chosen"]))
 
 
-def prediction(row: Row, metric: str, stats: Sequence[Any], hypothesis: str, reference: str) -> Prediction:
+def make_prediction(row: Row, metric: str, stats: Sequence[Any], hypothesis: str, reference: str) -> Prediction:
     """Return the prediction of a row for a metric, in the group of the row's task.
 
     Args:
@@ -159,7 +160,7 @@ def prediction(row: Row, metric: str, stats: Sequence[Any], hypothesis: str, ref
 
 # --- parts of a test set ------------------------------------------------------------------------------------------
 
-BINARY = ("yes", "no")  # answers to the binary questions of ClothoAQA (as in Qwen2-Audio's evaluate_aqa.py)
+BINARY_ANSWERS = ("yes", "no")  # answers to the binary questions of ClothoAQA (as in Qwen2-Audio's evaluate_aqa.py)
 
 
 def find_parts(row: Row, names: Sequence[str]) -> list[str]:
@@ -180,7 +181,7 @@ def find_parts(row: Row, names: Sequence[str]) -> list[str]:
     words = "-".join(re.findall(r"[a-z0-9]+", labels.lower()))
     parts = [name for name in names if f"-{name}-" in f"-{words}-"]
     answer = str(row.labels.get("text", "")).lower()
-    return parts + [name for name in names if name == "all" or (name == "binary" and answer in BINARY)]
+    return parts + [name for name in names if name == "all" or (name == "binary" and answer in BINARY_ANSWERS)]
 
 
 def split_by_part(predictions: Sequence[Prediction], rows: Sequence[Row], names: Sequence[str]) -> list[Prediction]:

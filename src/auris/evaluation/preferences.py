@@ -145,11 +145,11 @@ def sample_pairs(config: Config, console: Console) -> Outcome:
                 answers.setdefault(number, []).append(str(text))
         for number, texts in answers.items():
             try:
-                metric, scores = score(samples.target_row(rows[number]), texts, config["metric"], judge)
+                metric, scores = score_answers(samples.target_row(rows[number]), texts, config["metric"], judge)
             except UnratedError as error:
                 unusable[rows[number].id] = str(error)
                 continue
-            choice = choose(texts, metric, scores, config["margin"])
+            choice = choose_pair(texts, metric, scores, config["margin"])
             if any(map(math.isnan, scores)):
                 unusable[rows[number].id] = f"{metric} has nothing to count in the row's correct answer"
             elif isinstance(choice, str):
@@ -182,7 +182,7 @@ def _check_config(config: Config) -> None:
         raise UserError(f"data.test={config['data']['test']}: expected [FILE.jsonl] with dialogues to answer")
 
 
-def score(row: Row, answers: Sequence[str], metric: str, judge: Judge | None = None) -> tuple[str, list[float]]:
+def score_answers(row: Row, answers: Sequence[str], metric: str, judge: Judge | None = None) -> tuple[str, list[float]]:
     """Score each answer to a row.
 
     Returns:
@@ -202,7 +202,7 @@ def score(row: Row, answers: Sequence[str], metric: str, judge: Judge | None = N
     return metric_for_language, [measures.value(metric_for_language, answer_stats) for answer_stats in stats]
 
 
-def choose(answers: Sequence[str], metric: str, scores: Sequence[float], margin: float) -> tuple[int, int] | str:
+def choose_pair(answers: Sequence[str], metric: str, scores: Sequence[float], margin: float) -> tuple[int, int] | str:
     """Choose the best and the worst answer. Among equally good answers, the first one is taken.
 
     Empty answers are ignored, because a message of a dialogue must not be empty.
@@ -266,7 +266,7 @@ def _pair_problem(row: Row) -> str | None:
 # --- statistics ---------------------------------------------------------------------------------------------------
 
 
-def statistics(outcome: Outcome) -> dict[str, Any]:
+def compute_statistics(outcome: Outcome) -> dict[str, Any]:
     """Return the content of the statistics file: counts of rows, and lengths and scores of the answers.
 
     `chosen_longer` is the share of pairs whose chosen answer is longer than the rejected answer, with a 95 % bootstrap
@@ -301,12 +301,12 @@ def _mean_by_answer(values: np.ndarray) -> dict[str, float]:
     return dict(zip(("chosen", "rejected"), map(float, values.mean(0)), strict=True))
 
 
-def show(console: Console, counts: Mapping[str, Any], unusable: Mapping[str, str]) -> None:
+def print_statistics(console: Console, counts: Mapping[str, Any], unusable: Mapping[str, str]) -> None:
     """Print the statistics and the reasons why rows cannot be used.
 
     Args:
         console: Console to print on.
-        counts: The result of `statistics`.
+        counts: The result of `compute_statistics`.
         unusable: Reasons why rows cannot be used, by row id.
     """
     table = numbers_table("rows", str(counts["rows"]), title="preference pairs")
@@ -343,8 +343,8 @@ def run(config: Config) -> None:
     if out.exists():
         raise UserError(f"out={out}: the file exists, expected the name of a new file")
     outcome = sample_pairs(config, console) if config["from"] is None else read_pairs(config["from"])
-    counts = statistics(outcome)
-    show(console, counts, outcome.unusable)
+    counts = compute_statistics(outcome)
+    print_statistics(console, counts, outcome.unusable)
     if not outcome.pairs:
         raise UserError(
             "there is no pair to write. Answers of a model may differ more with a larger n_samples=..., and need to "

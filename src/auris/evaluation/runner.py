@@ -72,17 +72,17 @@ def evaluate(config: Config) -> list[ResultRow]:
             return _rescore(job, Path(config["rescore"])) if ranks.is_first else []
         if config["checkpoint"] is None:
             raise UsageError("expected checkpoint=... or rescore=... on the command line (see --help)")
-        members = benchmarks.members(config["benchmark"])
+        members = benchmarks.list_members(config["benchmark"])
         benchmarks.check_files(members)
-        variants = audio_ablation.variants(config["audio"])
+        audio_kinds = audio_ablation.audio_kinds(config["audio"])
         model = pretrained.load(config["checkpoint"], which=config["which"], device=config["accelerator"])
         weights = weights_digest(model.net) if ranks.is_first else ""
         results: list[ResultRow] = []
         for benchmark in members:
-            for audio in variants:
+            for audio in audio_kinds:
                 results += _evaluate(job, model, weights, benchmark, audio)
         for table_name in config["benchmark"].get("tables", ()) if ranks.is_first else ():
-            summary.show_published(job.console, table_name, results)
+            summary.print_published(job.console, table_name, results)
         return results
 
 
@@ -100,7 +100,8 @@ def _evaluate(
     """
     config = job.config
     manifests = read_manifests(benchmark.manifests(), key="data.test")
-    name = audio_ablation.name(benchmark.name or "+".join(Path(manifest.path).stem for manifest in manifests), audio)
+    benchmark_name = benchmark.name or "+".join(Path(manifest.path).stem for manifest in manifests)
+    name = audio_ablation.evaluation_name(benchmark_name, audio)
     digests = {str(manifest.path): manifest.digest for manifest in manifests}
     manifests = audio_ablation.replace_audio(manifests, audio, config["seed"])
     run_dir = _run_dir(config, model.config)
@@ -114,7 +115,7 @@ def _evaluate(
         if selected := answering.select_kind(manifests, kind):
             request = answering.build_request(model, kind, selected, config, benchmark.prompt.get(version), decoding)
             if not job.ranks.is_first:
-                answering.assist(model, request, job.ranks)
+                answering.assist_first_rank(model, request, job.ranks)
                 continue
             part, reasons = _answer(job, model, weights, request, run_dir)
             parts.append(part)
@@ -154,7 +155,7 @@ def _answer(
     settings = {"kind": kind, "weights": weights, "prompt": prompt_digest(samples), "decoding": request.decoding}
     cache = answer_cache.AnswerCache(run_dir / CACHE_DIR, settings)
     token_budget = job.config["token_budget"]
-    keys, skipped = answering.answer(model, request, lengths, cache, token_budget, job.ranks, job.console)
+    keys, skipped = answering.answer_rows(model, request, lengths, cache, token_budget, job.ranks, job.console)
     return answer_cache.Part(kind=kind, file=cache.path.name, keys=keys, windows=request.windows), skipped
 
 
@@ -190,10 +191,10 @@ def _score(job: _Job, run_dir: Path, name: str, evaluation: answer_cache.Evaluat
         rows += [response.row for response in responses]
         all_predictions += predictions.predict(part.kind, responses, benchmark.metrics)
         if part.kind == "chat" and job.judge is not None:
-            ratings, unrated = judging.rate(responses, job.judge, job.console)
+            ratings, unrated = judging.rate_responses(responses, job.judge, job.console)
             all_predictions += ratings
             skipped |= unrated
-    script_scores = summary.official_lines(benchmark.script, evaluation.version, all_predictions, rows)
+    script_scores = summary.script_scores(benchmark.script, evaluation.version, all_predictions, rows)
     all_predictions = predictions.split_by_part(all_predictions, rows, benchmark.parts)
     all_predictions.sort(key=lambda prediction: (prediction.group, prediction.metric))
     is_judged = any("judge" in prediction.metric for prediction in all_predictions)
@@ -203,13 +204,13 @@ def _score(job: _Job, run_dir: Path, name: str, evaluation: answer_cache.Evaluat
     results = summary.summarise(all_predictions, identity, n_resamples, seed, signatures, evaluation.changes)
     if evaluation.audio != audio_ablation.AS_IS:
         with_audio = records.read(_predictions_file(run_dir, name.rpartition("@")[0]), Prediction)
-        results += summary.drops(results, all_predictions, with_audio)
+        results += summary.compute_drops(results, all_predictions, with_audio)
     _write_results(run_dir, name, all_predictions, results)
     if script_scores:
         write_jsonl(run_dir / "official" / f"{name}.jsonl", map(asdict, script_scores))
     judge_notes = [f"{metric}: {judge_signature}" for metric, judge_signature in signatures.items()]
-    notes = [*summary.credits(rows), *judge_notes, *map(summary.official_note, script_scores)]
-    summary.show(job.console, name, results, skipped, notes)
+    notes = [*summary.credit_lines(rows), *judge_notes, *map(summary.format_script_score, script_scores)]
+    summary.print_results(job.console, name, results, skipped, notes)
     return results
 
 

@@ -86,7 +86,7 @@ def summarise(
     return results
 
 
-def drops(
+def compute_drops(
     results: Sequence[ResultRow], predictions: Sequence[Prediction], with_audio: Sequence[Prediction]
 ) -> list[ResultRow]:
     """Return the drop of each score, as result rows whose `split` is "drop".
@@ -127,7 +127,7 @@ def _find_units(predictions: Sequence[Prediction]) -> statistics.Units:
 # --- scores of the released scripts -------------------------------------------------------------------------------
 
 
-def official_lines(
+def script_scores(
     script: str | None, version: str, predictions: Sequence[Prediction], rows: Sequence[Row]
 ) -> list[official.ScriptScore]:
     """Return the scores that a released script would print for the same responses (`metrics.official`).
@@ -163,7 +163,7 @@ def _make_source(row: Row) -> str:
     return "_".join([row.labels["task"], *languages, "test"])
 
 
-def official_note(line: official.ScriptScore) -> str:
+def format_script_score(line: official.ScriptScore) -> str:
     """Return the score of a released script as text."""
     score = f"stops ({line.stopped})" if line.stopped else f"{line.metric} {line.value:.4f}"
     return f"{line.script} of {line.version}, {line.source}: {score} (n={line.n})"
@@ -172,7 +172,7 @@ def official_note(line: official.ScriptScore) -> str:
 # --- on the terminal ----------------------------------------------------------------------------------------------
 
 
-def show(
+def print_results(
     console: Console, benchmark: str, results: Sequence[ResultRow], skipped: Mapping[str, str], notes: Sequence[str]
 ) -> None:
     """Print the result rows of a benchmark as a table that fits 80 columns.
@@ -233,7 +233,7 @@ def _format_provenances(results: Sequence[ResultRow]) -> list[str]:
     return [f"{provenance} of {', '.join(tasks)}" for provenance, tasks in tasks_by_provenance.items()]
 
 
-def credits(rows: Sequence[Row]) -> list[str]:
+def credit_lines(rows: Sequence[Row]) -> list[str]:
     """Return lines that state who wrote and who annotated the rows (people or programs), if the rows say so."""
     lines = []
     for title, key in (("written by", "written_by"), ("annotated by", "annotator")):
@@ -242,7 +242,7 @@ def credits(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
-def show_published(console: Console, name: str, results: Sequence[ResultRow]) -> None:
+def print_published(console: Console, name: str, results: Sequence[ResultRow]) -> None:
     """Print a published table next to our scores.
 
     For scores that were computed differently, both signatures are printed below the table.
@@ -252,12 +252,12 @@ def show_published(console: Console, name: str, results: Sequence[ResultRow]) ->
         name: Name of the published table.
         results: Our result rows.
     """
-    console.print(published_table(name, published.lines(results, name)))
+    console.print(make_published_table(name, published.lines(results, name)))
     for note in published.notes(name, results):
         print_plain(console, note)
 
 
-def published_table(name: str, lines: Sequence[published.Line]) -> Table:
+def make_published_table(name: str, lines: Sequence[published.Line]) -> Table:
     """Return a published table next to our scores.
 
     Symbols mark our scores that are computed differently (`published.DIFFERENT`) or measured on synthetic recordings
