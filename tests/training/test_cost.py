@@ -242,7 +242,7 @@ def test_a_dry_run_prints_the_first_batch_and_its_cost(tmp_path: Path):
     ]
     [manifest] = read_manifests([write_manifest(tmp_path / "rows.jsonl", rows)])
     view = samples_of()
-    batch = pack(manifest.rows, [(0, None), (1, None), (2, None)], view)
+    batch = build_pack(manifest.rows, [(0, None), (1, None), (2, None)], view)
     assert dry_run.format_first_row(batch, view.tokenizer) == (
         "<|audio_bos|>[25 audio tokens]<|audio_eos|>Detect the language and recognize the speech: "
         "{<|en|>the cat sat<|endoftext|>}"

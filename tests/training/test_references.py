@@ -83,7 +83,7 @@ class CallRecorder:
 def compute(
     net: nn.Module, rows: list[Row], samples: PairSamples, file: Path, **overrides: Any
 ) -> references.LogpTable:
-    tokens = np.array([samples.length(row, samples.spans(row)) for row in rows])
+    tokens = np.array([samples.max_length(row, samples.audio_lengths(row)) for row in rows])
     options = {"file": file, "token_budget": 64} | overrides
     return references.logps_by_id(references.compute_logps(net, rows, tokens, samples, **options), rows)
 

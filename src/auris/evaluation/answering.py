@@ -253,14 +253,14 @@ def answer_share(
     """Return the responses to the rows of a share, and by row id the reasons why rows have no response."""
     skipped: dict[str, str] = {}
 
-    def build_pack(numbers: Sequence[int]) -> Pack:
+    def read_pack(numbers: Sequence[int]) -> Pack:
         is_prompt = request.kind != "preference"
         batch = build_pack(rows, [(number, None) for number in numbers], request.samples, prompt_only=is_prompt)
         skipped.update(batch["skipped"])
         return to_device(batch, model.device)
 
     contents: dict[int, object] = {}
-    waiting = WaitingRows(share, build_pack)
+    waiting = WaitingRows(share, read_pack)
     if request.kind == "preference":
         while (batch := waiting.next_pack()) is not None:
             contents |= zip(batch["rows"], answer_logps(model.net, batch)[0].tolist(), strict=True)
@@ -302,6 +302,6 @@ def yes_no_log_odds(
     verdict_samples = VerdictSamples(
         tokenizer=samples.tokenizer, prompt=samples.prompt, geometry=samples.geometry, long_audio=samples.long_audio
     )
-    batch = to_device(pack(rows, [(number, None) for number in numbers], verdict_samples), model.device)
+    batch = to_device(build_pack(rows, [(number, None) for number in numbers], verdict_samples), model.device)
     yes, no = answer_logps(model.net, batch)[0].unbind(1)
     return dict(zip(batch["rows"], (yes - no).tolist(), strict=True))

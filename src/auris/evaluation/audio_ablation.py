@@ -27,7 +27,7 @@ class Silence:
     """Sound file (`audio.Sound`) of zeros at 16 kHz.
 
     Attributes:
-        samples: Number of samples.
+        n_samples: Number of samples.
     """
 
     n_samples: int
