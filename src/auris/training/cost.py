@@ -360,7 +360,9 @@ def count_training_flops(net: AudioLM, stage: Stage, load: Load) -> int:
     n_layer_weights = count_parameters(net.llm) - sum(_count_embedding_and_head(net.llm))
     n_head_weights = _embedding_and_head(net.llm)[1].weight.numel()  # includes a head that is tied to the embedding
     passes = {part: 3 if part in stage.trainable else 2 if stage.trains(part) else 1 for part in ("encoder", "llm")}
-    n_scored_weights = sum(count_parameters(part) for part in last_tokenwise_parts(net.llm))  # used at scored positions only
+    n_scored_weights = sum(
+        count_parameters(part) for part in last_tokenwise_parts(net.llm)
+    )  # used at scored positions only
     llm_uses = 0  # number of times that a weight of the LLM is used in forward, summed over its weights
     if stage.runs_llm:
         llm_uses += load.tokens * (n_layer_weights - n_scored_weights)
@@ -381,7 +383,8 @@ def count_training_flops(net: AudioLM, stage: Stage, load: Load) -> int:
 def _pooling_and_projector_products(net: AudioLM, stage: Stage, frames: int) -> int:
     """Return the number of multiplications in pooling and projector, in forward and backward.
 
-    For each audio token, a weight of the projector is used once and a weight of the pooling `pooling.weight_uses` times.
+    For each audio token, a weight of the projector is used once, and a weight of the pooling is used
+    `pooling.weight_uses` times.
     """
     products, is_trained_below = 0, stage.trains("encoder")
     for name, part, uses in (

@@ -84,7 +84,7 @@ def shard(net: AudioLM, meshes: Meshes) -> None:
         parallelize_module(net.llm.get_decoder(), meshes.tensor, styles)
     for block in net.encoder.blocks:
         _make_unit(block, meshes.whole, meshes.dtype, meshes.n_copies)
-    for layer in llm.layers(net.llm):
+    for layer in llm.decoder_layers(net.llm):
         _make_unit(layer, meshes.layers, meshes.dtype)
     embedding, head = net.llm.get_input_embeddings(), net.llm.get_output_embeddings()
     assert head is not None  # every causal language model has one
