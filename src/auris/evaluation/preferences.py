@@ -347,8 +347,8 @@ def run(config: Config) -> None:
     print_statistics(console, counts, outcome.unusable)
     if not outcome.pairs:
         raise UserError(
-            "there is no pair to write. Answers of a model may differ more with a larger n_samples=..., and need to "
-            "differ less with a smaller margin=..."
+            "there is no pair to write. For a model's answers, set a larger n_samples=... to get more different "
+            "answers, or a smaller margin=... to accept answers with closer scores"
         )
     write_jsonl(out, (pair.to_json(out.parent) for pair in outcome.pairs))
     statistics_file = out.with_suffix(".statistics.json")

@@ -96,7 +96,7 @@ def shard(net: AudioLM, meshes: Meshes) -> None:
 
 
 def shard_objective(objective: nn.Module, meshes: Meshes) -> None:
-    """Shard the parameters of an objective, if it has any. Unlike those of a net, they are already initialised."""
+    """Shard the parameters of an objective, if it has any. Unlike a net, an objective is already initialised."""
     if next(objective.parameters(), None) is not None:
         _make_unit(objective, meshes.whole, meshes.dtype, meshes.n_copies)
         register_fsdp_forward_method(objective, "answer")

@@ -46,7 +46,7 @@ class Processes:
         world: Number of processes.
         nodes: Number of machines.
         tensor_parallel: Number of consecutive processes that compute each layer of the LLM together, on the same rows.
-        replicas: Number of groups of processes, each of which holds a whole model.
+        replicas: Number of groups of processes; each group holds a whole model.
 
     Raises:
         UserError: The number of processes is not a multiple of `tensor_parallel` and of `replicas`.
@@ -111,8 +111,8 @@ class ShardedStrategy(ModelParallelStrategy):
 
     Args:
         tensor_parallel: Number of consecutive processes that compute each layer of the LLM together, on the same rows.
-        replicas: Number of groups of processes, each of which holds a whole model; groups exchange gradients only. With
-            one group per machine, no weights are gathered over the network.
+        replicas: Number of groups of processes; each group holds a whole model, and groups exchange gradients only.
+            With one group per machine, no weights are gathered over the network.
         precision: "32-true", or "bf16-mixed", which gathers weights in bfloat16 and sums gradients in float32.
 
     Raises:

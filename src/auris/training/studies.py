@@ -158,7 +158,7 @@ def plan_jobs(
         Args:
             name: Name of the arm or stage.
             seed: Seed of the job.
-            path: Names of the arms and stages that led here, each of which needs the next one.
+            path: Names of the arms and stages that lead to this job; each of them needs the next one.
         """
         if name in path:
             raise UsageError(f"study {study['study']}: {' after '.join((*path, name))} is a circular dependency")
