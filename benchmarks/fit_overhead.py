@@ -62,7 +62,7 @@ def report(
         module, data = train.build(run_config)
         trainer = train.build_trainer(run_config, Path(run_config["run_dir"]), Preemption())
         trainer.callbacks.append(racer)
-        train.quiet()
+        train.silence_messages()
         # The cost of the progress bar is measured, but the bar is not shown.
         with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(MeasuringDone):
             trainer.fit(module, data)

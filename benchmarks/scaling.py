@@ -81,11 +81,11 @@ def plan(net: nn.Module, stage: Stage, load: Load, layout: Processes, machine: M
     GPUs that share layers by tensor parallelism each hold all inputs of the layers of the LLM, which are about half of
     its activations, and a part of the rest. Each of them computes the whole encoder.
     """
-    memory = cost.memory(net, stage, load, moment=moment)
+    memory = cost.estimate_memory(net, stage, load, moment_bytes=moment)
     shards, tp = layout.world // layout.replicas, layout.tensor_parallel
     frames = Load(frames=load.frames)
-    encoder_flops, flops = cost.training_flops(net, stage, frames), cost.training_flops(net, stage, load)
-    encoder_activations = cost.memory(net, stage, frames).activations
+    encoder_flops, flops = cost.count_training_flops(net, stage, frames), cost.count_training_flops(net, stage, load)
+    encoder_activations = cost.estimate_memory(net, stage, frames).activations
     llm_activations = memory.activations - encoder_activations
     return Step(
         weights=memory.weights / shards,
@@ -107,7 +107,7 @@ def _communication(net: nn.Module, stage: Stage, load: Load, layout: Processes, 
     the GPUs that share a layer.
     """
     config = net.llm.config.get_text_config()
-    trained, tp = cost.trained_parameters(net, stage), layout.tensor_parallel
+    trained, tp = cost.count_trained_parameters(net, stage), layout.tensor_parallel
     encoder = cost.count_parameters(net.encoder)
     gathers = encoder * (1 + stage.trains("encoder")) + 2 * (cost.count_parameters(net) - encoder) / tp
     shards = layout.world // layout.replicas
@@ -156,7 +156,7 @@ def stage_of(config: configs.Config) -> Stage:
     has_live_reference = is_dpo and config["objective"].get("reference") == "live"
     runs_llm = config["data"]["view"] != "transcript"
     trainable = tuple(config["trainable"])
-    return Stage(name=config["arm"], trainable=trainable, reference=has_live_reference, runs_llm=runs_llm)
+    return Stage(name=config["arm"], trainable=trainable, has_reference=has_live_reference, runs_llm=runs_llm)
 
 
 def main(overrides: Sequence[str]) -> None:

@@ -249,7 +249,7 @@ def test_the_demo_study_exists():
 @pytest.mark.parametrize("name", STUDIES)
 def test_all_arms_of_each_study_have_valid_and_different_configs(name):
     definition = study(name)
-    jobs = studies.plan(definition, seed=definition["seeds"][-1])  # jobs of other seeds differ in the seed only
+    jobs = studies.plan_jobs(definition, seed=definition["seeds"][-1])  # jobs of other seeds differ in the seed only
     assert (
         definition["study"] == name
         and definition["question"]
@@ -282,16 +282,16 @@ def test_an_arm_without_effect_raises_an_error():
         base=["experiment=encoder_ctc"], wider=["experiment=encoder_ctc", "optim.layer_decay=0.95"]
     )
     with pytest.raises(ValueError, match="arms base, seed 0 and wider, seed 0 are the same run"):
-        studies.plan(study_without_effect)
+        studies.plan_jobs(study_without_effect)
 
 
 def test_the_error_for_a_misspelt_override_names_its_study_and_arm():
     with pytest.raises(ValueError, match="study small") as error:
-        studies.plan(small_study(base=["experiment=encoder_ctc"], typo=["optim.layer_dekay=0.9"]))
+        studies.plan_jobs(small_study(base=["experiment=encoder_ctc"], typo=["optim.layer_dekay=0.9"]))
     for part in ("study small", "arm typo", "optim.layer_dekay"):
         assert part in str(error.value)
 
 
 def test_the_error_for_a_misspelt_option_names_it():
     with pytest.raises(ValueError, match="(?s)study small, arm typo: .*whisper_v9"):
-        studies.plan(small_study(typo=["model/encoder=whisper_v9"]))
+        studies.plan_jobs(small_study(typo=["model/encoder=whisper_v9"]))

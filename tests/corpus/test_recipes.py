@@ -28,7 +28,7 @@ from auris.corpus.vocabulary import train_tokenizer
 from auris.data.manifests import read_manifests
 from auris.data.rows import Row
 from auris.evaluation.answer_cache import Response
-from auris.evaluation.predictions import score
+from auris.evaluation.predictions import score_responses
 from auris.metrics import measures
 from auris.text import tasks
 from auris.text.prompts import NaturalPrompt, TagPrompt
@@ -116,7 +116,7 @@ def test_rows_that_only_test_the_format_have_fmt_in_their_id_and_group(rows: lis
 def test_correct_answers_have_perfect_scores_in_all_metrics(rows: list[Row], natural: bool) -> None:
     answers = [Response(row, TASKS[row.labels["task"]].render(row.labels, tags=not natural)) for row in rows]
     lines: dict[tuple[str, str], list[Any]] = defaultdict(list)
-    for prediction in score(answers):
+    for prediction in score_responses(answers):
         lines[prediction.group, prediction.metric].append(prediction.stats)
     scores = {line: measures.score(line[1], stats) for line, stats in lines.items()}
     errors = ("wer", "cer", "cpwer", "der", "jer", "aas_ms", "aas_official", "unparsed")

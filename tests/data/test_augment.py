@@ -13,7 +13,7 @@ from auris import audio
 from auris.data.augment import Noise, RecordedRooms, SyntheticRooms, reverberate
 from auris.data.samples import TextSamples
 from auris.training.objectives.dpo import DPO
-from auris.training.references import check
+from auris.training.references import check_augmentation
 from support.manifests import read_row, samples_of, write_manifest, write_wave
 
 RATE = audio.SAMPLE_RATE
@@ -127,10 +127,10 @@ def test_invalid_settings_are_an_error_at_construction(tmp_path):
         (lambda: SyntheticRooms(**ROOMS | {"rt60": [0, 1]}), "data.reverb.rt60"),
         (lambda: samples_of(TextSamples, reverb=SyntheticRooms(**ROOMS)), "no effect in a view without audio"),
         (
-            lambda: check(DPO(), samples_of(reverb=SyntheticRooms(**ROOMS))),
+            lambda: check_augmentation(DPO(), samples_of(reverb=SyntheticRooms(**ROOMS))),
             "data.reverb changes the audio .*data.reverb=null",
         ),
     ):
         with pytest.raises(ValueError, match=message):
             build()
-    check(DPO(reference="live"), samples_of(reverb=SyntheticRooms(**ROOMS)))
+    check_augmentation(DPO(reference="live"), samples_of(reverb=SyntheticRooms(**ROOMS)))

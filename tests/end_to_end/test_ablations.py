@@ -57,7 +57,7 @@ def rows(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_arm_trains_for_two_steps(name: str, rows: Path, tmp_path: Path):
     study = OmegaConf.to_container(config.compose([f"ablations={name}"]), resolve=False)
     overrides = [*smallest_run(rows, tmp_path), "max_steps=2", "+trainer.limit_val_batches=1", "data.num_workers=0"]
-    for job in studies.plan(study, [*overrides, f"++data.dialogues={rows}/dialogues"], seed=study["seeds"][0]):
+    for job in studies.plan_jobs(study, [*overrides, f"++data.dialogues={rows}/dialogues"], seed=study["seeds"][0]):
         finished = json.loads((train.train(job.config) / "finished.json").read_text())
         assert finished["steps"] == 2 and finished["train/loss"] > 0, job.key
         _, data = train.build(job.config)

@@ -129,7 +129,7 @@ def test_a_run_with_adapters_resumes_and_is_loaded_with_merged_weights(smallest,
     ]
     uninterrupted, resumed = smallest(*options, "arm=whole"), smallest(*options, "arm=halves", "checkpoint_every=2")
     train.train(uninterrupted)
-    train.claim(Path(resumed["run_dir"]), resumed)
+    train.claim_run_dir(Path(resumed["run_dir"]), resumed)
     module, data = train.build(resumed)
     trainer = train.build_trainer(resumed, Path(resumed["run_dir"]), Preemption())
     trainer.callbacks.append(KillAt(3))

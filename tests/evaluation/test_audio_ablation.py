@@ -70,10 +70,13 @@ def test_each_kind_of_ablation_has_its_own_digest_and_name():
         for seed in (0, 1)
     }
     assert len(digests) == 4  # unchanged, silence, and one shuffle for each seed
-    assert audio_ablation.name("meld", "silence") == "meld@silence" and audio_ablation.name("meld", "as_is") == "meld"
     assert (
-        audio_ablation.variants("silence") == ("as_is", "silence")
-        and audio_ablation.variants("all") == audio_ablation.KINDS
+        audio_ablation.evaluation_name("meld", "silence") == "meld@silence"
+        and audio_ablation.evaluation_name("meld", "as_is") == "meld"
+    )
+    assert (
+        audio_ablation.audio_kinds("silence") == ("as_is", "silence")
+        and audio_ablation.audio_kinds("all") == audio_ablation.KINDS
     )
     with pytest.raises(ValueError, match="audio=loud: expected as_is, silence, shuffled or all"):
-        audio_ablation.variants("loud")
+        audio_ablation.audio_kinds("loud")

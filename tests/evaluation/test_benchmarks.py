@@ -20,7 +20,7 @@ from auris.data.rows import Row
 from auris.evaluation import benchmarks, runner, summary
 from auris.evaluation.answer_cache import Response
 from auris.evaluation.benchmarks import Benchmark
-from auris.evaluation.predictions import find_parts, score, split_by_part
+from auris.evaluation.predictions import find_parts, score_responses, split_by_part
 from auris.metrics import published
 from auris.metrics.measures import signature
 from auris.metrics.published import lines
@@ -93,7 +93,7 @@ def test_every_benchmark_prompts_like_its_official_script():
 def test_each_group_contains_the_benchmarks_of_its_tables():
     for name in ("qwen_audio_table3", "qwen2_audio_table2"):
         group = config(name, root="data")
-        members = benchmarks.members(group)
+        members = benchmarks.list_members(group)
         assert {member.name for member in members} <= TASKS.keys() and {member.root for member in members} == {"data"}
         for table in group["tables"]:
             table_benchmarks = {line.benchmark for line in lines([], table)}
@@ -101,7 +101,7 @@ def test_each_group_contains_the_benchmarks_of_its_tables():
                 {"airbench_chat"} if table == "airbench_leaderboard" else {member.name for member in members}
             )
     with pytest.raises(ValueError, match="benchmark=libri: there is no such option; expected .*librispeech"):
-        benchmarks.members({**group, "members": ["libri"]})
+        benchmarks.list_members({**group, "members": ["libri"]})
 
 
 def test_rows_are_read_from_a_folder_or_a_path(folder: Path):
@@ -111,7 +111,7 @@ def test_rows_are_read_from_a_folder_or_a_path(folder: Path):
     entry = {"path": "mine.jsonl", "columns": {"text": "sentence"}}
     assert benchmark("librispeech", test=entry).manifests() == [entry]
     assert benchmark("librispeech", test=[entry, entry]).manifests() == [entry, entry]
-    with pytest.raises(ValueError, match=r"benchmark.file: unknown key, expected name, test, root, files,"):
+    with pytest.raises(ValueError, match=r"benchmark.file: unknown key, expected one of name, test, root, files,"):
         benchmark("librispeech", file="mine.jsonl")
 
 
@@ -120,7 +120,7 @@ def test_one_error_lists_all_missing_files_and_their_origin(folder: Path):
         FileNotFoundError, match=r"benchmark=meld needs the directory .*Qwen2-Audio/evaluation.*root=DIR"
     ):
         benchmark("meld").manifests()
-    members = benchmarks.members(config("qwen2_audio_table2", root=str(folder)))
+    members = benchmarks.list_members(config("qwen2_audio_table2", root=str(folder)))
     with pytest.raises(FileNotFoundError) as caught:
         benchmarks.check_files(members)
     message = str(caught.value)
@@ -152,7 +152,7 @@ def predict(folder: Path, *rows: tuple[dict, str]) -> tuple[list[Prediction], li
     """Return predictions and rows, given the fields and the model's response of each row."""
     loaded = rows_of(folder, *({"audio": "audio/a.wav", **fields} for fields, _ in rows))
     assert not any(row.problem for row in loaded), [row.problem for row in loaded]
-    return score([Response(row, reply) for row, (_, reply) in zip(loaded, rows, strict=True)]), loaded
+    return score_responses([Response(row, reply) for row, (_, reply) in zip(loaded, rows, strict=True)]), loaded
 
 
 def scores(predictions: list[Prediction], name: str) -> list[ResultRow]:
@@ -174,9 +174,9 @@ def test_the_strict_word_times_include_rows_on_which_the_script_stops(folder: Pa
         ({"source": "srwt_zh", "gt": "<|zh|><|0.00|>我<|0.20|>们<|0.40|>"}, "我<|0.20|>们<|0.44|>"),
         ({"source": "srwt_zh", "gt": "<|zh|><|0.00|>走<|0.20|>吧<|0.40|>"}, "走吧"),
     )
-    [line] = summary.official_lines("evaluate_srwt", "v1", predictions, rows)
+    [line] = summary.script_scores("evaluate_srwt", "v1", predictions, rows)
     assert line.stopped == "AssertionError: 2, 1" and line.value is None
-    assert summary.official_note(line) == "evaluate_srwt.py of v1, srwt_zh: stops (AssertionError: 2, 1) (n=2)"
+    assert summary.format_script_score(line) == "evaluate_srwt.py of v1, srwt_zh: stops (AssertionError: 2, 1) (n=2)"
     words = {row.metric: row.value for row in scores(predictions, "srwt")}
     assert words["word_coverage"] == 0.5 and words["aas_ms"] == pytest.approx(10.0)
 
@@ -188,7 +188,7 @@ def test_official_and_strict_note_scores(folder: Path):
         for pitch, predicted in ((60, 72), (61, 61))
     ]
     predictions, loaded = predict(folder, *rows)
-    lines = summary.official_lines("evaluate_note_analysis", "v1", predictions, loaded)
+    lines = summary.script_scores("evaluate_note_analysis", "v1", predictions, loaded)
     official = {line.metric: line.value for line in lines}
     strict = {row.metric: row.value for row in scores(predictions, "nsynth")}
     assert official == {"instrument": 1.0, "velocity": 1.0, "qualities": 1.0, "pitch": 0.5, "chroma": 0.5}
@@ -205,7 +205,7 @@ def test_multiple_choice_has_strict_official_and_unparsed_scores(folder: Path):
     assert row.clips[0].path == folder / "mood_x/a.wav"
     question = row.labels["messages"][0]["content"][1]["text"]
     assert question.endswith("\nHow does it sound?\nA. happy\nB. sad\nC. None\nD. None")
-    lines = scores(score([Response(row, "sad"), Response(other, "A.")]), "airbench_foundation")
+    lines = scores(score_responses([Response(row, "sad"), Response(other, "A.")]), "airbench_foundation")
     values = {(line.task, line.metric): line.value for line in lines}
     assert values["chat mood_x", "choice"] == 0.5 and values["chat mood_x", "choice_unparsed"] == 0.0
     assert values["chat mood_x", "choice_official"] == 0.0  # `sad` has no letter, so the script drops it
@@ -227,7 +227,7 @@ def test_published_numbers_are_shown_next_to_results_and_marked_if_not_comparabl
 
     def printed_lines(name: str, width: int) -> list[str]:
         console = Console(file=StringIO(), width=width)
-        console.print(summary.published_table(name, lines(own_results, name)))
+        console.print(summary.make_published_table(name, lines(own_results, name)))
         return console.file.getvalue().splitlines()
 
     [v1], [v2] = (

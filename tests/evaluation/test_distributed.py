@@ -104,9 +104,9 @@ def test_each_process_uses_a_separate_gpu(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", devices.append)
-    distributed._take_gpu(1)
+    distributed._select_gpu(1)
     with pytest.raises(ValueError, match="--nproc-per-node=3, but only 2 GPUs are visible"):
-        distributed._take_gpu(2)
+        distributed._select_gpu(2)
     assert devices == [1]
 
 

@@ -31,7 +31,7 @@ def judge_rows(path: Path, rows: list[Row], answer) -> tuple[dict, dict[str, str
         endpoint = Endpoint(url=url, model="m", blank=True, stand_in="a test's script", config_key="judge")
         judge = air_bench.AirBenchJudge(ReplyLog(path, endpoint, config_key="judge"), model="m", workers=2)
         responses = [Response(row, "an answer") for row in rows]
-        predictions, unrated = judging.rate(responses, judge, console)
+        predictions, unrated = judging.rate_responses(responses, judge, console)
     lines = summarise(predictions, RUN, 20, 0, judge.signatures)
     return {(line.task, line.metric): line for line in lines}, unrated, console.file.getvalue()
 

@@ -19,9 +19,9 @@ from auris.data.rows import metric_name as row_metric
 from auris.evaluation.answer_cache import Response
 from auris.evaluation.answering import build_samples, split_long, yes_no_log_odds
 from auris.evaluation.benchmarks import Benchmark
-from auris.evaluation.judging import rate
-from auris.evaluation.predictions import merge_windows, score
-from auris.evaluation.summary import credits, show, summarise
+from auris.evaluation.judging import rate_responses
+from auris.evaluation.predictions import merge_windows, score_responses
+from auris.evaluation.summary import credit_lines, print_results, summarise
 from auris.metrics import measures
 from auris.metrics.judges.judge import UnratedError
 from auris.metrics.judges.rating import PointsJudge
@@ -46,7 +46,7 @@ def responses(answered: dict[str, tuple[Row, str]]) -> list[Response]:
 
 
 def results(answered: dict[str, tuple[Row, str]]) -> dict[tuple[str, str], ResultRow]:
-    lines = summarise(score(responses(answered)), RUN, 50, 0, {})
+    lines = summarise(score_responses(responses(answered)), RUN, 50, 0, {})
     return {(line.task, line.metric): line for line in lines}
 
 
@@ -125,11 +125,11 @@ def test_a_long_recording_is_transcribed_in_windows_that_are_joined(tmp_path: Pa
 def test_the_credits_name_the_origin_of_texts_and_annotations():
     script = {"written_by": "a script", "annotator": "a rule, not a person"}
     rows = [row("1", task="chat", **script), row("2", task="chat", written_by="templates"), row("3", task="sec")]
-    assert credits(rows) == [
+    assert credit_lines(rows) == [
         "written by: a script (1 rows); templates (1 rows)",
         "annotated by: a rule, not a person (1 rows)",
     ]
-    assert credits(rows[2:]) == []
+    assert credit_lines(rows[2:]) == []
 
 
 def test_the_points_of_a_judge_become_a_result_line():
@@ -144,7 +144,7 @@ def test_the_points_of_a_judge_become_a_result_line():
     judge = LengthJudge()
     rows = {name: row(name, task="chat", mode="text", text="a dog", messages=[]) for name in ("q0", "q1", "q2")}
     answered = {"q0": (rows["q0"], "cat"), "q1": (rows["q1"], "a dog"), "q2": (rows["q2"], "")}
-    predictions, unrated = rate(responses(answered), judge, Console(quiet=True))
+    predictions, unrated = rate_responses(responses(answered), judge, Console(quiet=True))
     assert unrated == {"q2": "no points"}
     [line] = summarise(predictions, RUN, 10, 0, {"judged": judge.signature})
     assert (line.metric, line.value, line.n, line.signature) == ("judged", 4.0, 2, "judged|by length")
@@ -195,14 +195,16 @@ def test_a_table_fits_into_eighty_columns():
     common |= {"provenance": "tts", "n": 1200, "units": "1200 rows", "detectable": 0.021}
     names = ["dialect_asr Caribbean English", "mna", "mna", "srwt zh"]
     metrics = ["wer", "instrument_accuracy", "chroma_accuracy", "aas_official"]
-    score = {"value": 1.125, "low": 1.0, "high": 1.25}
-    rows = [ResultRow(**common, **score, task=task, metric=metric) for task, metric in zip(names, metrics, strict=True)]
+    interval = {"value": 1.125, "low": 1.0, "high": 1.25}
+    rows = [
+        ResultRow(**common, **interval, task=task, metric=metric) for task, metric in zip(names, metrics, strict=True)
+    ]
     rows[0] = replace(rows[0], units="24 speakers")
     rows[3] = replace(rows[3], provenance="real")
 
     def printed(results: list[ResultRow]) -> str:
         console = Console(file=StringIO(), width=80)
-        show(console, "b@silence", results, {}, [])
+        print_results(console, "b@silence", results, {}, [])
         return console.file.getvalue()
 
     table, _, footer = printed(rows).partition("audio:")
@@ -211,7 +213,11 @@ def test_a_table_fits_into_eighty_columns():
     assert "tts of dialect_asr Caribbean English, mna; real of srwt zh" in footer and "after the slash" in footer
     losses = [replace(row, split="drop", p=p) for row, p in zip(rows, (0.001, 0.9), strict=False)]
     table, _, footer = printed([*rows, *losses]).partition("audio:")
-    assert max(map(len, table.splitlines())) <= 80 and "drop: loss relative to" in footer and "MDD" not in table
+    assert (
+        max(map(len, table.splitlines())) <= 80
+        and "drop: how much worse the score is than" in footer
+        and "MDD" not in table
+    )
     assert "+112.5* [+100.0, +125.0]" in table and "+112.5 [+100.0, +125.0]" in table
 
 
@@ -221,7 +227,9 @@ def test_captions_are_scored_against_all_their_references():
         "1": (row("1", **labels), "a dog is barking loudly"),
         "2": (row("2", task="aac", text="rain falls"), ""),
     }
-    stats = {(prediction.id, prediction.metric): prediction.stats for prediction in score(responses(answered))}
+    stats = {
+        (prediction.id, prediction.metric): prediction.stats for prediction in score_responses(responses(answered))
+    }
     assert stats["1", "cider"][1] == [["a", "dog", "barks"], ["a", "dog", "is", "barking", "loudly"]]
     assert stats["2", "cider"][1] == [["rain", "falls"]]
     assert 2.5 < results(answered)["aac", "cider"].value < 5, "the answer equals one of the references"
@@ -278,6 +286,6 @@ def test_log_odds_compare_the_log_probabilities_of_the_complete_answers(tmp_path
             answer = sample.supervise & (np.arange(len(sample.ids)) >= n_prompt)
             batch = collate([replace(sample, supervise=answer)], geometry=view.geometry)
             with torch.no_grad():
-                log_probs.append(logps.score(net, batch)[0].sum().item())
+                log_probs.append(logps.label_logps(net, batch)[0].sum().item())
         assert odds[0] == pytest.approx(log_probs[0] - log_probs[1], abs=1e-3)
     assert yes_no_log_odds(model, view, rows, []) == {}

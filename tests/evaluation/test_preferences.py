@@ -20,10 +20,10 @@ from auris.evaluation.preferences import (
     TIE,
     Outcome,
     Pair,
-    choose,
+    choose_pair,
+    compute_statistics,
     read_pairs,
-    score,
-    statistics,
+    score_answers,
 )
 from auris.metrics.measures import row_stats, value
 from auris.text.tokenizer import Tokenizer
@@ -44,28 +44,31 @@ from support.manifests import write_manifest, write_wave
     ],
 )
 def test_the_best_and_the_worst_response_form_the_pair(metric: str, scores: list[float], margin: float, expected: Any):
-    assert choose(["a", "b", "c", "d"], metric, scores, margin) == expected
+    assert choose_pair(["a", "b", "c", "d"], metric, scores, margin) == expected
 
 
 def test_an_empty_response_is_never_part_of_a_pair():
-    assert choose(["", "a", " \n", "b"], "wer", [1.0, 0.0, 1.0, 0.5], 0.0) == (1, 3)
-    assert choose(["", "a", " \n"], "wer", [1.0, 0.0, 1.0], 0.0) == EMPTY
+    assert choose_pair(["", "a", " \n", "b"], "wer", [1.0, 0.0, 1.0, 0.5], 0.0) == (1, 3)
+    assert choose_pair(["", "a", " \n"], "wer", [1.0, 0.0, 1.0], 0.0) == EMPTY
 
 
 def test_responses_that_differ_only_in_spaces_form_no_pair():
-    assert choose(["It is a dog.", "It is a dog. "], "judged", [7.0, 5.0], 0.0) == EQUAL_ANSWERS
+    assert choose_pair(["It is a dog.", "It is a dog. "], "judged", [7.0, 5.0], 0.0) == EQUAL_ANSWERS
 
 
 def test_responses_are_scored_one_by_one_and_chinese_errors_are_called_cer():
     def row(**labels: Any) -> Row:
         return Row("r", (), {"task": "chat", "mode": "text", **labels})
 
-    assert score(row(text="the cat sat"), ["The cat sat.", "a cat sat", ""], "wer") == ("wer", [0.0, 1 / 3, 1.0])
-    assert score(row(text="红狐狸", language="zh"), ["红狐"], "wer") == ("cer", [1 / 3])
+    assert score_answers(row(text="the cat sat"), ["The cat sat.", "a cat sat", ""], "wer") == (
+        "wer",
+        [0.0, 1 / 3, 1.0],
+    )
+    assert score_answers(row(text="红狐狸", language="zh"), ["红狐"], "wer") == ("cer", [1 / 3])
     with_key = row(text="It is a dog.", key="dog")
-    assert score(with_key, ["a dog, I think", "a dogma", "It is a dog."], "contains")[1] == [1.0, 0.0, 1.0]
-    assert score(with_key, ["dog", "it is a dog. "], "accuracy")[1] == [0.0, 1.0]
-    assert score(row(text="a dog"), ["I hear a dog there", "dog"], "contains")[1] == [1.0, 0.0]
+    assert score_answers(with_key, ["a dog, I think", "a dogma", "It is a dog."], "contains")[1] == [1.0, 0.0, 1.0]
+    assert score_answers(with_key, ["dog", "it is a dog. "], "accuracy")[1] == [0.0, 1.0]
+    assert score_answers(row(text="a dog"), ["I hear a dog there", "dog"], "contains")[1] == [1.0, 0.0]
 
 
 # --- statistics ---
@@ -77,14 +80,14 @@ def test_statistics_report_lengths_and_scores():
 
     pairs = [pair("abcd", "ab", [0.0, 0.5]), pair("abc", "abc", [0.2, 0.4]), pair("ab", "abcd", [0.1, 0.9])]
     outcome = Outcome([*pairs, pair("abcdefg", "a", [0.1, 0.2])], {TIE: 2, CLOSE: 1}, {"bad": "no such file"})
-    report = statistics(outcome)
+    report = compute_statistics(outcome)
     assert (report["rows"], report["pairs"], report["unusable"]) == (8, 4, 1)
     assert report["without_pair"] == {TIE: 2, CLOSE: 1}
     assert report["characters"] == {"chosen": 4.0, "rejected": 2.5}
     longer = report["chosen_longer"]
     assert longer["value"] == 2.5 / 4 and 0 <= longer["low"] < 2.5 / 4 < longer["high"] <= 1
     assert report["scores"] == {"wer": pytest.approx({"chosen": 0.1, "rejected": 0.5})}
-    assert statistics(Outcome([], {}, {})) == {"rows": 0, "pairs": 0, "without_pair": {}, "unusable": 0}
+    assert compute_statistics(Outcome([], {}, {})) == {"rows": 0, "pairs": 0, "without_pair": {}, "unusable": 0}
 
 
 # --- annotated files ---
@@ -153,7 +156,7 @@ def test_pairs_with_audio_inside_shards_are_counted_as_unusable(annotated_file: 
     outcome = read_pairs(tmp_path / "shards")
     assert [pair.row.id for pair in outcome.pairs] == ["trl"]  # it has no audio
     for name in ("auris", "swift", "llama"):
-        assert outcome.unusable[name] == "its audio is in a shard, but a pair needs the path of an audio file"
+        assert outcome.unusable[name] == "its audio is in a Parquet shard, but a pair needs the path of an audio file"
     assert command(f"from={tmp_path}/shards", "out=pairs.jsonl") == 0
     assert [row["id"] for row in read_lines(tmp_path / "pairs.jsonl")] == ["trl"]
 

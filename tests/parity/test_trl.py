@@ -133,7 +133,7 @@ def sample(number: int, pair: dict[str, list[int]]) -> Sample:
 @pytest.mark.parametrize("case", CASES)
 def test_the_loss_of_a_pair_equals_that_of_trl(case: str) -> None:
     objective = DPO(reference="live", **CASES[case][0])
-    objective.freeze(build_net(1.0))
+    objective.set_live_reference(build_net(1.0))
     policy = build_net(0.0)
     packs = [collate([sample(number, pair)], geometry=policy.geometry) for number, pair in enumerate(PAIRS)]
     with torch.no_grad():

@@ -144,7 +144,7 @@ def test_a_run_without_unusable_rows_says_so_and_leaves_no_file(tmp_path, report
     start(callback)
     skip(callback)
     callback.on_fit_end(trainer(), MODULE)
-    assert report == ["every row could be used"]
+    assert report == ["all rows could be used"]
     assert list(tmp_path.iterdir()) == []
 
 
@@ -204,7 +204,7 @@ def test_a_restarted_run_forgets_the_reports_of_an_earlier_attempt(tmp_path, rep
     restarted = UnusableRows(tmp_path)
     restarted.on_train_start(trainer(global_step=0), MODULE)
     restarted.on_fit_end(trainer(), MODULE)
-    assert report == ["every row could be used"] and list(tmp_path.iterdir()) == []
+    assert report == ["all rows could be used"] and list(tmp_path.iterdir()) == []
 
 
 def test_too_many_unusable_rows_on_all_ranks_together_stop_the_run(tmp_path):
@@ -271,9 +271,9 @@ def test_a_non_finite_step_is_saved_with_its_rows_and_weights(tmp_path, report):
     file = tmp_path / "faults/step_00000001.json"
     fault = Fault.load(file)
     assert (fault.step, fault.weights) == (1, "faults/step_00000001")
-    assert fault.reason == "the loss is nan, the gradient norm 1.0"
+    assert fault.reason == "the loss is nan and the gradient norm is 1.0"
     assert [(p.row, p.id, p.epoch) for p in fault.rows()] == [(0, "r0", 0), (2, "r2", 0), (1, "r1", 1)]
-    assert f"auris replay fault={file}" in report[0] and "it changed no weight" in report[0]
+    assert f"auris replay fault={file}" in report[0] and "the step did not change the weights" in report[0]
     # The weights have not changed since the first fault, so both faults share them.
     assert Fault.load(tmp_path / "faults/step_00000002.json").weights == fault.weights
     fake_trainer.step(callback, module)
@@ -284,10 +284,10 @@ def test_a_non_finite_step_is_saved_with_its_rows_and_weights(tmp_path, report):
 
 def test_many_consecutive_non_finite_steps_stop_the_run(tmp_path, report):
     callback, module, fake_trainer = Faults(tmp_path), LoggingModule(), FakeTrainer()
-    for _ in range(callbacks.MAX_SKIPS - 1):
+    for _ in range(callbacks.MAX_CONSECUTIVE_SKIPS - 1):
         fake_trainer.step(callback, module, loss=NAN)
     fake_trainer.step(callback, module)
-    for _ in range(callbacks.MAX_SKIPS - 1):
+    for _ in range(callbacks.MAX_CONSECUTIVE_SKIPS - 1):
         fake_trainer.step(callback, module, loss=NAN)
     with pytest.raises(
         RunStopped,

@@ -22,7 +22,7 @@ from auris import config
 from auris.files import write_yaml
 from auris.model.weights import checkpoint_dir, checkpoint_io
 from auris.training import run as train
-from auris.training.preemption import REQUEUE, Preempted, Preemption, run_lock
+from auris.training.preemption import REQUEUE_STATUS, Preempted, Preemption, run_lock
 from support import runs
 from support.recipes import smallest_run, with_run_dir
 from support.runs import ROOT, KillAt, Killed, assert_equal, environment, fit, in_processes, read_logs, weights
@@ -64,7 +64,7 @@ def undisturbed(compose_run) -> dict:
 
 def begin(run_config: dict) -> Path:
     run = Path(run_config["run_dir"])
-    train.claim(run, run_config)
+    train.claim_run_dir(run, run_config)
     return run
 
 
@@ -255,7 +255,7 @@ def test_a_signalled_run_saves_and_asks_to_be_requeued(compose_run, undisturbed,
     ):
         with pytest.raises(Preempted) as error:
             fit(run_config, RunAction(send_sigterm, **action_times))
-        assert error.value.code == REQUEUE == 75 and f"continues from step {saved_step}" in str(error.value)
+        assert error.value.code == REQUEUE_STATUS == 75 and f"continues from step {saved_step}" in str(error.value)
         assert checkpoint_dir.list_steps(run / "checkpoints")[0] == saved_step and not (run / "finished.json").exists()
         (tmp_path / "requeue").unlink()  # this file tells a job script to requeue
     train.train(run_config)
@@ -270,7 +270,7 @@ def test_a_job_whose_processes_are_all_signalled_saves_and_asks_to_be_requeued(c
     process = start(run_config, folder, slow=True)
     wait_for(Path(run_config["run_dir"]) / "progress.json", lambda: process.poll() is None)
     os.killpg(process.pid, signal.SIGUSR1)
-    assert process.wait(timeout=100) == REQUEUE, (folder / "output").read_text()[-3000:]
+    assert process.wait(timeout=100) == REQUEUE_STATUS, (folder / "output").read_text()[-3000:]
     (saved_step,) = checkpoint_dir.list_steps(Path(run_config["run_dir"]) / "checkpoints")
     assert 1 <= saved_step < STEPS
     train.train(run_config)
@@ -288,7 +288,7 @@ def test_a_signal_to_one_process_stops_all_processes_and_the_run_resumes(
     wait_for(Path(run_config["run_dir"]) / "progress.json", lambda: process.poll() is None)
     children = [int(line) for line in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
     os.kill(children[0], signal.SIGTERM)
-    assert process.wait(timeout=100) == REQUEUE, (folder / "output").read_text()[-3000:]
+    assert process.wait(timeout=100) == REQUEUE_STATUS, (folder / "output").read_text()[-3000:]
     (saved_step,) = checkpoint_dir.list_steps(Path(run_config["run_dir"]) / "checkpoints")
     assert 1 <= saved_step < STEPS
     assert start(run_config, folder).wait(timeout=200) == 0, (folder / "output").read_text()[-3000:]

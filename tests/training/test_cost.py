@@ -25,11 +25,11 @@ from auris.training.cost import (
     STAGES,
     Load,
     Stage,
+    count_by_component,
     count_parameters,
-    memory,
-    parameters_by_component,
-    trained_parameters,
-    training_flops,
+    count_trained_parameters,
+    count_training_flops,
+    estimate_memory,
 )
 from support import published
 from support.manifests import samples_of, speech_rows, tokenizer, write_manifest
@@ -49,7 +49,7 @@ def inspect(path: Path, **options: object) -> tuple[list[str], str]:
 
 def test_parameter_counts_by_component_equal_those_of_the_released_system(released_net: nn.Module):
     """The numbers are from section 1.7 of the fact sheet."""
-    assert parameters_by_component({part: getattr(released_net, part) for part in PARTS}) == {
+    assert count_by_component({part: getattr(released_net, part) for part in PARTS}) == {
         "encoder: convolutions": 492_800 + 4_916_480,
         "encoder: blocks": 629_637_120,
         "encoder: final norm": 2_560,
@@ -71,8 +71,8 @@ def test_parameter_counts_by_component_equal_those_of_the_released_system(releas
     ],
 )
 def test_memory_of_states_equals_the_performance_notes(released_net: nn.Module, stage: str, expected: tuple):
-    need = memory(released_net, find_stage(stage), Load.of_budget(8192, 2))
-    for gpus, gib in zip(dry_run.GPUS, expected, strict=True):
+    need = estimate_memory(released_net, find_stage(stage), Load.of_budget(8192, 2))
+    for gpus, gib in zip(dry_run.GPU_COUNTS, expected, strict=True):
         assert need.states / gpus / GIB == pytest.approx(gib, abs=0.06 if gib > 2 else 0.006)
 
 
@@ -82,17 +82,18 @@ def test_memory_of_a_pack_equals_the_performance_notes(released_net: nn.Module):
     The gathered weights are two blocks and two embedding tables.
     """
     fine_tuning, everything = find_stage("fine-tuning (encoder frozen)"), find_stage("everything trained")
-    text = memory(released_net, fine_tuning, Load(tokens=8192, frames=0, scored=0))
+    text = estimate_memory(released_net, fine_tuning, Load(tokens=8192, frames=0, scored=0))
     assert text.activations / GIB == pytest.approx(37.5, abs=0.05)
     one_layer = text.activations / 32
     assert (text.recomputed - one_layer) / GIB == pytest.approx(2.0, abs=0.01)
     assert text.gathered / GIB == pytest.approx(2 * 0.377 + 2 * 1.19, abs=0.01)
-    with_audio = memory(released_net, everything, Load(tokens=8192, frames=50, scored=0))
+    with_audio = estimate_memory(released_net, everything, Load(tokens=8192, frames=50, scored=0))
     assert (with_audio.activations - text.activations) / GIB == pytest.approx(0.061, abs=0.001)
     # A frozen encoder stores no activations.
-    assert memory(released_net, fine_tuning, Load(tokens=8192, frames=50, scored=0)) == text
+    assert estimate_memory(released_net, fine_tuning, Load(tokens=8192, frames=50, scored=0)) == text
     scored = [
-        memory(released_net, fine_tuning, Load(tokens=8192, frames=0, scored=n)).logits for n in (0, 1024, 4096, 8192)
+        estimate_memory(released_net, fine_tuning, Load(tokens=8192, frames=0, scored=n)).logits
+        for n in (0, 1024, 4096, 8192)
     ]
     assert scored[0] == 0 and scored[1] / GIB == pytest.approx(2 * 0.595, abs=0.01)
     assert scored[2] == scored[3] == 4 * scored[1]  # logits are computed in chunks
@@ -104,28 +105,28 @@ def test_adapters_count_as_trainable_and_their_base_model_as_frozen():
     net = config.build_net(run_config, SimpleNamespace(size=1))
     base_count = count_parameters(net)
     load = Load.of_budget(8192, 2)
-    frozen = memory(net, Stage(name="", trainable=("projector",)), load)
+    frozen = estimate_memory(net, Stage(name="", trainable=("projector",)), load)
     names = ("projector", "llm.lora", "llm.new_tokens")
     lora = {"rank": 8, "alpha": 16, "targets": ["q_proj", "v_proj"]}
     adapters.attach(net, names, token_ids=[5, 6, 7], lora=lora)
     stage = Stage(name="", trainable=names)
     added_counts = {"llm: LoRA": 32 * 2 * 8 * (4096 + 4096), "llm: rows of new tokens": 3 * 2 * 4096}
-    assert parameters_by_component({"llm": net.llm}).items() >= added_counts.items()
-    assert parameters_by_component({"llm": net.llm})["llm: layers and norm"] == 6_476_660_736 + 4_096
+    assert count_by_component({"llm": net.llm}).items() >= added_counts.items()
+    assert count_by_component({"llm": net.llm})["llm: layers and norm"] == 6_476_660_736 + 4_096
     trainable_count = count_parameters(net.projector) + sum(added_counts.values())
-    assert trained_parameters(net, stage) == trainable_count and count_parameters(net) == base_count + sum(
+    assert count_trained_parameters(net, stage) == trainable_count and count_parameters(net) == base_count + sum(
         added_counts.values()
     )
-    need = memory(net, stage, load)
+    need = estimate_memory(net, stage, load)
     assert need.states - frozen.states == 16 * sum(added_counts.values())
     assert need.activations == frozen.activations
     tables = Stage(name="", trainable=("llm.model.embed_tokens",))
-    assert trained_parameters(net, tables) == 639_107_072
+    assert count_trained_parameters(net, tables) == 639_107_072
 
 
 def test_training_only_the_encoder_needs_no_memory_for_llm_activations(released_net: nn.Module):
     stage = Stage(name="", trainable=("encoder",), runs_llm=False)
-    need = memory(released_net, stage, Load(tokens=8192, frames=0, scored=0))
+    need = estimate_memory(released_net, stage, Load(tokens=8192, frames=0, scored=0))
     assert need.activations == 0 and need.gathered == 0
 
 
@@ -144,12 +145,14 @@ def test_training_flops_equal_the_performance_notes(released_net: nn.Module):
         (fine_tuning, 3, 1, 2),
         (pre_training, 2, 3, 3),
     ):
-        assert training_flops(released_net, stage, text) / 1e9 == pytest.approx(passes * (12.95 - last_layer), rel=1e-3)
-        assert training_flops(released_net, stage, scored) / 1e9 == pytest.approx(
+        assert count_training_flops(released_net, stage, text) / 1e9 == pytest.approx(
+            passes * (12.95 - last_layer), rel=1e-3
+        )
+        assert count_training_flops(released_net, stage, scored) / 1e9 == pytest.approx(
             passes * (1.278 + last_layer), rel=1e-3
         )
         expected = encoder_passes * 1.271 + projector_passes * 0.0105 / 2
-        assert training_flops(released_net, stage, audio) / 1e9 == pytest.approx(expected, rel=1e-3)
+        assert count_training_flops(released_net, stage, audio) / 1e9 == pytest.approx(expected, rel=1e-3)
 
 
 LOADS = ({"tokens": 1}, {"frames": 1}, {"scored": 1})
@@ -158,7 +161,7 @@ LOADS = ({"tokens": 1}, {"frames": 1}, {"scored": 1})
 def test_a_live_reference_adds_the_memory_of_a_frozen_copy(released_net: nn.Module):
     load = Load.of_budget(8192, 2)
     precomputed, live = (
-        memory(released_net, find_stage(f"DPO, reference {reference}"), load)
+        estimate_memory(released_net, find_stage(f"DPO, reference {reference}"), load)
         for reference in ("precomputed", "in memory")
     )
     assert (live.states - precomputed.states) / GIB == pytest.approx(15.6, abs=0.1)
@@ -240,7 +243,7 @@ def test_a_dry_run_prints_the_first_batch_and_its_cost(tmp_path: Path):
     [manifest] = read_manifests([write_manifest(tmp_path / "rows.jsonl", rows)])
     view = samples_of()
     batch = build_pack(manifest.rows, [(0, None), (1, None), (2, None)], view)
-    assert dry_run.first_row_text(batch, view.tokenizer) == (
+    assert dry_run.format_first_row(batch, view.tokenizer) == (
         "<|audio_bos|>[25 audio tokens]<|audio_eos|>Detect the language and recognize the speech: "
         "{<|en|>the cat sat<|endoftext|>}"
     )
@@ -256,7 +259,7 @@ def test_a_dry_run_prints_the_first_batch_and_its_cost(tmp_path: Path):
     assert "skipped bad: " in text and "this run" in text and "pre-training" not in text
     load = Load.of_pack(batch)
     assert (load.tokens, load.frames, load.scored) == (n_tokens, 150, n_scored)
-    assert np.isclose(memory(net, stages[0], load).states, cost.FROZEN * count_parameters(net), rtol=0.1)
+    assert np.isclose(estimate_memory(net, stages[0], load).states, cost.FROZEN_BYTES * count_parameters(net), rtol=0.1)
 
 
 def test_the_doctor_command_describes_a_run_and_refuses_a_missing_path(tmp_path: Path, capsys: pytest.CaptureFixture):

@@ -117,7 +117,7 @@ def test_a_run_resumed_after_a_skipped_step_ends_like_an_uninterrupted_run(compo
         compose_run("max_steps=6", "checkpoint_every=2", arm=arm) for arm in ("reference", "disturbed")
     )
     fit(uninterrupted, MakeNonFinite(1))
-    train.claim(Path(killed["run_dir"]), killed)
+    train.claim_run_dir(Path(killed["run_dir"]), killed)
     with pytest.raises(Killed):
         fit(killed, MakeNonFinite(1), KillAt(5))
     train.train(killed)
@@ -128,8 +128,8 @@ def test_a_run_resumed_after_a_skipped_step_ends_like_an_uninterrupted_run(compo
 
 def test_nonfinite_stop_stops_at_the_first_fault_and_nonfinite_skip_continues(compose_run):
     run_config = compose_run("max_steps=4", "checkpoint_every=1", "nonfinite=stop")
-    train.claim(Path(run_config["run_dir"]), run_config)
-    with pytest.raises(RunStopped, match=r"step 2: the loss is .*, the gradient norm .*auris replay fault="):
+    train.claim_run_dir(Path(run_config["run_dir"]), run_config)
+    with pytest.raises(RunStopped, match=r"step 2: the loss is .* and the gradient norm is .*auris replay fault="):
         fit(run_config, MakeNonFinite(2))
     train.train(compose_run("max_steps=4", "checkpoint_every=1", "nonfinite=skip"))
     assert json.loads((Path(run_config["run_dir"]) / "finished.json").read_text())["steps"] == 4
@@ -283,7 +283,7 @@ def test_replay_finds_the_faulty_row_with_the_weights_of_the_step(compose_run, f
 
 def test_replay_reports_that_no_row_is_faulty(compose_run):
     run_config = compose_run("max_steps=3")
-    train.claim(Path(run_config["run_dir"]), run_config)
+    train.claim_run_dir(Path(run_config["run_dir"]), run_config)
     fit(run_config, MakeNonFinite(1))
     [file] = Path(run_config["run_dir"]).glob("faults/*.json")
     faulty, report = replay_fault(file)
@@ -295,7 +295,7 @@ def test_replay_reports_that_no_row_is_faulty(compose_run):
 
 def test_rows_that_have_changed_are_refused(compose_run, tmp_path):
     run_config = compose_run("max_steps=3")
-    train.claim(Path(run_config["run_dir"]), run_config)
+    train.claim_run_dir(Path(run_config["run_dir"]), run_config)
     fit(run_config, MakeNonFinite(1))
     [file] = Path(run_config["run_dir"]).glob("faults/*.json")
     content = json.loads(file.read_text())

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from auris.training.optim import adamw, cosine, freeze, parameter_groups
+from auris.training.optim import adamw, cosine_schedule, freeze, parameter_groups
 
 
 class Encoder(nn.Module):
@@ -94,7 +94,9 @@ def test_frozen_parameters_are_in_no_group(net):
 
 def test_a_model_without_trainable_parameters_is_an_error(net):
     freeze(net, [])
-    with pytest.raises(ValueError, match=r"no parameter is trainable: set trainable=\[encoder,pooling,projector\]"):
+    with pytest.raises(
+        ValueError, match=r"no parameter is trainable: set for example trainable=\[encoder,pooling,projector\]"
+    ):
         settings(net)
 
 
@@ -136,7 +138,7 @@ def test_a_name_that_matches_nothing_is_an_error_that_lists_the_parts(net, name)
 
 def rates(steps: int, **schedule: float) -> list[float]:
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=2.0)
-    scheduler = cosine(optimizer, **schedule)
+    scheduler = cosine_schedule(optimizer, **schedule)
     learning_rates = []
     for _ in range(steps):
         learning_rates.append(optimizer.param_groups[0]["lr"])
@@ -164,7 +166,7 @@ def test_the_schedule_stays_on_its_floor_and_needs_no_warm_up():
 def test_the_schedule_keeps_the_ratio_of_learning_rates_between_groups(net):
     optimizer = torch.optim.AdamW(parameter_groups(net, nn.Identity(), lr=1.0, weight_decay=0.0, layer_decay=0.5))
     before = [group["lr"] for group in optimizer.param_groups]
-    cosine(optimizer, warmup_steps=10, max_steps=20, floor=0.0)
+    cosine_schedule(optimizer, warmup_steps=10, max_steps=20, floor=0.0)
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([lr / 10 for lr in before])
 
 

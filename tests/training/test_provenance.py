@@ -15,7 +15,7 @@ from auris import config
 from auris.model.weights import checkpoint_dir
 from auris.training import cost, provenance
 from auris.training import run as train
-from auris.training.provenance import WINDOW, EnvironmentReport
+from auris.training.provenance import WINDOW_STEPS, EnvironmentReport
 from auris.training.strategy import Processes
 from support import nets
 from support.recipes import smallest_run
@@ -39,7 +39,7 @@ def compose_run(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 def test_a_run_reports_its_environment_and_its_expected_cost(corpus: Path, tmp_path: Path, compose_run, announcements):
-    steps = WINDOW + 4
+    steps = WINDOW_STEPS + 4
     train.train(compose_run(f"max_steps={steps}", "trainer.val_check_interval=1.0"))
     facts = json.loads((tmp_path / "runs/scratch/qwen2_audio_pretrain/seed_0/environment.json").read_text())
     rows = [json.loads(line) for line in (corpus / "train.jsonl").read_text().splitlines()]
@@ -121,21 +121,23 @@ def test_the_estimated_memory_of_states_equals_the_allocated_memory(compose_run,
 def test_ddp_needs_extra_memory_for_gradient_buckets():
     net, stage = nets.build_meta(), cost.Stage(name="", trainable=("projector",))
     load = cost.Load(tokens=1, frames=1, scored=1)
-    without_buckets, with_buckets = (cost.memory(net, stage, load, buckets=buckets).states for buckets in (False, True))
-    assert with_buckets - without_buckets == 4 * cost.trained_parameters(net, stage)
+    without_buckets, with_buckets = (
+        cost.estimate_memory(net, stage, load, has_buckets=buckets).states for buckets in (False, True)
+    )
+    assert with_buckets - without_buckets == 4 * cost.count_trained_parameters(net, stage)
 
 
 def test_the_remaining_time_is_estimated_from_the_speed_of_the_first_steps(announcements, tmp_path):
     callback, module = EnvironmentReport(tmp_path), SimpleNamespace(max_steps=1000, device=torch.device("cpu"))
     callback.environment = SimpleNamespace(step=100, tokens=2_000_000.0)
-    for step in (100 + WINDOW - 1, 100 + WINDOW, 100 + WINDOW + 1):
+    for step in (100 + WINDOW_STEPS - 1, 100 + WINDOW_STEPS, 100 + WINDOW_STEPS + 1):
         speed = {"tokens/s": torch.tensor(500.0)}
         trainer = SimpleNamespace(is_global_zero=True, global_step=step, callback_metrics=speed)
         callback.on_train_batch_end(trainer, module)
-    assert announcements == ["500 tokens/s: the remaining 880 steps take 59 min"]
+    assert announcements == ["500 tokens/s: the remaining 880 steps take about 59 min"]
 
 
 def test_measuring_matmul_speed_does_not_advance_the_random_generator():
     state = torch.get_rng_state()
-    assert 1e8 < provenance.matmul_speed(torch.device("cpu")) < 1e14
+    assert 1e8 < provenance.measure_matmul_speed(torch.device("cpu")) < 1e14
     assert torch.equal(torch.get_rng_state(), state)

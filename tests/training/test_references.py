@@ -80,10 +80,12 @@ class CallRecorder:
         return answer_logps(net, batch)
 
 
-def compute(net: nn.Module, rows: list[Row], samples: PairSamples, file: Path, **overrides: Any) -> references.Table:
+def compute(
+    net: nn.Module, rows: list[Row], samples: PairSamples, file: Path, **overrides: Any
+) -> references.LogpTable:
     tokens = np.array([samples.max_length(row, samples.audio_lengths(row)) for row in rows])
     options = {"file": file, "token_budget": 64} | overrides
-    return references.by_id(references.compute(net, rows, tokens, samples, **options), rows)
+    return references.logps_by_id(references.compute_logps(net, rows, tokens, samples, **options), rows)
 
 
 # --- values ---
@@ -115,8 +117,8 @@ def test_equal_rows_are_computed_once(net, rows, samples, tmp_path, monkeypatch)
 def test_an_unreadable_row_has_no_reference(net, rows, samples, tmp_path):
     tokens = np.array([samples.max_length(row, samples.audio_lengths(row)) for row in rows])
     (tmp_path / "b.wav").unlink()
-    table = references.compute(net, rows, tokens, samples, file=tmp_path / "cache", token_budget=64)
-    assert [*references.by_id(table, rows)] == ["a", "c"]
+    table = references.compute_logps(net, rows, tokens, samples, file=tmp_path / "cache", token_budget=64)
+    assert [*references.logps_by_id(table, rows)] == ["a", "c"]
 
 
 # --- cache ---
@@ -197,11 +199,11 @@ def test_augmentation_and_cached_references_are_refused_together(samples):
         n_freq_masks=1, freq_mask_param=4, n_time_masks=1, time_mask_param=10, p=1.0, time_warp=0
     )
     with pytest.raises(ValueError, match="data.augment=null, or objective.reference=live"):
-        references.check(DPO(), samples)
-    references.check(DPO(reference="live"), samples)
-    references.check(NextToken(), samples)
+        references.check_augmentation(DPO(), samples)
+    references.check_augmentation(DPO(reference="live"), samples)
+    references.check_augmentation(NextToken(), samples)
     samples.augment = None
-    references.check(DPO(), samples)
+    references.check_augmentation(DPO(), samples)
 
 
 # --- runs ---
@@ -247,7 +249,7 @@ def compose_run(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 def test_replaying_a_step_computes_references_of_only_its_rows(compose_run, monkeypatch):
     run_config = compose_run("max_steps=4")
-    train.claim(Path(run_config["run_dir"]), run_config)
+    train.claim_run_dir(Path(run_config["run_dir"]), run_config)
     _, data = train.build(run_config)
     data.setup("fit")
     numbers = data.plan.step(1)[:2]
@@ -280,7 +282,7 @@ def test_a_killed_run_resumes_with_its_original_reference(compose_run, monkeypat
     train.train(uninterrupted)
     calls = CallRecorder(monkeypatch)
     killed = compose_run(*options, "arm=killed")
-    train.claim(Path(killed["run_dir"]), killed)
+    train.claim_run_dir(Path(killed["run_dir"]), killed)
     with pytest.raises(Killed):
         fit(killed, KillAt(3))
     train.train(killed)
@@ -369,7 +371,7 @@ def test_a_step_encodes_each_clip_once(compose_run):
     """Both answers of a pair share the encoding, and a cached reference needs no other net."""
     calls = EncoderCalls()
     run_config = compose_run("max_steps=3")
-    train.claim(Path(run_config["run_dir"]), run_config)
+    train.claim_run_dir(Path(run_config["run_dir"]), run_config)
     fit(run_config, calls)
     assert calls.steps == [4] * 3  # data.rows_per_step pairs with one clip each
 

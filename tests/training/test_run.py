@@ -61,7 +61,7 @@ def test_a_killed_run_resumes_to_the_weights_of_an_uninterrupted_one(compose_run
     train.train(uninterrupted)
 
     killed = compose_run(*options, "arm=killed")
-    train.claim(Path(killed["run_dir"]), killed)
+    train.claim_run_dir(Path(killed["run_dir"]), killed)
     with pytest.raises(Killed):
         fit(killed, KillAt(5))
     train.train(killed)
@@ -149,7 +149,7 @@ def test_a_directory_that_existed_before_or_has_a_step_is_kept(compose_run):
     other = run_dir / "other"
 
     def begin_and_fail() -> None:
-        with train.removed_if_unused(other):
+        with train.remove_if_unused(other):
             other.mkdir()
             (other / "progress.json").write_text("{}")
             raise Killed
@@ -283,7 +283,7 @@ def test_validation_logs_scores_texts_and_audio_of_the_same_rows_on_any_number_o
             assert [event.step for event in text_events] == [1, 2]
             texts[tag] = [event.tensor_proto.string_val[0].decode() for event in text_events]
             rows = [re.findall("row (.*)|reference: (.*)", text) for text in texts[tag]]
-            assert rows[0] == rows[1] and 0 < len(rows[0]) <= 2 * callbacks.EXAMPLES
+            assert rows[0] == rows[1] and 0 < len(rows[0]) <= 2 * callbacks.EXAMPLES_PER_GROUP
         sounds = {tag: [event.length_frames for event in events.Audio(tag)] for tag in tags["audio"]}
         assert sounds and all(len(lengths) == 1 for lengths in sounds.values())
         logged.append((scores, texts, sounds))
@@ -341,7 +341,7 @@ def test_weights_of_another_vocabulary_are_refused(compose_run, tmp_path: Path):
         "experiment=qwen_audio_pretrain", f"weights.llm={first['run_dir']}", f"tokenizer={tmp_path}/other"
     )
     with pytest.raises(
-        ValueError, match="was trained with another vocabulary than that of tokenizer=.*: set tokenizer="
+        ValueError, match="was trained with a vocabulary that differs from tokenizer=.*: set tokenizer="
     ):
         train.build(run_config)
 

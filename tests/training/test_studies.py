@@ -41,13 +41,13 @@ def at_root(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_shared_stage_is_planned_once_per_seed_and_before_its_arms():
-    names = [job.key for job in studies.plan(STUDY)]
+    names = [job.key for job in studies.plan_jobs(STUDY)]
     expected = ["encoder", "a", "b"]
     assert names == [f"{name}, seed {seed}" for seed in (0, 1) for name in expected]
 
 
 def test_an_arm_starts_from_the_stage_with_the_same_seed():
-    job = next(job for job in studies.plan(STUDY) if job.key == "b, seed 1")
+    job = next(job for job in studies.plan_jobs(STUDY) if job.key == "b, seed 1")
     [start] = [override for override in job.overrides if override.startswith("weights.encoder=")]
     assert re.fullmatch(r"weights.encoder=runs/shared/encoder-[0-9a-f]{8}/seed_1", start)
     assert [dependency.key for dependency in job.needs] == ["encoder, seed 1"]
@@ -57,66 +57,70 @@ def test_studies_share_the_run_of_a_stage_only_if_its_config_is_equal():
     def stage_digests(study: dict, **options: object) -> set[str]:
         stages = {"renamed": {"overrides": ["experiment=encoder_ctc", *options.get("more", [])]}}
         arms = {name: {**arm, "after": {"encoder": "renamed"}} for name, arm in STUDY["arms"].items()}
-        jobs = studies.plan({**study, "study": "other", "stages": stages, "arms": arms})
+        jobs = studies.plan_jobs({**study, "study": "other", "stages": stages, "arms": arms})
         return {str(job.run_dir.parent).rpartition("-")[2] for job in jobs if job.name == "renamed"}
 
-    [digest] = {str(job.run_dir.parent) for job in studies.plan(STUDY) if job.name == "encoder"}
+    [digest] = {str(job.run_dir.parent) for job in studies.plan_jobs(STUDY) if job.name == "encoder"}
     assert stage_digests(STUDY) == {digest.rpartition("-")[2]}  # both seeds share the digest
     assert stage_digests(STUDY, more=["max_steps=7"]) != stage_digests(STUDY)
 
 
 def test_one_arm_and_seed_include_their_dependencies():
-    assert [job.key for job in studies.plan(STUDY, arm="b", seed=1)] == ["encoder, seed 1", "b, seed 1"]
+    assert [job.key for job in studies.plan_jobs(STUDY, arm="b", seed=1)] == ["encoder, seed 1", "b, seed 1"]
 
 
 def test_only_arms_are_evaluated():
-    assert {job.name: bool(job.evaluate) for job in studies.plan(STUDY)} == {"encoder": False, "a": True, "b": True}
+    assert {job.name: bool(job.evaluate) for job in studies.plan_jobs(STUDY)} == {
+        "encoder": False,
+        "a": True,
+        "b": True,
+    }
 
 
 def test_the_evaluation_of_an_arm_replaces_that_of_the_study():
     arms = STUDY["arms"] | {"b": STUDY["arms"]["b"] | {"evaluate": [["benchmark=instruct"]]}}
-    evaluated = {job.name: job.evaluate for job in studies.plan(STUDY | {"arms": arms}, seed=0)}
+    evaluated = {job.name: job.evaluate for job in studies.plan_jobs(STUDY | {"arms": arms}, seed=0)}
     assert evaluated == {"encoder": [], "a": [["benchmark=embedded"]], "b": [["benchmark=instruct"]]}
 
 
 def test_if_one_arm_is_selected_only_that_arm_is_evaluated():
     arms = {"c": {"overrides": ["experiment=qwen2_audio_pretrain", "optim.lr=1e-3"], "after": "a"}}
-    jobs = studies.plan({**STUDY, "arms": {**STUDY["arms"], **arms}}, arm="c", seed=0)
+    jobs = studies.plan_jobs({**STUDY, "arms": {**STUDY["arms"], **arms}}, arm="c", seed=0)
     assert {job.name: bool(job.evaluate) for job in jobs} == {"encoder": False, "a": False, "c": True}
 
 
 def test_command_line_overrides_follow_those_of_the_arm():
-    job = studies.plan(STUDY, extra=["model/pooling=stack", "max_steps=7"], arm="a", seed=0)[-1]
+    job = studies.plan_jobs(STUDY, extra_overrides=["model/pooling=stack", "max_steps=7"], arm="a", seed=0)[-1]
     assert job.overrides.index("max_steps=7") > job.overrides.index("experiment=qwen2_audio_pretrain")
 
 
 def test_arms_with_equal_overrides_are_refused():
     study = {**STUDY, "arms": {"a": STUDY["arms"]["a"], "c": {**STUDY["arms"]["a"]}}}
     with pytest.raises(ValueError, match="a, seed 0 and c, seed 0 are the same run: they have the same overrides"):
-        studies.plan(study)
+        studies.plan_jobs(study)
 
 
 def test_an_override_without_effect_is_refused():
     arm = {**STUDY["arms"]["a"], "overrides": [*STUDY["arms"]["a"]["overrides"], "model/pooling=mean"]}
     with pytest.raises(ValueError, match="model/pooling=mean changes nothing"):
-        studies.plan({**STUDY, "arms": {"a": STUDY["arms"]["a"], "c": arm}})
+        studies.plan_jobs({**STUDY, "arms": {"a": STUDY["arms"]["a"], "c": arm}})
 
 
 def test_the_error_for_a_misspelt_override_names_the_arm():
     study = {**STUDY, "arms": {"a": {"overrides": ["model.encoder.widht=64"]}}}
     with pytest.raises(ValueError, match="(?s)arm a: .*widht.*there is no .*did you mean model.encoder.width"):
-        studies.plan(study)
+        studies.plan_jobs(study)
 
 
 def test_the_error_for_an_unknown_arm_lists_all_arms_and_stages():
     with pytest.raises(ValueError, match="arm=z: expected an arm or stage of study letters: encoder, a, b"):
-        studies.plan(STUDY, arm="z")
+        studies.plan_jobs(STUDY, arm="z")
 
 
 def test_a_circular_dependency_is_refused():
     arms = {"a": {"overrides": [], "after": {"llm": "b"}}, "b": {"overrides": [], "after": {"llm": "a"}}}
     with pytest.raises(ValueError, match="a after b after a is a circular dependency"):
-        studies.plan({**STUDY, "arms": arms})
+        studies.plan_jobs({**STUDY, "arms": arms})
 
 
 def test_a_failed_run_blocks_only_its_dependents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
@@ -135,7 +139,7 @@ def test_a_failed_run_blocks_only_its_dependents(tmp_path: Path, monkeypatch: py
         Job("child", 0, [], tmp_path / "child", needs=[broken]),
         Job("other", 0, [], tmp_path / "other", evaluate=[["benchmark=embedded"]]),
     ]
-    assert studies.run(jobs, max_parallel=2) == 2
+    assert studies.run_jobs(jobs, max_parallel=2) == 2
     assert [job.status for job in jobs] == ["failed", "blocked", "done"]
     assert "the reason" in capsys.readouterr().out
 
@@ -167,7 +171,7 @@ def test_a_signal_is_forwarded_to_running_runs_and_no_further_run_starts(tmp_pat
     start = StandIns(signal_during="long")
     monkeypatch.setattr(studies, "_start", start)
     jobs = [Job("long", 0, [], tmp_path / "a"), Job("quick", 0, [], tmp_path / "b")]
-    assert studies.run(jobs, max_parallel=1) == studies.REQUEUE == 75
+    assert studies.run_jobs(jobs, max_parallel=1) == studies.REQUEUE_STATUS == 75
     assert [job.status for job in jobs] == ["stopped", "waiting"] and start.started == ["long"]
     assert signal.getsignal(signal.SIGUSR1) is handler
 
@@ -180,7 +184,7 @@ def test_a_preempted_run_blocks_its_dependents_but_is_not_a_failure(tmp_path, mo
         Job("quick", 0, [], tmp_path / "b", needs=[stopped]),
         Job("quick", 1, [], tmp_path / "c"),
     ]
-    assert studies.run(jobs, max_parallel=1) == studies.REQUEUE
+    assert studies.run_jobs(jobs, max_parallel=1) == studies.REQUEUE_STATUS
     assert [job.status for job in jobs] == ["stopped", "blocked", "done"]
 
 
@@ -192,7 +196,7 @@ def test_finished_runs_start_again_only_with_another_config_or_evaluation(tmp_pa
     def count_starts(jobs_to_run: list[Job]) -> int:
         start = StandIns()
         monkeypatch.setattr(studies, "_start", start)
-        assert studies.run(jobs_to_run, max_parallel=1) == 0
+        assert studies.run_jobs(jobs_to_run, max_parallel=1) == 0
         return len(start.started)
 
     assert count_starts(make_jobs()) == 3
@@ -215,7 +219,7 @@ def test_the_level_of_a_run_is_the_length_of_its_dependency_chain():
         "a": {"overrides": ["experiment=qwen2_audio_pretrain"], "after": {"encoder": "encoder"}},
         "c": {"overrides": ["experiment=qwen2_audio_pretrain", "optim.lr=1e-3"], "after": "a"},
     }
-    jobs = studies.plan({**STUDY, "seeds": [0], "arms": arms})
+    jobs = studies.plan_jobs({**STUDY, "seeds": [0], "arms": arms})
     assert {job.name: job.level for job in jobs} == {"encoder": 0, "a": 1, "c": 2}
 
 
@@ -223,16 +227,16 @@ def test_the_table_shows_the_progress_of_a_run(tmp_path: Path):
     job = Job("a", 0, [], tmp_path)
     report = {"step": 3, "max_steps": 9, "train/loss": 1.5}
     (tmp_path / "progress.json").write_text(json.dumps(report))
-    cells = [column._cells for column in studies._table([job]).columns]
+    cells = [column._cells for column in studies._make_table([job]).columns]
     assert [cell[0] for cell in cells] == ["a", "0", "waiting", "3/9", "1.500", "", ""]
     (tmp_path / "progress.json").write_text(json.dumps({**report, "val/asr en/wer": 0.25}))
-    assert [column._cells[0] for column in studies._table([job], "val/asr en/wer").columns][5] == "0.250"
+    assert [column._cells[0] for column in studies._make_table([job], "val/asr en/wer").columns][5] == "0.250"
 
 
 def test_long_names_are_not_truncated_at_eighty_columns(tmp_path: Path):
     jobs = [Job(f"v1_encoder{rest}", 0, [], tmp_path / rest) for rest in ("", "_natural_prompts")]
     with (console := Console(width=80)).capture() as captured:
-        console.print(studies._table(jobs, "val/asr en/wer"))
+        console.print(studies._make_table(jobs, "val/asr en/wer"))
     printed = captured.get()
     assert "v1_encoder_natural_prompts" in printed and "…" not in printed
 
@@ -246,5 +250,5 @@ def test_an_arm_can_start_from_the_model_of_another_arm():
             "second": {"overrides": ["experiment=qwen2_audio_pretrain", "optim.lr=1e-3"], "after": "first"},
         },
     }
-    first, second = studies.plan(study)
+    first, second = studies.plan_jobs(study)
     assert second.needs == [first] and f"checkpoint={first.run_dir}" in second.overrides

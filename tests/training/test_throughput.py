@@ -22,9 +22,9 @@ from auris.model.pack import IGNORE
 from auris.results import curves
 from auris.training import cost, throughput
 from auris.training import run as train
-from auris.training.cost import LOAD_FIELDS, peak_flops
+from auris.training.cost import LOAD_FIELDS, find_peak_flops
 from auris.training.objectives.next_token import NextToken
-from auris.training.provenance import WINDOW
+from auris.training.provenance import WINDOW_STEPS
 from auris.training.throughput import Throughput
 from support import nets
 from support.packs import Clip, pack, text
@@ -47,7 +47,7 @@ def test_counts_of_a_pack_equal_the_hand_computed_ones():
     batch = with_audio_seconds(
         pack([[Clip(9, n_mels=nets.N_MELS), text(4)], [text(3), Clip(40, n_mels=nets.N_MELS)]], net.geometry)
     )
-    counts = {name: int(value) for name, value in cost.pack_counts(batch).items()}
+    counts = {name: int(value) for name, value in cost.count_load(batch).items()}
     scored = int((batch["labels"] != IGNORE).sum())
     pairs = (6 * 7 + 13 * 14) // 2  # each token sees itself and the tokens before it
     expected = {"tokens": 6 + 13, "frames": 25, "scored": scored, "token_pairs": pairs, "frame_pairs": 5**2 + 20**2}
@@ -59,7 +59,7 @@ def test_token_pairs_of_a_tree_include_the_prompt_for_both_answers():
     ids = torch.arange(10)
     tree = {"cu_seqlens": torch.tensor([0, 5, 10]), "cu_keys": torch.tensor([0, 5, 12])}
     fields = {"labels": torch.full((10,), IGNORE), "rows": [0], "audio_seconds": 0.0}
-    counts = cost.pack_counts({"ids": ids, **tree, **fields})
+    counts = cost.count_load({"ids": ids, **tree, **fields})
     assert int(counts["token_pairs"]) == (1 + 2 + 3 + 4 + 5) + (3 + 4 + 5 + 6 + 7)
 
 
@@ -67,15 +67,15 @@ def test_padding_tokens_count_as_idle():
     """An empty pack has one token and a clip of 4 mel frames, which are 2 encoder frames."""
     geometry = nets.build_meta().geometry
     empty, text_only = collate([], geometry=geometry), pack([[text(7)]], geometry)
-    counts = {name: int(value) for name, value in cost.pack_counts(empty).items()}
+    counts = {name: int(value) for name, value in cost.count_load(empty).items()}
     assert counts == dict.fromkeys(LOAD_FIELDS, 0) | {"idle": 3}
-    counts = {name: int(value) for name, value in cost.pack_counts(text_only).items()}
+    counts = {name: int(value) for name, value in cost.count_load(text_only).items()}
     assert (counts["tokens"], counts["frames"], counts["idle"]) == (7, 0, 2)
 
 
 def useful_flops(net: nn.Module, stage: cost.Stage, batch: dict) -> int:
-    return cost.training_flops(
-        net, stage, cost.Load(**{name: int(cost.pack_counts(batch)[name]) for name in LOAD_FIELDS})
+    return cost.count_training_flops(
+        net, stage, cost.Load(**{name: int(cost.count_load(batch)[name]) for name in LOAD_FIELDS})
     )
 
 
@@ -91,8 +91,8 @@ def test_useful_flops_equal_the_count_of_torch(trainable: tuple[str, ...], share
     )
     with FlopCounterMode(display=False) as counter:
         NextToken()(net, batch)[0].backward()
-    load = {name: int(cost.pack_counts(batch)[name]) for name in ("tokens", "frames", "scored")}
-    expected = cost.training_flops(net, cost.Stage(name="", trainable=trainable), cost.Load(**load))
+    load = {name: int(cost.count_load(batch)[name]) for name in ("tokens", "frames", "scored")}
+    expected = cost.count_training_flops(net, cost.Stage(name="", trainable=trainable), cost.Load(**load))
     flops = counter.get_flop_counts()["Global"]
     flops_by_op = {str(op): n for op, n in flops.items() if "attention" not in str(op)}
     assert sum(flops_by_op.values()) == pytest.approx(expected, rel=share)
@@ -114,10 +114,14 @@ def test_attention_costs_four_flops_per_pair_and_channel_forward_and_eight_backw
     net = nets.build_meta(layers=2)  # 24 channels in the encoder, 32 in the LLM
     load = {"tokens": 0, "frames": 0, "scored": 0}
     pairs, frozen = cost.Load(**load, token_pairs=10), cost.Stage(name="", trainable=("projector",))
-    assert cost.training_flops(net, EVERYTHING, pairs) == cost.training_flops(net, frozen, pairs) == 3 * 4 * 10 * 2 * 32
+    assert (
+        cost.count_training_flops(net, EVERYTHING, pairs)
+        == cost.count_training_flops(net, frozen, pairs)
+        == 3 * 4 * 10 * 2 * 32
+    )
     pairs = cost.Load(**load, frame_pairs=10)
-    assert cost.training_flops(net, EVERYTHING, pairs) == 3 * 4 * 10 * 2 * 24
-    assert cost.training_flops(net, frozen, pairs) == 4 * 10 * 2 * 24
+    assert cost.count_training_flops(net, EVERYTHING, pairs) == 3 * 4 * 10 * 2 * 24
+    assert cost.count_training_flops(net, frozen, pairs) == 4 * 10 * 2 * 24
 
 
 # --- the peak of a device ---
@@ -141,12 +145,12 @@ def test_attention_costs_four_flops_per_pair_and_channel_forward_and_eight_backw
     ],
 )
 def test_the_peak_depends_on_device_and_precision_and_may_be_unknown(device: str, precision: str, peak: float | None):
-    actual, reason = peak_flops(device, precision)
+    actual, reason = find_peak_flops(device, precision)
     assert actual == peak and device in reason
 
 
 def test_the_peak_can_be_set():
-    assert peak_flops("x86_64", "32-true", 5e10) == (5e10, "peak_flops")
+    assert find_peak_flops("x86_64", "32-true", 5e10) == (5e10, "peak_flops")
     for invalid in (0, -1.0, "fast", True, float("nan")):
         with pytest.raises(ValueError, match="peak_flops=.*: expected the FLOP/s of one device"):
             Throughput(invalid)
@@ -209,7 +213,7 @@ def test_speeds_exclude_the_first_step(clock):
     logged = log.points[3]
     stage = cost.Stage(name="", trainable=("encoder", "projector", "llm"))
     numbers = {name: int(value) for name, value in first.items()}
-    useful = cost.training_flops(log.net, stage, cost.Load(**numbers | {"tokens": 500}))
+    useful = cost.count_training_flops(log.net, stage, cost.Load(**numbers | {"tokens": 500}))
     expected = {
         "tokens_per_s": 500 / 5,
         "audio_hours_per_hour": 50 / 5,
@@ -223,8 +227,8 @@ def test_speeds_exclude_the_first_step(clock):
     assert logged == {f"speed/{name}": pytest.approx(value) for name, value in expected.items()}
     assert log.values["tokens/s"] == pytest.approx(100) and log.values["h/h"] == pytest.approx(10)
     assert log.values["wait"] == pytest.approx(0.15) and log.values["MFU"] == pytest.approx(expected["mfu"])
-    assert callback.session() == {name: pytest.approx(value) for name, value in expected.items()}
-    report = callback.report()
+    assert callback.session_rates() == {name: pytest.approx(value) for name, value in expected.items()}
+    report = callback.format_report()
     for part in ("over 2 steps on 2 ranks", "100 tokens/s", "10.0 hours of audio per hour", "waiting for data 15.0 %"):
         assert part in report, part
     assert f"MFU {100 * expected['mfu']:.1f} % of 1e-06 TFLOP/s per device (peak_flops)" in report
@@ -233,20 +237,25 @@ def test_speeds_exclude_the_first_step(clock):
 def test_without_a_known_peak_the_report_explains_the_missing_mfu(clock):
     callback, log = Throughput(), LoggingModule()
     callback.on_train_start(trainer(log), log)
-    assert callback.report() == "speed: unknown, it takes at least two steps to measure"
+    assert callback.format_report() == "speed: unknown, because measuring it takes at least two steps"
     for step in (1, 2):
         run_step(callback, log, clock, 1, step=step, tokens=10.0)
     assert "MFU" not in log.values and "speed/mfu" not in log.points[1]
-    assert "no MFU because the peak of " in callback.report() and " is not known (set peak_flops" in callback.report()
+    assert (
+        "no MFU because the peak FLOP/s of " in callback.format_report()
+        and " is not known (set peak_flops" in callback.format_report()
+    )
 
 
 def test_logged_speed_covers_the_last_steps_and_the_report_covers_all(clock):
     callback, log = Throughput(), LoggingModule()
-    for seconds, tokens, steps in ((1, 1.0, 1), (1, 1000.0, 5), (1, 50.0, WINDOW)):
+    for seconds, tokens, steps in ((1, 1.0, 1), (1, 1000.0, 5), (1, 50.0, WINDOW_STEPS)):
         for _ in range(steps):
             run_step(callback, log, clock, seconds, tokens=tokens)
     assert log.values["tokens/s"] == pytest.approx(50)
-    assert callback.session()["tokens_per_s"] == pytest.approx((5 * 1000 + WINDOW * 50) / (5 + WINDOW))
+    assert callback.session_rates()["tokens_per_s"] == pytest.approx(
+        (5 * 1000 + WINDOW_STEPS * 50) / (5 + WINDOW_STEPS)
+    )
 
 
 def test_validation_time_is_excluded(clock):
@@ -289,10 +298,10 @@ def planned_counts(run_config: dict) -> dict[str, float]:
     module, data = train.build(run_config)
     data.setup("fit")
     steps = StepDataset(data.rows, data.plan, data.samples, 1, 0)
-    packs = [cost.pack_counts(batch) for step in range(run_config["max_steps"]) for batch in steps[step]]
+    packs = [cost.count_load(batch) for step in range(run_config["max_steps"]) for batch in steps[step]]
     load = cost.Load(**{name: sum(int(counts[name]) for counts in packs) for name in LOAD_FIELDS})
     stage = cost.Stage.of(module.objective, module.trainable)
-    return {"tokens": load.tokens, "flops": cost.training_flops(module.net, stage, load)}
+    return {"tokens": load.tokens, "flops": cost.count_training_flops(module.net, stage, load)}
 
 
 def rates(run_config: dict) -> dict[str, float]:
@@ -323,7 +332,7 @@ def test_the_counts_of_two_ranks_add_up_to_those_of_one(compose_run, tmp_path: P
         trainer = fit(run_config)
         [callback] = [entry for entry in trainer.callbacks if isinstance(entry, Throughput)]
         states[trainer.global_rank].write_text(
-            json.dumps([callback.state_dict(), callback.session(), callback.peak_bytes])
+            json.dumps([callback.state_dict(), callback.session_rates(), callback.peak_bytes])
         )
 
     assert in_processes(run, 2, tmp_path) == [0, 0], read_logs(tmp_path)

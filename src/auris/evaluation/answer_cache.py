@@ -5,7 +5,7 @@ An interrupted evaluation resumes from the cache, a repeated one does not call t
 
 Layout: `RUN/answers/<kind>-<digest>.jsonl`. There is one file for each combination of weights, prompt and decoding
 settings. The first line holds these settings; every other line is one response, keyed by the row and its audio.
-`RUN/answers/<benchmark>.json` records which responses an evaluation consists of.
+`RUN/answers/<benchmark>.json` records an evaluation: its settings, and the cache keys of its responses.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Response(NamedTuple):
 
     Attributes:
         row: The row as it was presented to the model.
-        content: Generated text, or for a preference row the log-probabilities of its two answers.
+        content: Generated text, or for a preference row the log-probabilities of the chosen and the rejected answer.
         yes_no_log_odds: log p(yes) - log p(no) for verification tasks, otherwise None.
     """
 
@@ -55,7 +55,7 @@ class AnswerCache:
 
     @classmethod
     def open(cls, path: Path) -> AnswerCache:
-        """Open an existing cache file, whose settings are in its first line."""
+        """Open an existing cache file; the settings are read from its first line."""
         with path.open(encoding="utf-8") as lines:
             return cls(path.parent, json.loads(lines.readline()))
 
@@ -67,18 +67,22 @@ class AnswerCache:
         return Response(_row_from_json(record["row"]), record["content"], record["yes_no_log_odds"])
 
     def add(self, responses: Mapping[str, Response]) -> None:
-        """Append responses, given by cache key."""
+        """Append responses to the cache.
+
+        Args:
+            responses: The responses by cache key (`row_key`).
+        """
         records = {
             key: {"key": key, "row": _row_to_json(row), "content": content, "yes_no_log_odds": log_odds}
             for key, (row, content, log_odds) in responses.items()
         }
         self._records |= records
         with evaluation_lock(self.path.parent):
-            first = [] if self._has_settings() else [self.settings]
-            append_jsonl(self.path, [*first, *records.values()])
+            header = [] if self._has_settings() else [self.settings]
+            append_jsonl(self.path, [*header, *records.values()])
 
     def _has_settings(self) -> bool:
-        """Return whether the first line is complete. Another process may have been killed while writing it."""
+        """Return whether the file has a complete first line. A process may have been killed while writing the line."""
         if not self.path.is_file():
             return False
         with self.path.open("rb") as file:
@@ -95,10 +99,15 @@ def evaluation_lock(directory: Path) -> AbstractContextManager[None]:
 
 def row_key(row: Row) -> str:
     """Return the cache key of a row: its labels, and the size and modification time of its audio files."""
-    return digest([row.id, _row_to_json(row), [_stamp(clip) for clip in row.clips]])
+    return digest([row.id, _row_to_json(row), [_file_stamp(clip) for clip in row.clips]])
 
 
-def _stamp(clip: Clip) -> list[int]:
+def _file_stamp(clip: Clip) -> list[int]:
+    """Return the size and the modification time of a clip's file; empty if it cannot be read.
+
+    A sound that is not a file in the file system, such as audio in a Parquet shard, is described by its number of
+    samples.
+    """
     if not isinstance(clip.path, str | Path):
         return [clip.path.n_samples or 0]
     try:
@@ -118,11 +127,11 @@ def _row_from_json(content: Mapping[str, Any]) -> Row:
     return Row(content["id"], clips, content["labels"])
 
 
-# --- which responses an evaluation consists of --------------------------------------------------------------------
+# --- records of evaluations ---------------------------------------------------------------------------------------
 
 
 class RunId(TypedDict):
-    """Study, arm and seed of a run."""
+    """What identifies a run: its study, its arm (one of the systems that the study compares), and its seed."""
 
     study: str
     arm: str
@@ -131,13 +140,13 @@ class RunId(TypedDict):
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """The responses of an evaluation to rows of one kind.
+    """The part of an evaluation that consists of the responses to rows of one kind.
 
     Attributes:
-        kind: task, chat or preference.
+        kind: One of `answering.KINDS`: task, chat or preference.
         file: Name of the cache file.
         keys: Cache keys of the responses, in the order of the rows.
-        windows: Ids of the windows of each long row, by its id.
+        windows: Ids of the windows into which a long row was split, by id of the long row.
     """
 
     kind: str
@@ -148,17 +157,18 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What the scores of an evaluation are computed from.
+    """Record of an evaluation: everything that its scores are computed from.
 
     Attributes:
         benchmark: The benchmark's description.
-        version: `v1` if the model is prompted like Qwen-Audio, `v2` if like Qwen2-Audio.
+        version: `v1` if the model is prompted like Qwen-Audio, `v2` if it is prompted like Qwen2-Audio.
         audio: as_is, silence or shuffled (`evaluation.audio_ablation`).
-        changes: Deviations from the benchmark's own prompt and decoding settings, a part of the signatures.
+        changes: The user's deviations from the benchmark's prompt and decoding settings. They become part of the
+            signature of each score, which is a text that states how the score was computed.
         judged: Whether a judge rated the responses to dialogues.
         run: Study, arm and seed of the run that trained the model.
-        skipped: Why some rows have no response, by row id.
-        parts: The responses by kind of row.
+        skipped: The reasons why rows have no response, by row id.
+        parts: The responses, one part for each kind of row.
     """
 
     benchmark: Benchmark
@@ -172,17 +182,17 @@ class Evaluation:
 
 
 def save_evaluation(directory: Path, name: str, evaluation: Evaluation) -> None:
-    """Record which cached responses an evaluation consists of, so that `rescore` can find them."""
+    """Write the record of an evaluation, so that `rescore` can find the cached responses."""
     write_json(directory / f"{name}.json", asdict(evaluation))
 
 
 def load_evaluations(run_dir: Path) -> dict[str, Evaluation]:
     """Return the recorded evaluations of a run by name; empty if there are none."""
     files = sorted((run_dir / CACHE_DIR).glob("*.json"), key=lambda path: path.stem)
-    return {file.stem: _evaluation(read_json(file)) for file in files}
+    return {file.stem: _evaluation_from_json(read_json(file)) for file in files}
 
 
-def _evaluation(content: dict[str, Any]) -> Evaluation:
+def _evaluation_from_json(content: dict[str, Any]) -> Evaluation:
     content["benchmark"] = Benchmark(**content["benchmark"])
     content["parts"] = [Part(**part) for part in content["parts"]]
     return Evaluation(**content)
@@ -195,8 +205,13 @@ def load_responses(run_dir: Path, part: Part) -> list[Response]:
 
 
 def load_rows(run_dir: Path, name: str) -> dict[str, Row]:
-    """Return the rows of an evaluation that have responses, by id, with the audio that the model was given."""
+    """Return the rows of an evaluation that have responses, by row id, with the audio that the model was given.
+
+    Args:
+        run_dir: The run directory.
+        name: Name of the evaluation.
+    """
     evaluation = load_evaluations(run_dir).get(name)
     parts = evaluation.parts if evaluation else ()
-    cached = [part for part in parts if (run_dir / CACHE_DIR / part.file).is_file()]
-    return {response.row.id: response.row for part in cached for response in load_responses(run_dir, part)}
+    cached_parts = [part for part in parts if (run_dir / CACHE_DIR / part.file).is_file()]
+    return {response.row.id: response.row for part in cached_parts for response in load_responses(run_dir, part)}

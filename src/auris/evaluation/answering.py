@@ -1,8 +1,8 @@
-"""Computation of responses to rows, on all ranks together. Cached responses are reused.
+"""Computation of the responses to rows, on all ranks together. Cached responses are reused.
 
-Rows are decoded in shares of a few packs, and the ranks take shares in turn. Only the first rank reads and writes the
-cache. It adds responses in the order in which a single process would compute them, so no file depends on the number of
-processes.
+Rows are divided into shares of a few packs, and the ranks take shares in turn. Only the first rank reads and writes the
+cache. It adds responses in the order in which a single process would compute them, so the cache does not depend on the
+number of processes.
 """
 
 from __future__ import annotations
@@ -38,13 +38,18 @@ from auris.text.prompts import Prompt
 from auris.training.objectives.dpo import answer_logps
 
 KINDS = ("task", "chat", "preference")
-"""Kinds of rows: prompted as in pre-training, prompted in ChatML, and pairs of a chosen and a rejected answer."""
+"""Kinds of rows.
 
-# Packs, sorted by length, that a rank decodes together. Rows of the next pack fill slots as sequences finish, so the
-# composition of a batch depends on the rows only, not on the number of ranks.
+`task` rows are prompted as in pre-training, `chat` rows (dialogues) are prompted in ChatML, and `preference` rows are
+pairs of a chosen and a rejected answer, whose log-probabilities are computed.
+"""
+
+# Number of packs, sorted by length, that a rank decodes together. Rows of the next pack of a share fill slots as
+# sequences finish, so the composition of a batch does not depend on the number of ranks.
 PACKS_PER_SHARE = 4
 
 Share = Sequence[Sequence[int]]
+"""Packs that one rank decodes together; each pack is a list of row numbers."""
 
 
 @dataclass(frozen=True)
@@ -53,11 +58,11 @@ class Request:
 
     Attributes:
         kind: One of `KINDS`.
-        manifests: The rows, long ones cut into windows.
-        windows: Ids of the windows of a long row by its id.
-        samples: How rows are presented to the model.
+        manifests: The rows. Long rows are split into windows.
+        windows: Ids of the windows into which a long row was split, by id of the long row.
+        samples: Presents rows to the model.
         generation: The decoding settings.
-        seed: Seed of the sampling.
+        seed: Seed with which tokens are sampled.
     """
 
     kind: str
@@ -74,7 +79,7 @@ class Request:
 
     @property
     def decoding(self) -> dict[str, Any]:
-        """The decoding settings that responses depend on."""
+        """The decoding settings on which responses depend; empty if nothing is decoded."""
         if self.kind == "preference":
             return {}
         settings: dict[str, Any] = {**asdict(self.generation), "stop": sorted(self.generation.stop)}
@@ -82,7 +87,7 @@ class Request:
 
 
 def select_kind(manifests: Sequence[Manifest], kind: str) -> list[Manifest]:
-    """Return the manifests that have rows of one kind, with these rows only."""
+    """Return the manifests restricted to the rows of one kind, without manifests that have no such rows."""
 
     def kind_of(row: Row) -> str:
         task = row.labels.get("task")
@@ -110,7 +115,7 @@ def build_request(
         kind: One of `KINDS`.
         manifests: The rows of this kind.
         config: The config of the command.
-        wording: The benchmark's own prompt.
+        wording: The benchmark's prompt; None if it has none.
         decoding: Decoding settings given by the user or the benchmark.
     """
     samples = build_samples(model, kind, config["long_audio"], config["prompt"], wording)
@@ -124,14 +129,14 @@ def build_samples(
 ) -> Samples:
     """Build the samples that present rows of one kind to the model.
 
-    Task rows have the prompts with which the model, or its base model, was trained.
+    Without `prompt` and `wording`, task rows get the prompts with which the model, or its base model, was trained.
 
     Args:
         model: The model to evaluate.
         kind: One of `KINDS`.
-        policy: `long_audio` of `Samples`.
+        policy: The policy for long audio (`long_audio` of `Samples`).
         prompt: Config of another prompt style for task rows.
-        wording: The benchmark's own prompt for task rows, used if there is no `prompt`.
+        wording: The benchmark's prompt for task rows. It is ignored if `prompt` is given.
     """
     config = model.config
     if kind == "task" and config["data"]["view"] in ("audio", "text", "transcript"):
@@ -140,9 +145,9 @@ def build_samples(
     else:
         task_prompt = configs.build(prompt) or model.prompt
         classes = {"task": (AudioSamples, task_prompt), "chat": (ChatSamples, model.dialogue)}
-        cls, own_prompt = classes.get(kind, (PairSamples, model.dialogue))
+        cls, kind_prompt = classes.get(kind, (PairSamples, model.dialogue))
         samples = cls(
-            prompt=own_prompt,
+            prompt=kind_prompt,
             long_audio=policy,
             tokenizer=model.tokenizer,
             geometry=model.net.geometry,
@@ -154,10 +159,10 @@ def build_samples(
 
 
 def split_long(manifests: Sequence[Manifest], samples: Samples) -> tuple[list[Manifest], dict[str, list[str]]]:
-    """Split rows with long transcripts into overlapping windows if `long_audio=window`.
+    """Split transcription rows with long audio into overlapping windows, if `long_audio=window`.
 
     Returns:
-        The manifests, and the ids of the windows by the id of the long row.
+        The manifests, and the ids of the windows by id of the long row.
     """
     windows: dict[str, list[str]] = {}
     if samples.long_audio != "window" or not samples.has_audio:
@@ -170,7 +175,7 @@ def split_long(manifests: Sequence[Manifest], samples: Samples) -> tuple[list[Ma
         try:
             pieces = long_audio.split_row(row, is_transcript)
         except (AudioError, RowError):
-            return [row]  # the reason is reported when the row is measured
+            return [row]  # the error is reported when the row's length is measured
         if len(pieces) > 1:
             windows[row.id] = [piece.id for piece in pieces]
         return pieces
@@ -181,7 +186,7 @@ def split_long(manifests: Sequence[Manifest], samples: Samples) -> tuple[list[Ma
 # --- all ranks together -------------------------------------------------------------------------------------------
 
 
-def answer(
+def answer_rows(
     model: AudioModel,
     request: Request,
     lengths: Lengths,
@@ -190,19 +195,21 @@ def answer(
     ranks: Ranks,
     console: Console,
 ) -> tuple[list[str], dict[str, str]]:
-    """Answer all usable rows, reusing cached responses. Call it on the first rank, and `assist` on the others.
+    """Answer all usable rows, reusing cached responses.
+
+    Call this function on the first rank, and `assist_first_rank` on all other ranks.
 
     Args:
         model: The model to evaluate.
         request: The rows and the settings.
-        lengths: The lengths of the rows, and why some cannot be used.
+        lengths: The lengths of the rows, and the reasons why rows cannot be used.
         cache: The cache for these settings.
-        token_budget: Maximum number of tokens in a pack.
+        token_budget: Largest number of tokens in a pack.
         ranks: The processes of the command.
-        console: Console for the progress.
+        console: Console for the progress bar.
 
     Returns:
-        The cache keys of the responses in the order of the rows, and by row id why the other rows have none.
+        The cache keys of the responses in the order of the rows, and by row id the reasons why rows have no response.
     """
     rows = request.rows
     keys = {number: row_key(row) for number, row in enumerate(rows) if number not in lengths.problems}
@@ -212,7 +219,7 @@ def answer(
     console.print(f"{request.kind} rows: {n_new} to answer{settings}; {len(keys) - n_new} cached", highlight=False)
     packs = pack_by_length(replace(lengths, tokens=np.where(is_new, lengths.tokens, 0)), token_budget)
     shares = split_into_shares(packs)
-    ranks.exchange(shares)
+    ranks.exchange(shares)  # `assist_first_rank` receives them
     skipped = {rows[number].id: reason for number, reason in lengths.problems.items()}
     results = ranks.map(partial(answer_share, model, request, rows), shares)
     for responses, problems in track(results, "answering", total=len(shares), console=console, disable=not shares):
@@ -223,42 +230,42 @@ def answer(
     return [key for key in keys.values() if key in cache], skipped
 
 
-def assist(model: AudioModel, request: Request, ranks: Ranks) -> None:
-    """Compute shares of the responses for the first rank."""
+def assist_first_rank(model: AudioModel, request: Request, ranks: Ranks) -> None:
+    """Compute responses for the first rank, which calls `answer_rows`."""
     [shares, *_] = ranks.exchange(None)
     for _ in ranks.map(partial(answer_share, model, request, request.rows), shares):
         pass
 
 
 def split_into_shares(packs: Share) -> list[Share]:
-    """Split packs into shares, which a rank decodes together."""
+    """Split packs into shares. A rank decodes the packs of a share together."""
     return [packs[start : start + PACKS_PER_SHARE] for start in range(0, len(packs), PACKS_PER_SHARE)]
 
 
 Answers = dict[int, tuple[object, float | None]]
-"""Contents and log-odds of responses (`answer_cache.Response`) by row number."""
+"""(content, yes_no_log_odds) of responses (`answer_cache.Response`) by row number."""
 
 
 @torch.no_grad()
 def answer_share(
     model: AudioModel, request: Request, rows: Sequence[Row], share: Share
 ) -> tuple[Answers, dict[str, str]]:
-    """Return the responses to the rows of a share, and by row id why the other rows have none."""
+    """Return the responses to the rows of a share, and by row id the reasons why rows have no response."""
     skipped: dict[str, str] = {}
 
-    def build(numbers: Sequence[int]) -> Pack:
+    def read_pack(numbers: Sequence[int]) -> Pack:
         is_prompt = request.kind != "preference"
         batch = build_pack(rows, [(number, None) for number in numbers], request.samples, prompt_only=is_prompt)
         skipped.update(batch["skipped"])
         return to_device(batch, model.device)
 
     contents: dict[int, object] = {}
-    waiting = WaitingRows(share, build)
+    waiting = WaitingRows(share, read_pack)
     if request.kind == "preference":
         while (batch := waiting.next_pack()) is not None:
             contents |= zip(batch["rows"], answer_logps(model.net, batch)[0].tolist(), strict=True)
     elif (batch := waiting.next_pack()) is not None:
-        # All shares have the same seed, so the draws for a row do not depend on its share.
+        # All shares have the same seed, so that the random numbers for a row do not depend on its share.
         generator = torch.Generator().manual_seed(request.seed)
         ids = model.objective.answer(
             model.net, batch, request.generation, generator=generator, next_pack=waiting.next_pack
@@ -268,13 +275,13 @@ def answer_share(
             contents[number] = model.tokenizer.decode(answer_ids, control=is_tagged)
     log_odds: dict[int, float] = {}
     for numbers in share:
-        verdicts = [n for n in numbers if n in contents and _is_verdict(request.samples, rows[n])]
-        log_odds |= yes_no_log_odds(model, request.samples, rows, verdicts)
+        verification_rows = [n for n in numbers if n in contents and _is_verification(request.samples, rows[n])]
+        log_odds |= yes_no_log_odds(model, request.samples, rows, verification_rows)
     return {number: (content, log_odds.get(number)) for number, content in contents.items()}, skipped
 
 
-def _is_verdict(samples: Samples, row: Row) -> bool:
-    """Return whether a row asks to accept or reject its audio, so that a threshold on log-odds applies."""
+def _is_verification(samples: Samples, row: Row) -> bool:
+    """Return whether a row asks to accept or reject its audio, so that its answer can be a threshold on log-odds."""
     return type(samples) is AudioSamples and tasks.get_task(row.labels["task"]).choices == VerdictSamples.VERDICTS
 
 
@@ -282,12 +289,19 @@ def _is_verdict(samples: Samples, row: Row) -> bool:
 def yes_no_log_odds(
     model: AudioModel, samples: Samples, rows: Sequence[Row], numbers: Sequence[int]
 ) -> dict[int, float]:
-    """Return log p(yes) - log p(no) of the complete answers to verification rows, by row number."""
+    """Return log p(yes) - log p(no) for verification rows, by row number. p is the probability of a complete answer.
+
+    Args:
+        model: The model to evaluate.
+        samples: Presents rows to the model.
+        rows: All rows.
+        numbers: Numbers of the verification rows.
+    """
     if not numbers:
         return {}
-    verdicts = VerdictSamples(
+    verdict_samples = VerdictSamples(
         tokenizer=samples.tokenizer, prompt=samples.prompt, geometry=samples.geometry, long_audio=samples.long_audio
     )
-    batch = to_device(build_pack(rows, [(number, None) for number in numbers], verdicts), model.device)
+    batch = to_device(build_pack(rows, [(number, None) for number in numbers], verdict_samples), model.device)
     yes, no = answer_logps(model.net, batch)[0].unbind(1)
     return dict(zip(batch["rows"], (yes - no).tolist(), strict=True))

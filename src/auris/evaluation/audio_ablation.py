@@ -1,6 +1,7 @@
-"""Replacement of the audio of test rows by silence or by other rows' recordings, to test whether a model listens.
+"""Replacement of the audio of test rows by silence or by the recordings of other rows.
 
-If a score does not drop, the model answers from the text of the questions alone.
+This tests whether a model listens. If a score does not become worse, the model answers from the text of the questions
+alone.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class Silence:
     """Sound file (`audio.Sound`) of zeros at 16 kHz.
 
     Attributes:
-        n_samples: Length.
+        n_samples: Number of samples.
     """
 
     n_samples: int
@@ -41,30 +42,42 @@ class Silence:
         return f"silence of {self.n_samples} samples"
 
 
-def variants(audio: str) -> tuple[str, ...]:
-    """Return the kinds of audio to evaluate. The rows' own audio comes first, because drops are relative to it."""
+def audio_kinds(audio: str) -> tuple[str, ...]:
+    """Return the kinds of audio to evaluate.
+
+    The unchanged audio (`as_is`) comes first, because scores with replaced audio are compared with it.
+
+    Args:
+        audio: The config key `audio`: a kind of audio, or `all`.
+
+    Raises:
+        UserError: `audio` has another value.
+    """
     if audio not in (*KINDS, "all"):
         raise UserError(f"audio={audio}: expected {', '.join(KINDS)} or all")
     return KINDS if audio == "all" else tuple(dict.fromkeys((AS_IS, audio)))
 
 
-def name(benchmark: str, kind: str) -> str:
-    """Return the name of a benchmark with a kind of audio, such as `meld@silence`."""
+def evaluation_name(benchmark: str, kind: str) -> str:
+    """Return the name of an evaluation: the benchmark, followed by the kind of audio as in `meld@silence`."""
     return benchmark if kind == AS_IS else f"{benchmark}@{kind}"
 
 
 def replace_audio(manifests: Sequence[Manifest], kind: str, seed: int) -> list[Manifest]:
-    """Return the rows with a kind of audio. A row without a suitable other recording gets a `problem`."""
+    """Return the manifests with the given kind of audio.
+
+    If there is no suitable other recording for a row, the row gets a `problem`.
+    """
     if kind == AS_IS:
         return list(manifests)
     rows = [row for manifest in manifests for row in manifest.rows]
-    altered = iter([with_silence(row) for row in rows] if kind == SILENCE else with_shuffled_audio(rows, seed))
+    new_rows = iter([with_silence(row) for row in rows] if kind == SILENCE else with_shuffled_audio(rows, seed))
     digest = kind if kind == SILENCE else f"{kind} {seed} {'+'.join(manifest.digest for manifest in manifests)}"
-    return [replace(m, rows=tuple(next(altered) for _ in m.rows), digest=f"{m.digest} {digest}") for m in manifests]
+    return [replace(m, rows=tuple(next(new_rows) for _ in m.rows), digest=f"{m.digest} {digest}") for m in manifests]
 
 
 def with_silence(row: Row) -> Row:
-    """Return a row with silence of the length of each clip; unchanged if a clip cannot be read."""
+    """Return a row with each clip replaced by silence of the same length, or the row itself if a clip is unreadable."""
     try:
         return replace(row, clips=tuple(Clip(Silence(clip.n_samples())) for clip in row.clips))
     except AudioError:
@@ -72,9 +85,10 @@ def with_silence(row: Row) -> Row:
 
 
 def with_shuffled_audio(rows: Sequence[Row], seed: int) -> list[Row]:
-    """Return the rows with their clips exchanged, each clip being used once.
+    """Return the rows with their clips exchanged; the clips of each row are used once.
 
-    A row gets the clips of a row of the same task with the same number of clips, but of another recording.
+    A row gets the clips of a row of the same task that has the same number of clips. These clips are not from the same
+    recording as the row's own clips. If the task has too few recordings for that, the row gets a `problem`.
     """
     pools: dict[tuple[str, int], list[int]] = {}
     for number, row in enumerate(rows):
@@ -85,13 +99,13 @@ def with_shuffled_audio(rows: Sequence[Row], seed: int) -> list[Row]:
     for numbers in pools.values():
         recordings = [tuple(str(clip.path) for clip in rows[number].clips) for number in numbers]
         counts = Counter(recordings)
-        # Rows of one recording are adjacent in this order, so a shift by the largest number of rows of one recording
-        # leads to another recording.
+        # The order of the recordings is random, and rows with the same recording are adjacent. A shift by the largest
+        # number of rows with the same recording therefore leads to another recording.
         order = dict(zip(counts, np.argsort(rng.permutation(len(counts))), strict=True))
-        ranked = sorted(range(len(numbers)), key=lambda index: order[recordings[index]])
-        step = max(counts.values())
-        for position, target in enumerate(ranked):
-            source = ranked[(position + step) % len(ranked)]
+        sorted_indices = sorted(range(len(numbers)), key=lambda index: order[recordings[index]])
+        shift = max(counts.values())
+        for position, target in enumerate(sorted_indices):
+            source = sorted_indices[(position + shift) % len(sorted_indices)]
             row = rows[numbers[target]]
             if recordings[target] == recordings[source]:
                 problem = f"audio={SHUFFLED}: too few other recordings of task {row.labels['task']!r}"

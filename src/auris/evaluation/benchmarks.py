@@ -1,6 +1,6 @@
-"""Named test sets (`configs/benchmark`): their files, prompts and decoding settings, and the parts with own scores.
+"""Benchmarks, which are named test sets (`configs/benchmark`) with prompts and decoding settings.
 
-(Speed and memory benchmarks are in the top-level directory `benchmarks/`.)
+The top-level directory `benchmarks/` contains something else: benchmarks of speed and memory.
 """
 
 from __future__ import annotations
@@ -14,24 +14,26 @@ from auris.config import Config, compose, resolve
 from auris.errors import MissingFileError, UserError
 
 Entry = str | Mapping[str, object]
-"""A manifest for `data.manifests.read_manifests`: a path, or a mapping with a path and columns."""
+"""A manifest as `data.manifests.read_manifests` accepts it: a path, or a mapping with a path and columns."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Benchmark:
     """Test set, as configured by a file of `configs/benchmark` and the user's overrides.
 
+    A version of the model is `v1` (Qwen-Audio) or `v2` (Qwen2-Audio).
+
     Attributes:
-        name: Name of the result files; None names them after the manifests.
-        test: The manifests. None: `files` in the directory `root`.
+        name: Name of the result files. If None, they are named after the manifests.
+        test: The manifests. If None, they are `files` in the directory `root`.
         root: Directory of the files and their audio.
         files: Names of the published files.
-        origin: Where to get these files, for the error message if one is missing.
-        parts: Parts of the test set, each with a score of its own (`predictions.split_by_part`).
-        prompt: The published prompt by version of the model; None: that of the task.
+        origin: Where to get these files, for the error message if a file is missing.
+        parts: Names of parts of the test set; each part gets a separate score (`predictions.split_by_part`).
+        prompt: The published prompt by version of the model. None means the task's prompt.
         generation: The published decoding settings by version of the model.
-        metrics: Metrics of the unprocessed response, in addition to those of the task.
-        script: The released script whose numbers are printed as well (`metrics.official`).
+        metrics: Metrics of the unprocessed response, in addition to the metrics of the task.
+        script: Name of the authors' evaluation script whose scores are printed as well (`metrics.official`).
     """
 
     name: str | None = None
@@ -52,9 +54,9 @@ class Benchmark:
         Raises:
             UserError: A key is unknown.
         """
-        names = [field.name for field in fields(cls)]
-        if unknown := sorted(config.keys() - set(names)):
-            raise UserError(f"benchmark.{unknown[0]}: unknown key, expected {', '.join(names)}")
+        valid_keys = [field.name for field in fields(cls)]
+        if unknown_keys := sorted(config.keys() - set(valid_keys)):
+            raise UserError(f"benchmark.{unknown_keys[0]}: unknown key, expected one of {', '.join(valid_keys)}")
         return cls(**config)
 
     def manifests(self) -> list[Entry]:
@@ -69,34 +71,45 @@ class Benchmark:
             return list(self.test)
         if self.root is None:
             raise MissingFileError(
-                f"benchmark={self.name} needs the directory of its files: {self._advice(self.files, 'DIR')}"
+                f"benchmark={self.name} needs the directory of its files: {self._format_advice(self.files, 'DIR')}"
             )
         root = Path(self.root)
         if missing := [file for file in self.files if not (root / file).is_file()]:
             raise MissingFileError(
-                f"benchmark={self.name}: no {' and no '.join(missing)} in {root}; {self._advice(missing, root)}"
+                f"benchmark={self.name}: no {' and no '.join(missing)} in {root}; {self._format_advice(missing, root)}"
             )
         return [str(root / file) for file in self.files]
 
-    def _advice(self, files: Sequence[str], root: str | Path) -> str:
+    def _format_advice(self, files: Sequence[str], root: str | Path) -> str:
         return (
             f"put {', '.join(files)} from {self.origin} and the audio there, and set benchmark.root={root}; for files "
-            "in another format: benchmark.test=[{path: FILE, columns: ..., labels: ...}]"
+            "in another format, set benchmark.test=[{path: FILE, columns: ..., labels: ...}]"
         )
 
     def changes(self, version: str, prompt: Config | None, generation: Mapping[str, object]) -> list[str]:
-        """Return the user's deviations from the published prompt and decoding, which become part of the signature."""
-        own_prompt, own_decoding = self.prompt.get(version), self.generation.get(version)
-        changes = [f"prompt:{prompt['_target_'].rpartition('.')[2]}"] if prompt and own_prompt else []
-        if own_decoding is None:
+        """Return the user's deviations from the published prompt and decoding settings, such as `do_sample:True`.
+
+        They become part of the signature of each score.
+
+        Args:
+            version: Version of the model.
+            prompt: Config of the user's prompt style; None if the user has not set one.
+            generation: The user's decoding settings; None values are not set.
+        """
+        published_prompt, published_decoding = self.prompt.get(version), self.generation.get(version)
+        changes = [f"prompt:{prompt['_target_'].rpartition('.')[2]}"] if prompt and published_prompt else []
+        if published_decoding is None:
             return changes
-        own = {"do_sample": False, **own_decoding}
-        chosen = {key: value for key, value in generation.items() if value is not None}
-        return changes + [f"{key}:{value}" for key, value in chosen.items() if own.get(key) != value]
+        published = {"do_sample": False, **published_decoding}
+        user_settings = {key: value for key, value in generation.items() if value is not None}
+        return changes + [f"{key}:{value}" for key, value in user_settings.items() if published.get(key) != value]
 
 
-def members(config: Config) -> list[Benchmark]:
-    """Return the benchmarks of a group, each with the group's root, or the single benchmark of a config."""
+def list_members(config: Config) -> list[Benchmark]:
+    """Return the benchmarks of a group (a config with the key `members`), or the single benchmark of a config.
+
+    The `root` of a group applies to all its members.
+    """
     if "members" not in config:
         return [Benchmark.from_config(config)]
     benchmarks = []

@@ -1,7 +1,7 @@
-"""Processes that share work without a Trainer, started by torchrun, each with the whole model.
+"""Processes that share work without a Trainer. torchrun starts them, and each process holds the whole model.
 
-They exchange Python objects over gloo, independent of the model's device. There is one collective operation, in which
-each rank passes a value or reports that it has failed, so no rank waits for a dead one.
+They exchange Python objects over gloo, independent of the model's device. There is a single collective operation, in
+which each rank either passes a value or reports that it has failed, so no rank waits for a rank that has failed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from auris.model.distributed import gather
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-# Long, because the other ranks wait while the first one asks a judge. torchrun notices at once if a process dies.
+# The timeout is long, because the other ranks wait while the first rank asks a judge. It is not needed to detect that a
+# process has died, because torchrun notices that immediately.
 TIMEOUT = timedelta(days=7)
 
 
@@ -41,14 +42,14 @@ class Ranks:
 
     @property
     def is_first(self) -> bool:
-        """Return True on the rank that reads and writes files."""
+        """Whether this is the first rank, which reads and writes files."""
         return self.rank == 0
 
     def exchange(self, value: Any, *, failed: bool = False) -> list[Any]:
-        """Return the values of all ranks in order.
+        """Return the values of all ranks, in the order of the ranks.
 
-        If another rank has failed, this process exits (SystemExit), and that rank prints the error message. If several
-        ranks have failed, only the first of them continues and raises its error.
+        If another rank has failed, this process exits (SystemExit), because the failed rank prints the error. If
+        several ranks have failed, only the first failed rank continues, so that its error is printed.
 
         Args:
             value: The value of this rank.
@@ -57,22 +58,22 @@ class Ranks:
         states = gather((failed, value))
         failures = [rank for rank, (failed, _) in enumerate(states) if failed]
         if failures and failures[0] != self.rank:
-            sys.exit(0)  # with another status torchrun would kill the failing rank before it prints its error
+            sys.exit(0)  # with another exit status, torchrun would kill the failed rank before it prints its error
         return [value for _, value in states]
 
     def map(self, work: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
         """Yield the results of all items in order, on every rank. Each rank computes every `world`-th result."""
         for start in range(0, len(items), self.world):
-            own = items[start + self.rank : start + self.rank + 1]
-            for results in self.exchange([work(item) for item in own]):
+            own_items = items[start + self.rank : start + self.rank + 1]  # one item, or none at the end
+            for results in self.exchange([work(item) for item in own_items]):
                 yield from results
 
 
 @contextmanager
 def join_ranks(accelerator: str) -> Generator[Ranks]:
-    """Connect the processes that torchrun has started, each with its own GPU unless accelerator=cpu.
+    """Connect the processes that torchrun has started. Each process gets a GPU, unless accelerator=cpu.
 
-    An error on any rank ends all ranks; one of them raises it.
+    An error on any rank ends all ranks; one rank raises the error.
 
     Raises:
         UserError: There are more processes on this machine than GPUs.
@@ -84,7 +85,7 @@ def join_ranks(accelerator: str) -> Generator[Ranks]:
     ranks = Ranks(dist.get_rank(), dist.get_world_size())
     try:
         if accelerator != "cpu" and torch.cuda.is_available():
-            _take_gpu(int(os.environ["LOCAL_RANK"]))
+            _select_gpu(int(os.environ["LOCAL_RANK"]))
         yield ranks
         ranks.exchange(None)  # wait until all ranks have succeeded
     except Exception:
@@ -94,7 +95,7 @@ def join_ranks(accelerator: str) -> Generator[Ranks]:
         dist.destroy_process_group()
 
 
-def _take_gpu(local_rank: int) -> None:
+def _select_gpu(local_rank: int) -> None:
     if local_rank >= torch.cuda.device_count():
         raise UserError(
             f"--nproc-per-node={os.environ['LOCAL_WORLD_SIZE']}, but only {torch.cuda.device_count()} GPUs are "

@@ -9,13 +9,15 @@ from rich.console import Console
 from rich.progress import Progress
 
 from auris.evaluation.answer_cache import Response
-from auris.evaluation.predictions import prediction
+from auris.evaluation.predictions import make_prediction
 from auris.metrics.judges.judge import Judge, UnratedError
 from auris.metrics.records import Prediction
 
 
-def rate(responses: Sequence[Response], judge: Judge, console: Console) -> tuple[list[Prediction], dict[str, str]]:
-    """Return the predictions of the judge's metrics, and by row id why some responses have none."""
+def rate_responses(
+    responses: Sequence[Response], judge: Judge, console: Console
+) -> tuple[list[Prediction], dict[str, str]]:
+    """Return the predictions of the judge's metrics, and by row id the reasons why responses have not been rated."""
     answers = [(response.row.labels, response.content) for response in responses]
     with Progress(console=console) as progress:
         verdicts = judge.judge(answers, progress)
@@ -25,7 +27,7 @@ def rate(responses: Sequence[Response], judge: Judge, console: Console) -> tuple
             unrated[row.id] = str(verdict)
             continue
         for metric, stats in verdict.stats.items():
-            judged = prediction(row, metric, list(stats), text, verdict.reference)
-            judged = replace(judged, replies=verdict.replies, failures=verdict.failures)
-            predictions += [replace(judged, group=group) for group in verdict.groups] or [judged]
+            rating = make_prediction(row, metric, list(stats), text, verdict.reference)
+            rating = replace(rating, replies=verdict.replies, failures=verdict.failures)
+            predictions += [replace(rating, group=group) for group in verdict.groups] or [rating]
     return predictions, unrated

@@ -1,4 +1,7 @@
-"""Predictions from responses: what each row contributes to each of its scores."""
+"""Predictions (`metrics.records.Prediction`): what the response to a row contributes to a score.
+
+There is one prediction for each row and metric. Rows of one group, such as `asr en`, share a score.
+"""
 
 from __future__ import annotations
 
@@ -18,30 +21,30 @@ from auris.metrics.records import Prediction
 from auris.text import tasks
 from auris.text.answer_formats import Labels
 
-_CHOICE = ("choice", "choice_official", "choice_unparsed")
+_CHOICE_METRICS = ("choice", "choice_official", "choice_unparsed")
 
 
 def check_metrics(rows: Iterable[Row]) -> None:
-    """Check that the packages that the rows' metrics need are installed; call it before rows are answered."""
-    for metric, code in sorted({(metric, answer_language(row)) for row in rows for metric in _metrics(row)}):
-        check(metric, code)
+    """Check that the packages that the rows' metrics need are installed; call this before rows are answered."""
+    for metric, language_code in sorted({(metric, answer_language(row)) for row in rows for metric in _metrics(row)}):
+        check(metric, language_code)
 
 
 def merge_windows(responses: Sequence[Response], windows: Mapping[str, Sequence[str]]) -> list[Response]:
-    """Merge the transcripts of the windows of long rows.
+    """Merge the transcripts of the windows of each long row into one response.
 
-    If a window has no response, its long row has none either.
+    If any of its windows has no response, the long row has no response.
 
     Args:
         responses: The responses to rows and windows.
-        windows: Ids of the windows by the id of the long row.
+        windows: Ids of the windows by id of the long row.
     """
     by_id = {response.row.id: response for response in responses}
-    for name, ids in windows.items():
-        pieces = [by_id.pop(window) for window in ids if window in by_id]
-        if len(pieces) == len(ids):
-            row = replace(pieces[0].row, id=name)
-            by_id[name] = Response(row, merge_transcripts([piece.content for piece in pieces], answer_language(row)))
+    for row_id, window_ids in windows.items():
+        pieces = [by_id.pop(window_id) for window_id in window_ids if window_id in by_id]
+        if len(pieces) == len(window_ids):
+            row = replace(pieces[0].row, id=row_id)
+            by_id[row_id] = Response(row, merge_transcripts([piece.content for piece in pieces], answer_language(row)))
     return list(by_id.values())
 
 
@@ -49,19 +52,24 @@ def predict(kind: str, responses: Sequence[Response], raw_metrics: Sequence[str]
     """Return the predictions of rows of one kind.
 
     Args:
-        kind: task, chat or preference.
+        kind: One of `answering.KINDS`: task, chat or preference.
         responses: The responses.
-        raw_metrics: Metrics of the unprocessed response, in addition to those of the row's task.
+        raw_metrics: Metrics of the unprocessed response, in addition to the metrics of the row's task.
     """
     if kind == "preference":
-        return [_preference(response) for response in responses]
-    verdicts = [_verdict(response) for response in responses if response.yes_no_log_odds is not None]
-    return score(responses, raw_metrics) + verdicts
+        return [_predict_preference(response) for response in responses]
+    verifications = [_predict_verification(response) for response in responses if response.yes_no_log_odds is not None]
+    return score_responses(responses, raw_metrics) + verifications
 
 
-def score(responses: Sequence[Response], raw_metrics: Sequence[str] = ()) -> list[Prediction]:
-    """Return one prediction for each text response and metric."""
-    classes: dict[str, set[str]] = {}  # by group, for tasks with a closed set of answers
+def score_responses(responses: Sequence[Response], raw_metrics: Sequence[str] = ()) -> list[Prediction]:
+    """Return one prediction for each text response and metric.
+
+    Args:
+        responses: The responses.
+        raw_metrics: Metrics of the unprocessed response, in addition to the metrics of the row's task.
+    """
+    classes: dict[str, set[str]] = {}  # group -> correct answers, for tasks whose answers come from a fixed set
     for row, *_ in responses:
         task = tasks.get_task(row.labels["task"])
         if task.closed:
@@ -71,9 +79,9 @@ def score(responses: Sequence[Response], raw_metrics: Sequence[str] = ()) -> lis
         labels = row.labels
         reference = tasks.get_task(labels["task"]).render(labels)
         options = _options(labels)
-        raw = [*(_CHOICE if options else ()), *raw_metrics]
-        for metric, extract in {**_metrics(row), **dict.fromkeys(raw, str)}.items():
-            if metric == "eer":  # computed from the log-odds, not from the text
+        metrics_of_text = [*(_CHOICE_METRICS if options else ()), *raw_metrics]
+        for metric, extract in {**_metrics(row), **dict.fromkeys(metrics_of_text, str)}.items():
+            if metric == "eer":  # `_predict_verification` computes it from the log-odds
                 continue
             correct = extract(labels.get("key", reference))
             if metric == "cider":
@@ -85,42 +93,54 @@ def score(responses: Sequence[Response], raw_metrics: Sequence[str] = ()) -> lis
                 answer_language(row),
                 options or sorted(classes.get(group(row), ())),
             )
-            predictions.append(prediction(row, metric, stats, hypothesis, reference))
-            if "skill" in labels:  # a dialogue counts for its skill as well as for its mode
+            predictions.append(make_prediction(row, metric, stats, hypothesis, reference))
+            if "skill" in labels:  # a dialogue counts in the group of its skill as well as in the group of its mode
                 predictions.append(replace(predictions[-1], group=f"chat {labels['skill']}"))
     return predictions
 
 
 def _options(labels: Labels) -> list[str]:
-    """Return the options of a question of AIR-Bench's foundation part."""
+    """Return the options of a multiple-choice question (AIR-Bench, foundation part); empty for other rows."""
     return [labels[key] for key in ("choice_a", "choice_b", "choice_c", "choice_d") if labels.get(key)]
 
 
 def _metrics(row: Row) -> dict[str, Callable[[str], Any]]:
-    """Return the metrics of a row's task, each with the function that extracts what it compares from a text."""
+    """Return the metrics of a row's task by name.
+
+    Each metric comes with a function that extracts from a text the part that the metric compares.
+    """
     task = tasks.get_task(row.labels["task"])
-    names = (main_metric(row), *list(task.metrics)[1:])
-    return {name: partial(task.extract, metric=name) for name in names}
+    metrics = (main_metric(row), *list(task.metrics)[1:])
+    return {metric: partial(task.extract, metric=metric) for metric in metrics}
 
 
-def _verdict(response: Response) -> Prediction:
-    """Return the prediction for the equal error rate: how likely the row is accepted, and whether it should be."""
+def _predict_verification(response: Response) -> Prediction:
+    """Return the prediction for the equal error rate: the log-odds of yes, and whether yes is the correct answer."""
     row, _, log_odds = response
     yes, _ = VerdictSamples.VERDICTS
     correct = row.labels["text"]
     stats = row_stats("eer", log_odds, correct.strip().lower() == yes, answer_language(row))
-    return prediction(row, "eer", stats, f"log odds {log_odds:.2f}", correct)
+    return make_prediction(row, "eer", stats, f"log odds {log_odds:.2f}", correct)
 
 
-def _preference(response: Response) -> Prediction:
-    """Return the prediction of whether the chosen answer is more likely than the rejected one."""
+def _predict_preference(response: Response) -> Prediction:
+    """Return the prediction for the metric `prefers`: whether the chosen answer is likelier than the rejected one."""
     row, (chosen, rejected), _ = response
     stats = row_stats("prefers", rejected, chosen, answer_language(row))
-    return prediction(row, "prefers", stats, f"log p {chosen:.2f}, rejected {rejected:.2f}", str(row.labels["chosen"]))
+    hypothesis = f"log p {chosen:.2f}, rejected {rejected:.2f}"
+    return make_prediction(row, "prefers", stats, hypothesis, str(row.labels["chosen"]))
 
 
-def prediction(row: Row, metric: str, stats: Sequence[Any], hypothesis: str, reference: str) -> Prediction:
-    """Return the prediction of a row in the group of its task."""
+def make_prediction(row: Row, metric: str, stats: Sequence[Any], hypothesis: str, reference: str) -> Prediction:
+    """Return the prediction of a row for a metric, in the group of the row's task.
+
+    Args:
+        row: The row.
+        metric: Name of the metric.
+        stats: What the row contributes to the score.
+        hypothesis: The response as text.
+        reference: The correct answer as text.
+    """
     speaker = row.labels.get("speaker")
     return Prediction(
         id=row.id,
@@ -140,15 +160,20 @@ def prediction(row: Row, metric: str, stats: Sequence[Any], hypothesis: str, ref
 
 # --- parts of a test set ------------------------------------------------------------------------------------------
 
-BINARY = ("yes", "no")  # answers to ClothoAQA's binary questions (evaluate_aqa.py)
+BINARY_ANSWERS = ("yes", "no")  # answers to the binary questions of ClothoAQA (as in Qwen2-Audio's evaluate_aqa.py)
 
 
 def find_parts(row: Row, names: Sequence[str]) -> list[str]:
-    """Return the parts of the test set that a row belongs to.
+    """Return the names of the parts of the test set that a row belongs to.
 
-    A row belongs to a part whose words occur in its `source`, `split` or languages, such as dev-clean in
-    `librispeech_dev_clean`. `all` contains every row, `binary` those with the answer yes or no. If a benchmark has only
-    one part, it contains every row.
+    A row belongs to a part if the words of the part's name occur in the row's `source`, `split` or languages. The part
+    dev-clean, for example, contains rows from the source `librispeech_dev_clean`. The part `all` contains every row,
+    and the part `binary` contains rows with the answer yes or no. If a benchmark has only one part, this part contains
+    every row.
+
+    Args:
+        row: The row.
+        names: Names of all parts.
     """
     if len(names) == 1:
         return list(names)
@@ -156,20 +181,26 @@ def find_parts(row: Row, names: Sequence[str]) -> list[str]:
     words = "-".join(re.findall(r"[a-z0-9]+", labels.lower()))
     parts = [name for name in names if f"-{name}-" in f"-{words}-"]
     answer = str(row.labels.get("text", "")).lower()
-    return parts + [name for name in names if name == "all" or (name == "binary" and answer in BINARY)]
+    return parts + [name for name in names if name == "all" or (name == "binary" and answer in BINARY_ANSWERS)]
 
 
 def split_by_part(predictions: Sequence[Prediction], rows: Sequence[Row], names: Sequence[str]) -> list[Prediction]:
-    """Return the predictions in the groups of their parts, such as `asr en test-clean`.
+    """Return the predictions with the name of the part added to the group, such as `asr en test-clean`.
 
-    Predictions of rows without a part keep their group.
+    A row that belongs to several parts has a prediction for each of them. Predictions of rows without a part keep their
+    group.
+
+    Args:
+        predictions: The predictions.
+        rows: The rows of the predictions.
+        names: Names of all parts.
     """
     if not names:
         return list(predictions)
     parts = {row.id: find_parts(row, names) for row in rows}
-    split = []
+    predictions_by_part = []
     for prediction in predictions:
         group = prediction.group
         groups = [group if group.endswith(f" {part}") else f"{group} {part}" for part in parts[prediction.id]]
-        split += [replace(prediction, group=group) for group in groups or [group]]
-    return split
+        predictions_by_part += [replace(prediction, group=group) for group in groups or [group]]
+    return predictions_by_part

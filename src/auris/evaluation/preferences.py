@@ -1,7 +1,8 @@
-"""`auris prefer`: preference pairs from a model's own answers, ranked by a metric, or from annotated files.
+"""`auris prefer`: preference pairs from a model's own answers, ranked by a metric or a judge, or from annotated files.
 
-Rows without a pair are counted by reason, in the table and in the statistics file next to the pairs. The statistics
-include the lengths of answers, because a model learns long answers from pairs whose chosen answer is the longer one.
+Rows that give no pair are counted by reason. The counts are printed, and written to a statistics file next to the
+pairs. The statistics include the lengths of the answers, because a model learns to give long answers if the chosen
+answer is usually the longer one.
 """
 
 from __future__ import annotations
@@ -37,27 +38,28 @@ from auris.text.console import numbers_table, print_plain
 
 METRICS = ("wer", "accuracy", "contains", "judged")
 
-# Reasons why the answers to a row form no pair.
+# Reasons why the answers to a row give no pair.
 TIE = "all answers are equally good"
 CLOSE = "the best and the worst answer are closer than the margin"
 EMPTY = "fewer than two answers are not empty"
 
-_REPLACED = {"task", "text", "messages", "chosen", "rejected"}  # labels that a preference row does not inherit
-_MAX_LISTED = 20  # unusable rows that are listed
+# Labels of the answered row that a preference row does not keep.
+_REPLACED_LABELS = {"task", "text", "messages", "chosen", "rejected"}
+_MAX_LISTED = 20  # largest number of unusable rows that are listed
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two answers to a row. The optional attributes are None if people wrote and ranked the answers.
+    """Two answers to a row. The optional attributes are None for a pair from an annotated file.
 
     Attributes:
         row: The row with the question.
         chosen: The better answer.
         rejected: The worse answer.
-        metric: The metric that ranked them.
+        metric: Name of the metric that ranked the answers.
         scores: The scores of the chosen and the rejected answer.
-        answered_by: Name of the run whose model answered.
-        judge: Signature of the judge.
+        answered_by: Name of the run whose model gave the answers.
+        judge: Signature of the judge that ranked the answers, which states how it is asked; None without a judge.
     """
 
     row: Row
@@ -69,7 +71,11 @@ class Pair:
     judge: str | None = None
 
     def to_json(self, directory: Path) -> dict[str, object]:
-        """Return the pair as a row of a manifest in `directory`: question, answers, and the row's other labels."""
+        """Return the pair as a row of a manifest: question, answers, and the other labels of the answered row.
+
+        Args:
+            directory: Directory of the manifest, to which the paths of audio files are relative.
+        """
         labels = self.row.labels
         question = labels["messages"][:-1] if labels["task"] == "chat" else labels["messages"]
         clips = iter(self.row.clips)
@@ -79,19 +85,19 @@ class Pair:
             "messages": map_audios(lambda _: os.path.relpath(str(next(clips).path), directory), question),
             "chosen": self.chosen,
             "rejected": self.rejected,
-            **{key: value for key, value in labels.items() if key not in _REPLACED},
+            **{key: value for key, value in labels.items() if key not in _REPLACED_LABELS},
             **{key: value for key, value in ranking.items() if value is not None},
         }
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The pairs, and the rows without one.
+    """The pairs, and the reasons why other rows give no pair.
 
     Attributes:
         pairs: The pairs.
-        without_pair: Number of rows without a pair, by reason.
-        unusable: Why rows cannot be used, by row id.
+        without_pair: Number of usable rows that give no pair, by reason.
+        unusable: Reasons why rows cannot be used, by row id.
     """
 
     pairs: Sequence[Pair]
@@ -103,8 +109,8 @@ class Outcome:
 
 
 def sample_pairs(config: Config, console: Console) -> Outcome:
-    """Pair the best with the worst of the model's answers to each dialogue of `data.test`."""
-    _check(config)
+    """Sample answers of a model to each dialogue of `data.test`, and pair the best with the worst answer."""
+    _check_config(config)
     judge = configs.build(config["judge"])
     model = pretrained.load(config["checkpoint"], which=config["which"], device=config["accelerator"])
     model.check_can_respond()
@@ -122,7 +128,7 @@ def sample_pairs(config: Config, console: Console) -> Outcome:
     for number in np.flatnonzero(lengths.tokens):
         row = rows[number]
         no_question = None if is_scored(row) else f"task {row.labels['task']!r} has no question: expected dialogues"
-        if problem := no_question or _stored_in_parquet(row):
+        if problem := no_question or _audio_problem(row):
             unusable[row.id] = problem
             lengths.tokens[number] = 0
     pairs: dict[int, Pair] = {}
@@ -131,21 +137,21 @@ def sample_pairs(config: Config, console: Console) -> Outcome:
     for share in track(shares, description="answering", console=console):
         answers: dict[int, list[str]] = {}
         for draw in range(config["n_samples"]):
-            # The seed is the same for all shares, so a row's answers do not depend on its pack.
-            drawn = replace(request, seed=row_seed(config["seed"], draw, ""))
-            responses, skipped = answer_share(model, drawn, rows, share)
+            # The seed is the same for all shares, so that a row's answers do not depend on its pack.
+            seeded_request = replace(request, seed=row_seed(config["seed"], draw, ""))
+            responses, skipped = answer_share(model, seeded_request, rows, share)
             unusable |= skipped
             for number, (text, _) in responses.items():
                 answers.setdefault(number, []).append(str(text))
         for number, texts in answers.items():
             try:
-                metric, scores = score(samples.target_row(rows[number]), texts, config["metric"], judge)
+                metric, scores = score_answers(samples.target_row(rows[number]), texts, config["metric"], judge)
             except UnratedError as error:
                 unusable[rows[number].id] = str(error)
                 continue
-            choice = choose(texts, metric, scores, config["margin"])
+            choice = choose_pair(texts, metric, scores, config["margin"])
             if any(map(math.isnan, scores)):
-                unusable[rows[number].id] = f"{metric} has nothing to count in its correct answer"
+                unusable[rows[number].id] = f"{metric} has nothing to count in the row's correct answer"
             elif isinstance(choice, str):
                 without_pair[choice] += 1
             else:
@@ -155,49 +161,57 @@ def sample_pairs(config: Config, console: Console) -> Outcome:
     return Outcome([pairs[number] for number in sorted(pairs)], without_pair, unusable)
 
 
-def _stored_in_parquet(row: Row) -> str | None:
+def _audio_problem(row: Row) -> str | None:
+    """Return the reason why a pair cannot refer to the audio of a row; None if it can."""
     are_files = all(isinstance(clip.path, Path) for clip in row.clips)
-    return None if are_files else "its audio is in a shard, but a pair needs the path of an audio file"
+    return None if are_files else "its audio is in a Parquet shard, but a pair needs the path of an audio file"
 
 
-def _check(config: Config) -> None:
-    def expect(name: str, is_valid: bool, expected: str) -> None:
+def _check_config(config: Config) -> None:
+    def expect(key: str, is_valid: bool, expected: str) -> None:
         if not is_valid:
-            raise UserError(f"{name}={config[name]}: expected {expected}")
+            raise UserError(f"{key}={config[key]}: expected {expected}")
 
     needs_judge, margin = config["metric"] == "judged", config["margin"]
     expect("n_samples", config["n_samples"] in range(2, 10**6), "2 or more, because a pair has two answers")
     expect("metric", config["metric"] in METRICS, " or ".join(METRICS))
     expect("margin", isinstance(margin, (int, float)) and margin >= 0, "0 or more")
-    judges = "judge=rule or judge=model with metric=judged, null with any other metric"
-    expect("judge", needs_judge == (config["judge"] is not None), judges)
+    valid_judges = "judge=rule or judge=model with metric=judged, judge=null with any other metric"
+    expect("judge", needs_judge == (config["judge"] is not None), valid_judges)
     if not config["data"]["test"]:
         raise UserError(f"data.test={config['data']['test']}: expected [FILE.jsonl] with dialogues to answer")
 
 
-def score(row: Row, answers: Sequence[str], metric: str, judge: Judge | None = None) -> tuple[str, list[float]]:
-    """Score single answers to a row.
+def score_answers(row: Row, answers: Sequence[str], metric: str, judge: Judge | None = None) -> tuple[str, list[float]]:
+    """Score each answer to a row.
 
     Returns:
-        The name of the metric for the row's language (`measures.for_language`), and the score of each answer; NaN if
-        there is nothing to count.
+        The name of the metric for the row's language (`measures.for_language`), and the score of each answer. A score
+        is NaN if there is nothing to count in the correct answer.
 
     Raises:
         UnratedError: The judge gives no points to an answer.
     """
     if judge is not None:
         return metric, [judge(row.labels, answer) for answer in answers]
-    name = for_language(metric, answer_language(row))
+    metric_for_language = for_language(metric, answer_language(row))
     correct = row.labels["text"]
     if metric == "contains":
         correct = row.labels.get("key") or correct
-    return name, [measures.value(name, row_stats(name, answer, correct, answer_language(row))) for answer in answers]
+    stats = [row_stats(metric_for_language, answer, correct, answer_language(row)) for answer in answers]
+    return metric_for_language, [measures.value(metric_for_language, answer_stats) for answer_stats in stats]
 
 
-def choose(answers: Sequence[str], metric: str, scores: Sequence[float], margin: float) -> tuple[int, int] | str:
-    """Choose the best and the worst answer; of equally good ones, the first.
+def choose_pair(answers: Sequence[str], metric: str, scores: Sequence[float], margin: float) -> tuple[int, int] | str:
+    """Choose the best and the worst answer. Among equally good answers, the first one is taken.
 
-    Empty answers are ignored, because a dialogue has no empty message.
+    Empty answers are ignored, because a message of a dialogue must not be empty.
+
+    Args:
+        answers: The answers.
+        metric: Name of the metric.
+        scores: The score of each answer.
+        margin: Smallest difference of the scores of a pair.
 
     Returns:
         The indices of the chosen and the rejected answer, or the reason why there is no pair.
@@ -219,13 +233,13 @@ def choose(answers: Sequence[str], metric: str, scores: Sequence[float], margin:
 
 
 def read_pairs(path: str | Path) -> Outcome:
-    """Read the pairs of an annotated file in any supported format, and check their audio."""
+    """Read the pairs of an annotated file in any supported format, and check that their audio can be read."""
     [manifest] = read_manifests([path], key="from")
     pairs: list[Pair] = []
     without_pair: Counter[str] = Counter()
     unusable: dict[str, str] = {}
     for row in manifest.rows:
-        problem = row.problem or _no_pair(row)
+        problem = row.problem or _pair_problem(row)
         if problem is None:
             pairs.append(Pair(row, row.labels["chosen"], row.labels["rejected"]))
         elif problem.startswith(EQUAL_ANSWERS):
@@ -235,11 +249,11 @@ def read_pairs(path: str | Path) -> Outcome:
     return Outcome(pairs, without_pair, unusable)
 
 
-def _no_pair(row: Row) -> str | None:
-    """Return why a row cannot be used."""
+def _pair_problem(row: Row) -> str | None:
+    """Return the reason why a row cannot be used as a pair; None if it can be used."""
     if (task := row.labels["task"]) != "preference":
         return f"task {task!r} is not a preference: expected `chosen` and `rejected`"
-    if problem := _stored_in_parquet(row):
+    if problem := _audio_problem(row):
         return problem
     try:
         for clip in row.clips:
@@ -252,21 +266,22 @@ def _no_pair(row: Row) -> str | None:
 # --- statistics ---------------------------------------------------------------------------------------------------
 
 
-def statistics(outcome: Outcome) -> dict[str, Any]:
+def compute_statistics(outcome: Outcome) -> dict[str, Any]:
     """Return the content of the statistics file: counts of rows, and lengths and scores of the answers.
 
-    `chosen_longer` is the share of pairs whose chosen answer is the longer one, with a 95 % interval; ties count half.
-    If it is far from 50 %, the length alone predicts which answer was chosen.
+    `chosen_longer` is the share of pairs whose chosen answer is longer than the rejected answer, with a 95 % bootstrap
+    interval; pairs of equally long answers count half. If the share is far from 50 %, the length alone predicts which
+    answer was chosen.
     """
     pairs, without_pair, n_unusable = outcome.pairs, dict(outcome.without_pair), len(outcome.unusable)
     n_rows = len(pairs) + sum(without_pair.values()) + n_unusable
     counts = {"rows": n_rows, "pairs": len(pairs), "without_pair": without_pair, "unusable": n_unusable}
     if not pairs:
         return counts
-    characters = np.array([(len(pair.chosen), len(pair.rejected)) for pair in pairs], dtype=float)  # (P, 2)
-    chosen, rejected = characters.T
-    longer = np.where(chosen == rejected, 0.5, chosen > rejected)
-    low, high = bootstrap([[is_longer, 1.0] for is_longer in longer.tolist()], "accuracy")
+    n_characters = np.array([(len(pair.chosen), len(pair.rejected)) for pair in pairs], dtype=float)  # (P, 2)
+    n_chosen, n_rejected = n_characters.T
+    chosen_is_longer = np.where(n_chosen == n_rejected, 0.5, n_chosen > n_rejected)
+    low, high = bootstrap([[is_longer, 1.0] for is_longer in chosen_is_longer.tolist()], "accuracy")
     scores: dict[str, list[tuple[float, float]]] = {}
     for pair in pairs:
         if pair.metric and pair.scores:
@@ -275,24 +290,24 @@ def statistics(outcome: Outcome) -> dict[str, Any]:
     return {
         **counts,
         "ranked_by": dict(Counter(str(ranker) for ranker in rankers if ranker)),
-        "characters": _means(characters),
-        "chosen_longer": {"value": float(longer.mean()), "low": low, "high": high},
-        "scores": {metric: _means(np.array(values)) for metric, values in scores.items()},
+        "characters": _mean_by_answer(n_characters),
+        "chosen_longer": {"value": float(chosen_is_longer.mean()), "low": low, "high": high},
+        "scores": {metric: _mean_by_answer(np.array(values)) for metric, values in scores.items()},
     }
 
 
-def _means(values: np.ndarray) -> dict[str, float]:
-    """Return the mean of each column of (P, 2) values."""
+def _mean_by_answer(values: np.ndarray) -> dict[str, float]:
+    """Return the means of (P, 2) values of chosen and rejected answers."""
     return dict(zip(("chosen", "rejected"), map(float, values.mean(0)), strict=True))
 
 
-def show(console: Console, counts: Mapping[str, Any], unusable: Mapping[str, str]) -> None:
+def print_statistics(console: Console, counts: Mapping[str, Any], unusable: Mapping[str, str]) -> None:
     """Print the statistics and the reasons why rows cannot be used.
 
     Args:
-        console: Where to print.
-        counts: The `statistics`.
-        unusable: Reasons by row id.
+        console: Console to print on.
+        counts: The result of `compute_statistics`.
+        unusable: Reasons why rows cannot be used, by row id.
     """
     table = numbers_table("rows", str(counts["rows"]), title="preference pairs")
     table.add_row("pairs", str(counts["pairs"]))
@@ -304,13 +319,13 @@ def show(console: Console, counts: Mapping[str, Any], unusable: Mapping[str, str
         table.add_row("characters, chosen / rejected", "{chosen:.1f} / {rejected:.1f}".format(**counts["characters"]))
         share = (100 * counts["chosen_longer"][key] for key in ("value", "low", "high"))
         table.add_row("the chosen answer is the longer one", "{:.1f} % [{:.1f}, {:.1f}]".format(*share))
-        for name, number in counts["ranked_by"].items():
-            table.add_row(f"ranked by {name}", str(number))
+        for ranker, number in counts["ranked_by"].items():
+            table.add_row(f"ranked by {ranker}", str(number))
         for metric, means in counts["scores"].items():
             table.add_row(f"{metric}, chosen / rejected", "{chosen:.3f} / {rejected:.3f}".format(**means))
     console.print(table)
-    for name, reason in list(unusable.items())[:_MAX_LISTED]:
-        print_plain(console, f"  {name}: {reason}")
+    for row_id, reason in list(unusable.items())[:_MAX_LISTED]:
+        print_plain(console, f"  {row_id}: {reason}")
 
 
 # --- the command --------------------------------------------------------------------------------------------------
@@ -328,11 +343,12 @@ def run(config: Config) -> None:
     if out.exists():
         raise UserError(f"out={out}: the file exists, expected the name of a new file")
     outcome = sample_pairs(config, console) if config["from"] is None else read_pairs(config["from"])
-    counts = statistics(outcome)
-    show(console, counts, outcome.unusable)
+    counts = compute_statistics(outcome)
+    print_statistics(console, counts, outcome.unusable)
     if not outcome.pairs:
         raise UserError(
-            "there is no pair to write; for a model's answers, set a larger n_samples=... or a smaller margin=..."
+            "there is no pair to write. For a model's answers, set a larger n_samples=... to get more different "
+            "answers, or a smaller margin=... to accept answers with closer scores"
         )
     write_jsonl(out, (pair.to_json(out.parent) for pair in outcome.pairs))
     statistics_file = out.with_suffix(".statistics.json")

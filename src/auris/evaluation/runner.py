@@ -2,10 +2,10 @@
 
 The steps, in order:
 
-1. `benchmarks` lists the manifests of the test set; `audio_ablation` may replace their audio.
+1. `benchmarks` lists the manifests of the test set; `audio_ablation` may replace the audio of their rows.
 2. `answering` gets responses to the rows, from the `answer_cache` or from the model on all ranks (`distributed`).
-3. `predictions` computes what each response contributes to each score; `judging` adds a judge's points.
-4. `summary` computes result rows with intervals from the predictions, and prints them.
+3. `predictions` computes what each response contributes to each score; `judging` adds the scores that a judge gives.
+4. `summary` computes result rows (scores with intervals) from the predictions, and prints them.
 
 Rows that cannot be used are counted and listed. Only the first rank scores and writes. It writes these files to the run
 directory (formats: `auris.metrics.records`): `predictions/<benchmark>.jsonl`, `results.jsonl`,
@@ -41,12 +41,12 @@ from auris.model.weights.tensors import weights_digest
 from auris.text.prompts import TagPrompt
 from auris.training import provenance
 
-MAX_NEW_TOKENS = 64  # of a response, if neither the user nor the benchmark sets it
+MAX_NEW_TOKENS = 64  # largest number of tokens of a response, if neither the user nor the benchmark sets it
 
 
 @dataclass(frozen=True)
 class _Job:
-    """Objects that all evaluations of a command share. Only the first rank has the judge."""
+    """Objects that all evaluations of a command share. The judge is None on ranks other than the first."""
 
     config: Config
     judge: Judge | None
@@ -60,7 +60,7 @@ def run(config: Config) -> None:
 
 
 def evaluate(config: Config) -> list[ResultRow]:
-    """Evaluate a checkpoint on a benchmark, or on all benchmarks of a group.
+    """Evaluate a checkpoint on a benchmark or on all benchmarks of a group, or score cached responses (`rescore`).
 
     Returns:
         The result rows that were written; empty on ranks other than the first.
@@ -72,51 +72,61 @@ def evaluate(config: Config) -> list[ResultRow]:
             return _rescore(job, Path(config["rescore"])) if ranks.is_first else []
         if config["checkpoint"] is None:
             raise UsageError("expected checkpoint=... or rescore=... on the command line (see --help)")
-        members = benchmarks.members(config["benchmark"])
+        members = benchmarks.list_members(config["benchmark"])
         benchmarks.check_files(members)
-        variants = audio_ablation.variants(config["audio"])
+        audio_kinds = audio_ablation.audio_kinds(config["audio"])
         model = pretrained.load(config["checkpoint"], which=config["which"], device=config["accelerator"])
         weights = weights_digest(model.net) if ranks.is_first else ""
         results: list[ResultRow] = []
         for benchmark in members:
-            for audio in variants:
+            for audio in audio_kinds:
                 results += _evaluate(job, model, weights, benchmark, audio)
-        for name in config["benchmark"].get("tables", ()) if ranks.is_first else ():
-            summary.show_published(job.console, name, results)
+        for table_name in config["benchmark"].get("tables", ()) if ranks.is_first else ():
+            summary.print_published(job.console, table_name, results)
         return results
 
 
 def _evaluate(
     job: _Job, model: AudioModel, weights: str, benchmark: benchmarks.Benchmark, audio: str
 ) -> list[ResultRow]:
-    """Answer and score one benchmark with one kind of audio."""
+    """Answer and score one benchmark with one kind of audio.
+
+    Args:
+        job: The objects shared by all evaluations.
+        model: The model to evaluate.
+        weights: Digest of the model's weights; empty on ranks other than the first.
+        benchmark: The benchmark.
+        audio: One of `audio_ablation.KINDS`.
+    """
     config = job.config
     manifests = read_manifests(benchmark.manifests(), key="data.test")
-    name = audio_ablation.name(benchmark.name or "+".join(Path(manifest.path).stem for manifest in manifests), audio)
+    benchmark_name = benchmark.name or "+".join(Path(manifest.path).stem for manifest in manifests)
+    name = audio_ablation.evaluation_name(benchmark_name, audio)
     digests = {str(manifest.path): manifest.digest for manifest in manifests}
     manifests = audio_ablation.replace_audio(manifests, audio, config["seed"])
     run_dir = _run_dir(config, model.config)
-    version = "v1" if isinstance(model.prompt, TagPrompt) else "v2"  # whose released scripts use the model's prompts
-    chosen = {key: value for key, value in config["generation"].items() if value is not None}
-    decoding = {"max_new_tokens": MAX_NEW_TOKENS, **benchmark.generation.get(version, {}), **chosen}
+    # Qwen-Audio (v1) is prompted with tags, Qwen2-Audio (v2) in natural language.
+    version = "v1" if isinstance(model.prompt, TagPrompt) else "v2"
+    user_settings = {key: value for key, value in config["generation"].items() if value is not None}
+    decoding = {"max_new_tokens": MAX_NEW_TOKENS, **benchmark.generation.get(version, {}), **user_settings}
     parts: list[answer_cache.Part] = []
     skipped: dict[str, str] = {}
     for kind in answering.KINDS:
         if selected := answering.select_kind(manifests, kind):
             request = answering.build_request(model, kind, selected, config, benchmark.prompt.get(version), decoding)
             if not job.ranks.is_first:
-                answering.assist(model, request, job.ranks)
+                answering.assist_first_rank(model, request, job.ranks)
                 continue
-            part, without_response = _answer(job, model, weights, request, run_dir)
+            part, reasons = _answer(job, model, weights, request, run_dir)
             parts.append(part)
-            skipped |= without_response
+            skipped |= reasons
     if not job.ranks.is_first:
         return []
     evaluation = answer_cache.Evaluation(
         benchmark=benchmark,
         version=version,
         audio=audio,
-        changes=benchmark.changes(version, config["prompt"], chosen),
+        changes=benchmark.changes(version, config["prompt"], user_settings),
         judged=job.judge is not None,
         run={"study": model.config["study"], "arm": model.config["arm"], "seed": model.config["seed"]},
         skipped=skipped,
@@ -134,17 +144,18 @@ def _answer(
     """Answer the rows of one kind.
 
     Returns:
-        Where the responses are cached, and by row id why rows have none.
+        The part of the evaluation, which states where the responses are cached, and by row id the reasons why rows have
+        no response.
     """
     kind, samples = request.kind, request.samples
     lengths = measure_lengths(request.manifests, samples, Path(model.config["data"]["cache_dir"]))
     if kind != "preference":
-        usable = (row for number, row in enumerate(request.rows) if number not in lengths.problems)
-        predictions.check_metrics(map(samples.target_row, usable))
+        usable_rows = (row for number, row in enumerate(request.rows) if number not in lengths.problems)
+        predictions.check_metrics(map(samples.target_row, usable_rows))
     settings = {"kind": kind, "weights": weights, "prompt": prompt_digest(samples), "decoding": request.decoding}
     cache = answer_cache.AnswerCache(run_dir / CACHE_DIR, settings)
-    budget = job.config["token_budget"]
-    keys, skipped = answering.answer(model, request, lengths, cache, budget, job.ranks, job.console)
+    token_budget = job.config["token_budget"]
+    keys, skipped = answering.answer_rows(model, request, lengths, cache, token_budget, job.ranks, job.console)
     return answer_cache.Part(kind=kind, file=cache.path.name, keys=keys, windows=request.windows), skipped
 
 
@@ -153,42 +164,53 @@ def _rescore(job: _Job, run_dir: Path) -> list[ResultRow]:
     evaluations = answer_cache.load_evaluations(run_dir)
     if not evaluations:
         raise UserError(f"rescore={run_dir}: no cached responses; run auris evaluate checkpoint=... first")
-    judged = [name for name, evaluation in evaluations.items() if evaluation.judged]
-    if judged and job.judge is None:
-        raise UserError(f"rescore={run_dir}: a judge rated {', '.join(judged)}: set judge=recorded, judge=rule, ...")
+    judged_names = [name for name, evaluation in evaluations.items() if evaluation.judged]
+    if judged_names and job.judge is None:
+        raise UserError(
+            f"rescore={run_dir}: a judge rated the responses of {', '.join(judged_names)}: set a judge, for example "
+            "judge=recorded or judge=rule"
+        )
     return [row for name, evaluation in evaluations.items() for row in _score(job, run_dir, name, evaluation)]
 
 
 def _score(job: _Job, run_dir: Path, name: str, evaluation: answer_cache.Evaluation) -> list[ResultRow]:
-    """Score the responses of an evaluation, write the scores and print them."""
+    """Score the responses of an evaluation, write the scores and print them.
+
+    Args:
+        job: The objects shared by all evaluations.
+        run_dir: The run directory.
+        name: Name of the evaluation.
+        evaluation: The record of the evaluation.
+    """
     benchmark, skipped = evaluation.benchmark, dict(evaluation.skipped)
-    rows, scored = [], []
+    rows, all_predictions = [], []
     for part in evaluation.parts:
         responses = answer_cache.load_responses(run_dir, part)
         if part.kind != "preference":
             responses = predictions.merge_windows(responses, part.windows)
         rows += [response.row for response in responses]
-        scored += predictions.predict(part.kind, responses, benchmark.metrics)
+        all_predictions += predictions.predict(part.kind, responses, benchmark.metrics)
         if part.kind == "chat" and job.judge is not None:
-            judged, unrated = judging.rate(responses, job.judge, job.console)
-            scored += judged
+            ratings, unrated = judging.rate_responses(responses, job.judge, job.console)
+            all_predictions += ratings
             skipped |= unrated
-    official = summary.official_lines(benchmark.script, evaluation.version, scored, rows)
-    scored = predictions.split_by_part(scored, rows, benchmark.parts)
-    scored.sort(key=lambda prediction: (prediction.group, prediction.metric))
-    signatures = job.judge.signatures if job.judge and any("judge" in row.metric for row in scored) else {}
-    samples, seed = job.config["bootstrap"], job.config["seed"]
+    script_scores = summary.script_scores(benchmark.script, evaluation.version, all_predictions, rows)
+    all_predictions = predictions.split_by_part(all_predictions, rows, benchmark.parts)
+    all_predictions.sort(key=lambda prediction: (prediction.group, prediction.metric))
+    is_judged = any("judge" in prediction.metric for prediction in all_predictions)
+    signatures = job.judge.signatures if job.judge and is_judged else {}
+    n_resamples, seed = job.config["bootstrap"], job.config["seed"]
     identity: Identity = {**evaluation.run, "benchmark": name}
-    results = summary.summarise(scored, identity, samples, seed, signatures, evaluation.changes)
+    results = summary.summarise(all_predictions, identity, n_resamples, seed, signatures, evaluation.changes)
     if evaluation.audio != audio_ablation.AS_IS:
         with_audio = records.read(_predictions_file(run_dir, name.rpartition("@")[0]), Prediction)
-        results += summary.drops(results, scored, with_audio)
-    _write(run_dir, name, scored, results)
-    if official:
-        write_jsonl(run_dir / "official" / f"{name}.jsonl", map(asdict, official))
-    judges = [f"{metric}: {judge_signature}" for metric, judge_signature in signatures.items()]
-    notes = [*summary.credits(rows), *judges, *map(summary.official_note, official)]
-    summary.show(job.console, name, results, skipped, notes)
+        results += summary.compute_drops(results, all_predictions, with_audio)
+    _write_results(run_dir, name, all_predictions, results)
+    if script_scores:
+        write_jsonl(run_dir / "official" / f"{name}.jsonl", map(asdict, script_scores))
+    judge_notes = [f"{metric}: {judge_signature}" for metric, judge_signature in signatures.items()]
+    notes = [*summary.credit_lines(rows), *judge_notes, *map(summary.format_script_score, script_scores)]
+    summary.print_results(job.console, name, results, skipped, notes)
     return results
 
 
@@ -196,7 +218,7 @@ def _score(job: _Job, run_dir: Path, name: str, evaluation: answer_cache.Evaluat
 
 
 def _run_dir(config: Config, model_config: Config) -> Path:
-    """Return the run's directory; for a model without a run, a new directory in `runs_dir`."""
+    """Return the run directory that a checkpoint belongs to, or a new directory in `runs_dir` if there is none."""
     path = Path(config["checkpoint"])
     if (path / checkpoint_dir.FOLDER).is_dir():
         return path
@@ -209,27 +231,29 @@ def _predictions_file(run_dir: Path, name: str) -> Path:
     return run_dir / "predictions" / f"{name}.jsonl"
 
 
-def _write(run_dir: Path, name: str, scored: Sequence[Prediction], results: Sequence[ResultRow]) -> None:
-    """Write the predictions, and replace the benchmark's lines in `results.jsonl`."""
+def _write_results(
+    run_dir: Path, name: str, all_predictions: Sequence[Prediction], results: Sequence[ResultRow]
+) -> None:
+    """Write the predictions of an evaluation, and replace the lines of the evaluation in `results.jsonl`."""
     with evaluation_lock(run_dir / CACHE_DIR):
-        records.write(_predictions_file(run_dir, name), scored)
+        records.write(_predictions_file(run_dir, name), all_predictions)
         file = run_dir / "results.jsonl"
-        others = [row for row in records.read(file, ResultRow) if row.benchmark != name] if file.is_file() else []
-        records.write(file, [*others, *results])
+        other_rows = [row for row in records.read(file, ResultRow) if row.benchmark != name] if file.is_file() else []
+        records.write(file, [*other_rows, *results])
 
 
 def _record_command(run_dir: Path, name: str, digests: Mapping[str, str]) -> None:
     """Record the command of an evaluation for `auris results reproduce=RUN`.
 
     Args:
-        run_dir: The run's directory.
-        name: Name of the benchmark.
+        run_dir: The run directory.
+        name: Name of the evaluation.
         digests: Digests of the manifests by path.
     """
     file = run_dir / "evaluations.json"
     entry = {
-        "command": provenance.command_line("evaluate"),
-        "commit": provenance.provenance()["commit"],
+        "command": provenance.format_command_line("evaluate"),
+        "commit": provenance.find_versions()["commit"],
         "data": digests,
     }
     with evaluation_lock(run_dir / CACHE_DIR):

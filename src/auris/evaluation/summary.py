@@ -1,4 +1,9 @@
-"""Result rows with intervals, drops without the audio, scores of the released scripts, and their tables."""
+"""Result rows computed from predictions, and the tables that show them.
+
+A result row is a score with a 95 % interval. A drop is a result row that states how much worse a score becomes if the
+audio is replaced (`evaluation.audio_ablation`). The scores of the released scripts (`metrics.official`) are those that
+the evaluation scripts of Qwen-Audio and Qwen2-Audio would print for the same responses.
+"""
 
 from __future__ import annotations
 
@@ -19,13 +24,19 @@ from auris.metrics.measures import signature
 from auris.metrics.records import Prediction, ResultRow
 from auris.text.console import print_plain
 
-_DROP = f"drop: loss relative to the rows' own audio, * if p < {statistics.LEVEL} (paired permutation test)."
-_UNITS = "n: rows, and after the slash the speakers or recordings over which intervals are bootstrapped."
-_MAX_SKIPPED = 20  # rows that are listed
+# Notes below the table that explain its columns.
+_DROP_NOTE = (
+    "drop: how much worse the score is than with the rows' own audio; "
+    f"* if p < {statistics.LEVEL} (paired permutation test)."
+)
+_UNITS_NOTE = (
+    "n: number of rows, and after the slash the number of speakers or recordings that the bootstrap resamples."
+)
+_MAX_SKIPPED = 20  # largest number of skipped rows that are listed
 
 
 class Identity(RunId):
-    """Study, arm and seed of the run that trained the model, and the benchmark."""
+    """The fields of a result row that identify the evaluation: study, arm and seed of the run, and the benchmark."""
 
     benchmark: str
 
@@ -45,17 +56,18 @@ def summarise(
         identity: The run and the benchmark.
         samples: Number of bootstrap samples.
         seed: Seed of the bootstrap samples.
-        signatures: Signatures of the metrics that a judge computes.
-        changes: Deviations from the benchmark's own prompt and decoding, appended to every signature.
+        signatures: Signatures of the metrics that a judge computes, by metric. A signature states how a score was
+            computed.
+        changes: Deviations from the benchmark's prompt and decoding settings, which are appended to every signature.
     """
     results = []
-    for (group, metric), rows in sorted(_by_score(predictions).items()):
-        stats, units = [row.stats for row in rows], _units(rows)
+    for (group, metric), rows in sorted(_group_by_score(predictions).items()):
+        stats, units = [row.stats for row in rows], _find_units(rows)
         scorer = measures.scorer(metric, [dict(enumerate(stats))])
-        resampled = statistics.samples(scorer, len(stats), samples, seed, units.indices)
-        low, high = statistics.percentiles(resampled)
-        detectable = statistics.detectable_alone(resampled)
-        own_signature = signatures.get(metric) or signature(metric, rows[0].language)
+        resampled_scores = statistics.samples(scorer, len(stats), samples, seed, units.indices)
+        low, high = statistics.percentiles(resampled_scores)
+        detectable = statistics.detectable_alone(resampled_scores)
+        metric_signature = signatures.get(metric) or signature(metric, rows[0].language)
         result = ResultRow(
             **identity,
             task=group,
@@ -67,81 +79,91 @@ def summarise(
             n=len(rows),
             units=str(units),
             detectable=None if math.isnan(detectable) else detectable,
-            signature="|".join([own_signature, *changes]),
+            signature="|".join([metric_signature, *changes]),
             provenance="+".join(sorted({kind for row in rows for kind in row.provenance.split("+")})),
         )
         results.append(result)
     return results
 
 
-def drops(
+def compute_drops(
     results: Sequence[ResultRow], predictions: Sequence[Prediction], with_audio: Sequence[Prediction]
 ) -> list[ResultRow]:
-    """Return result rows of split `drop`: how much worse each score is than on the same rows with their own audio.
+    """Return the drop of each score, as result rows whose `split` is "drop".
+
+    A drop states how much worse a score is than on the same rows with their own audio.
 
     Args:
         results: The result rows with replaced audio.
         predictions: The predictions with replaced audio.
         with_audio: The predictions with the rows' own audio.
     """
-    sides = [_by_score(side) for side in (with_audio, predictions)]
-    dropped = []
+    sides = [_group_by_score(side) for side in (with_audio, predictions)]
+    drop_rows = []
     for row in results:
         key = (row.task, row.metric)
         as_is, altered = ({prediction.id: prediction for prediction in side.get(key, ())} for side in sides)
-        if common := sorted(as_is.keys() & altered.keys()):
-            units = _units([altered[name] for name in common])
-            stats_as_is, stats_altered = ({name: side[name].stats for name in common} for side in (as_is, altered))
+        if common_ids := sorted(as_is.keys() & altered.keys()):
+            units = _find_units([altered[row_id] for row_id in common_ids])
+            stats_as_is, stats_altered = ({i: side[i].stats for i in common_ids} for side in (as_is, altered))
             value, low, high, p = statistics.drop(row.metric, [stats_as_is], [stats_altered], units.indices)
-            drop = replace(row, split="drop", value=value, low=low, high=high, p=p, detectable=None)
-            dropped.append(replace(drop, n=len(common), units=str(units)))
-    return dropped
+            drop_row = replace(row, split="drop", value=value, low=low, high=high, p=p, detectable=None)
+            drop_rows.append(replace(drop_row, n=len(common_ids), units=str(units)))
+    return drop_rows
 
 
-def _by_score(predictions: Sequence[Prediction]) -> dict[tuple[str, str], list[Prediction]]:
-    """Return the predictions of each group and metric."""
+def _group_by_score(predictions: Sequence[Prediction]) -> dict[tuple[str, str], list[Prediction]]:
+    """Return the predictions that each score is computed from, by (group, metric)."""
     scores: dict[tuple[str, str], list[Prediction]] = {}
     for prediction in predictions:
         scores.setdefault((prediction.group, prediction.metric), []).append(prediction)
     return scores
 
 
-def _units(predictions: Sequence[Prediction]) -> statistics.Units:
+def _find_units(predictions: Sequence[Prediction]) -> statistics.Units:
     return statistics.find_units([prediction.to_json() for prediction in predictions])
 
 
 # --- scores of the released scripts -------------------------------------------------------------------------------
 
 
-def official_lines(
+def script_scores(
     script: str | None, version: str, predictions: Sequence[Prediction], rows: Sequence[Row]
 ) -> list[official.ScriptScore]:
-    """Return what the released script would print for the same responses (`metrics.official`)."""
+    """Return the scores that a released script would print for the same responses (`metrics.official`).
+
+    Args:
+        script: Name of the script; None returns no scores.
+        version: `v1` for the scripts of Qwen-Audio, `v2` for the scripts of Qwen2-Audio.
+        predictions: The predictions, which contain the responses and the correct answers.
+        rows: The rows of the predictions.
+    """
     if script is None:
         return []
-    responses = {prediction.id: prediction for prediction in reversed(predictions) if prediction.metric != "eer"}
-    # References of evaluate_srwt.py begin with the time at the end of its prompt.
+    # The hypothesis of the metric `eer` is not the response. For each row, the first other prediction is used.
+    by_id = {prediction.id: prediction for prediction in reversed(predictions) if prediction.metric != "eer"}
+    # References of evaluate_srwt.py begin with the time mark that ends the script's prompt.
     prefix = timestamps.BEGIN if script == "evaluate_srwt" else ""
     answers = [
         official.Answer(
-            source=str(row.labels.get("source") or _source(row)),
-            reference=prefix + responses[row.id].reference,
-            reply=responses[row.id].hypothesis,
+            source=str(row.labels.get("source") or _make_source(row)),
+            reference=prefix + by_id[row.id].reference,
+            reply=by_id[row.id].hypothesis,
             language=answer_language(row),
         )
         for row in rows
-        if row.id in responses
+        if row.id in by_id
     ]
     return official.report(script, version, answers)
 
 
-def _source(row: Row) -> str:
-    """Return a `source` for a row that has none, with the languages at the position that evaluate_st.py reads."""
+def _make_source(row: Row) -> str:
+    """Return a `source` for a row that has none, with the languages at the position where evaluate_st.py reads them."""
     languages = [row.labels[key] for key in ("language", "target_language") if key in row.labels]
     return "_".join([row.labels["task"], *languages, "test"])
 
 
-def official_note(line: official.ScriptScore) -> str:
+def format_script_score(line: official.ScriptScore) -> str:
     """Return the score of a released script as text."""
     score = f"stops ({line.stopped})" if line.stopped else f"{line.metric} {line.value:.4f}"
     return f"{line.script} of {line.version}, {line.source}: {score} (n={line.n})"
@@ -150,48 +172,50 @@ def official_note(line: official.ScriptScore) -> str:
 # --- on the terminal ----------------------------------------------------------------------------------------------
 
 
-def show(
+def print_results(
     console: Console, benchmark: str, results: Sequence[ResultRow], skipped: Mapping[str, str], notes: Sequence[str]
 ) -> None:
     """Print the result rows of a benchmark as a table that fits 80 columns.
 
     Args:
-        console: Where to print.
+        console: Console to print on.
         benchmark: Name of the benchmark.
-        results: Its result rows.
-        skipped: Why some rows have no response, by row id.
+        results: The result rows of the benchmark, including drops.
+        skipped: Reasons why rows have no response or no rating, by row id.
         notes: Lines to print below the table.
     """
-    dropped = {(row.task, row.metric): row for row in results if row.split == "drop"}
+    drops_by_score = {(row.task, row.metric): row for row in results if row.split == "drop"}
     results = [row for row in results if row.split != "drop"]
     table = Table(title=benchmark, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for name in ("task", "metric", "score [95 %]", "n", "drop" if dropped else "MDD"):
-        table.add_column(name, no_wrap=name not in ("task", "metric"), overflow="fold")
+    for header in ("task", "metric", "score [95 %]", "n", "drop" if drops_by_score else "MDD"):
+        table.add_column(header, no_wrap=header not in ("task", "metric"), overflow="fold")
     last_task = None
     for row in results:
         value, low, high = (measures.display(row.metric, number) for number in (row.value, row.low, row.high))
         detectable = "-" if row.detectable is None else measures.display(row.metric, row.detectable)
         n_units, _, unit = row.units.partition(" ")
+        drop = drops_by_score.get((row.task, row.metric))
         table.add_row(
             "" if row.task == last_task else escape(row.task),
             f"{row.metric} {measures.measure(row.metric).unit}",
             escape(f"{value} [{low}, {high}]"),
             str(row.n) if unit == "rows" else f"{row.n}/{n_units}",
-            escape(_drop(dropped.get((row.task, row.metric))) if dropped else detectable),
+            escape(_format_drop(drop) if drops_by_score else detectable),
         )
         last_task = row.task
     console.print(table)
-    audio = [f"audio: {'; '.join(_provenances(results))}"] if results else []
-    units = [_UNITS] if any(not row.units.endswith(" rows") for row in results) else []
-    for note in (*audio, *units, _DROP if dropped else statistics.DETECTABLE_NOTE, *notes):
+    audio_notes = [f"audio: {'; '.join(_format_provenances(results))}"] if results else []
+    units_notes = [_UNITS_NOTE] if any(not row.units.endswith(" rows") for row in results) else []
+    last_column_note = _DROP_NOTE if drops_by_score else statistics.DETECTABLE_NOTE
+    for note in (*audio_notes, *units_notes, last_column_note, *notes):
         print_plain(console, note)
     if skipped:
-        console.print(f"[yellow]{len(skipped)} rows could not be used and are missing from scores:[/yellow]")
-        for name, reason in list(skipped.items())[:_MAX_SKIPPED]:
-            print_plain(console, f"  {name}: {reason}")
+        console.print(f"[yellow]{len(skipped)} rows could not be used and are missing from the scores:[/yellow]")
+        for row_id, reason in list(skipped.items())[:_MAX_SKIPPED]:
+            print_plain(console, f"  {row_id}: {reason}")
 
 
-def _drop(row: ResultRow | None) -> str:
+def _format_drop(row: ResultRow | None) -> str:
     if row is None:
         return "-"
     value, low, high = (measures.display(row.metric, number, "+") for number in (row.value, row.low, row.high))
@@ -199,33 +223,47 @@ def _drop(row: ResultRow | None) -> str:
     return f"{value}{'*' if is_significant else ''} [{low}, {high}]"
 
 
-def _provenances(results: Sequence[ResultRow]) -> list[str]:
-    """Return the provenance of all tasks if it is the same, otherwise each provenance with its tasks."""
-    tasks: dict[str, dict[str, None]] = {}
+def _format_provenances(results: Sequence[ResultRow]) -> list[str]:
+    """Return the provenance of the audio (such as `tts`); if tasks differ in it, each provenance with its tasks."""
+    tasks_by_provenance: dict[str, dict[str, None]] = {}
     for row in results:
-        tasks.setdefault(row.provenance, {})[row.task] = None
-    return list(tasks) if len(tasks) == 1 else [f"{kind} of {', '.join(names)}" for kind, names in tasks.items()]
+        tasks_by_provenance.setdefault(row.provenance, {})[row.task] = None
+    if len(tasks_by_provenance) == 1:
+        return list(tasks_by_provenance)
+    return [f"{provenance} of {', '.join(tasks)}" for provenance, tasks in tasks_by_provenance.items()]
 
 
-def credits(rows: Sequence[Row]) -> list[str]:
-    """Return who wrote and who annotated the rows, if the rows say so; they also name scripts that replace people."""
+def credit_lines(rows: Sequence[Row]) -> list[str]:
+    """Return lines that state who wrote and who annotated the rows (people or programs), if the rows say so."""
     lines = []
     for title, key in (("written by", "written_by"), ("annotated by", "annotator")):
         if counts := Counter(str(row.labels[key]) for row in rows if key in row.labels):
-            lines.append(f"{title}: {'; '.join(f'{name} ({n} rows)' for name, n in counts.items())}")
+            lines.append(f"{title}: {'; '.join(f'{author} ({n} rows)' for author, n in counts.items())}")
     return lines
 
 
-def show_published(console: Console, name: str, results: Sequence[ResultRow]) -> None:
-    """Print a published table with our scores, and both signatures of scores that were computed differently."""
-    console.print(published_table(name, published.lines(results, name)))
+def print_published(console: Console, name: str, results: Sequence[ResultRow]) -> None:
+    """Print a published table next to our scores.
+
+    For scores that were computed differently, both signatures are printed below the table.
+
+    Args:
+        console: Console to print on.
+        name: Name of the published table.
+        results: Our result rows.
+    """
+    console.print(make_published_table(name, published.lines(results, name)))
     for note in published.notes(name, results):
         print_plain(console, note)
 
 
-def published_table(name: str, lines: Sequence[published.Line]) -> Table:
-    """Return a published table with our scores and their marks (`published.DIFFERENT`, `published.STAND_IN`)."""
-    # Systems that the table's authors measured have a signature; those that they quote have none.
+def make_published_table(name: str, lines: Sequence[published.Line]) -> Table:
+    """Return a published table next to our scores.
+
+    Symbols mark our scores that are computed differently (`published.DIFFERENT`) or measured on synthetic recordings
+    (`published.STAND_IN`).
+    """
+    # Scores that the authors of the table measured have a signature; scores that they quote have none.
     systems = list(dict.fromkeys(cell.system for line in lines for cell in line.cells if cell.signature))
     has_others = any(not cell.signature for line in lines for cell in line.cells)
     headers = [systems[0] if len(systems) == 1 else "published", *["others"][:has_others]]
@@ -234,19 +272,20 @@ def published_table(name: str, lines: Sequence[published.Line]) -> Table:
         table.add_column(header, no_wrap=header in ("part", "ours", *systems), overflow="fold")
     last_label = ""
     for line in lines:
-        own = [_number(cell) if len(systems) == 1 else _cell(cell) for cell in line.cells if cell.signature]
-        others = [_cell(cell) for cell in line.cells if not cell.signature]
+        format_cell = _format_score if len(systems) == 1 else _format_system_and_score
+        measured = [format_cell(cell) for cell in line.cells if cell.signature]
+        quoted = [_format_system_and_score(cell) for cell in line.cells if not cell.signature]
         label = f"{line.benchmark} {line.metric}"
-        columns = [", ".join(own), *[", ".join(others)][:has_others]]
-        marks = [published.DIFFERENT] * line.differs + [published.STAND_IN] * line.is_stand_in
-        table.add_row("" if label == last_label else label, line.part, " ".join([line.printed, *marks]), *columns)
+        columns = [", ".join(measured), *[", ".join(quoted)][:has_others]]
+        symbols = [published.DIFFERENT] * line.differs + [published.STAND_IN] * line.is_stand_in
+        table.add_row("" if label == last_label else label, line.part, " ".join([line.printed, *symbols]), *columns)
         last_label = label
     return table
 
 
-def _cell(cell: published.PublishedScore) -> str:
-    return f"{cell.system} {_number(cell)}"
+def _format_system_and_score(cell: published.PublishedScore) -> str:
+    return f"{cell.system} {_format_score(cell)}"
 
 
-def _number(cell: published.PublishedScore) -> str:
+def _format_score(cell: published.PublishedScore) -> str:
     return f"{cell.printed:.{cell.decimals}f}"

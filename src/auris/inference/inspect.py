@@ -100,7 +100,7 @@ def _show_part(console: Console, source: identify.ModelSource) -> None:
             config = source.config
             vocab_size = config.get("vocab_size") or AutoConfig.for_model(**config).get_text_config().vocab_size
             module = module(vocab_size=vocab_size)
-    console.print(dry_run.parameter_table({part: module}))
+    console.print(dry_run.make_parameter_table({part: module}))
     if part == "llm":
         tokenizer = f"{source.tokenizer}, audio tokens are added in training" if source.tokenizer else "none"
         print_plain(console, f"tokenizer: {tokenizer}")

@@ -1,6 +1,6 @@
-"""Callbacks that report on a run: losses by task, examples, unusable rows, faulty steps, progress.
+"""Callbacks that report on a run: losses by task, example responses, unusable rows, faults and progress.
 
-None of them changes the weights.
+None of them changes the weights. `UnusableRows` and `Faults` may stop the run.
 """
 
 from __future__ import annotations
@@ -34,25 +34,25 @@ from auris.training.lightning_types import audio_module, datamodule, is_log_step
 if TYPE_CHECKING:
     from auris.data.datamodule import AudioDataModule
 
-# Number of consecutive rows over which the share of unusable rows is computed (`data.max_unusable`). A larger window
-# would notice a lost disk later, a smaller one would stop a run because of a few bad rows.
+# Number of consecutive rows over which the share of unusable rows is computed (`data.max_unusable`). With a larger
+# window a run would notice later that a disk is gone; with a smaller window a few bad rows would stop the run.
 WINDOW_ROWS = 1000
-# Number of consecutive steps without an update after which a run stops. By then the run has diverged; a single bad
-# batch is not the cause.
-MAX_SKIPS = 10
-# Number of rows that TensorBoard shows of each group of validation rows.
-EXAMPLES = 2
+# Number of consecutive steps without an update after which a run stops. That many cannot be due to a single bad batch:
+# the run has diverged.
+MAX_CONSECUTIVE_SKIPS = 10
+# Number of validation rows of each group (such as `asr en`, see `data.rows.group`) that TensorBoard shows.
+EXAMPLES_PER_GROUP = 2
 
 
 class TaskLosses(L.Callback):
     """Callback that logs `train/loss/<task>`, and `train/loss/chat <mode>` for dialogues.
 
-    Each value is the mean over the supervised tokens, or over the preference pairs, of the task's rows since the last
-    log. A task without rows gets no point. Sums stay on the device until they are logged.
+    Each value is the mean loss of the task since the last logged step: per supervised token, or per pair in preference
+    training. A task without rows since then gets no point on its curve. Sums stay on the device until they are logged.
     """
 
     def __init__(self) -> None:
-        self.sums: torch.Tensor | None = None  # (2, K): summed losses and number of tokens for each of CURVES
+        self.sums: torch.Tensor | None = None  # (2, K): summed loss and number of tokens or pairs, for each of CURVES
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any = None, batch_idx: int = 0
@@ -60,30 +60,30 @@ class TaskLosses(L.Callback):
         """Add the step's losses, and log the means if this step is logged."""
         if "tasks" not in outputs:  # CTC trains on a single task
             return
-        new = outputs["tasks"]
-        self.sums = new if self.sums is None else self.sums.to(new) + new
+        step_sums = outputs["tasks"]
+        self.sums = step_sums if self.sums is None else self.sums.to(step_sums) + step_sums
         if not is_log_step(trainer):
             return
-        losses, tokens = self.sums.tolist()
+        losses, counts = self.sums.tolist()
         self.sums = None
-        means = {f"train/loss/{code}": x / n for code, x, n in zip(CURVES, losses, tokens, strict=True) if n}
+        means = {f"train/loss/{curve}": loss / n for curve, loss, n in zip(CURVES, losses, counts, strict=True) if n}
         for logger in trainer.loggers:
-            logger.log_metrics(means, trainer.global_step - 1)  # Lightning's curves number steps from 0
+            logger.log_metrics(means, trainer.global_step - 1)  # Lightning numbers the steps of its curves from 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the sums that are not logged yet."""
+        """Return the sums that have not been logged yet."""
         return {"sums": None if self.sums is None else self.sums.tolist()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the sums that are not logged yet."""
+        """Restore the sums that have not been logged yet."""
         self.sums = None if state_dict["sums"] is None else torch.tensor(state_dict["sums"])
 
 
 class Examples(L.Callback):
     """Callback that logs a few validation rows of each group to TensorBoard.
 
-    References and answers are logged at every validation, the audio once per session. The rows are the first ones of
-    each group of the validation table, no matter which rank answers them.
+    References and answers are logged at every validation, the audio only once each time the run is started. The rows
+    are the first EXAMPLES_PER_GROUP rows of each group, no matter which ranks answer them.
     """
 
     def __init__(self) -> None:
@@ -91,7 +91,7 @@ class Examples(L.Callback):
         self.logged_audio: set[int] = set()  # numbers of the rows whose audio has been logged
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Forget the answers of the last validation."""
+        """Forget the answers of the previous validation."""
         self.answers = {}
 
     def on_validation_batch_end(
@@ -104,47 +104,54 @@ class Examples(L.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Store the answers to the first rows of each group."""
-        for number, answer in outputs["answers"].items():
-            self._add(group(datamodule(trainer).target_row(number)), {number: answer})
+        for row_number, answer in outputs["answers"].items():
+            self._add(group(datamodule(trainer).target_row(row_number)), {row_number: answer})
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Gather the answers of all ranks and log them on the first rank."""
         for answers_of_rank in gather(self.answers):
-            for name, answers in answers_of_rank.items():
-                self._add(name, answers)
+            for group_name, answers in answers_of_rank.items():
+                self._add(group_name, answers)
         for logger in trainer.loggers:
             if isinstance(logger, ResumableTensorBoardLogger) and trainer.is_global_zero:
-                for name, answers in self.answers.items():
-                    self._log(logger, datamodule(trainer), name, answers, trainer.global_step)
+                for group_name, answers in self.answers.items():
+                    self._log(logger, datamodule(trainer), group_name, answers, trainer.global_step)
 
-    def _add(self, name: str, answers: dict[int, str]) -> None:
-        """Add answers to a group and keep those of its first EXAMPLES rows."""
-        answers = self.answers.get(name, {}) | answers
-        self.answers[name] = {number: answers[number] for number in sorted(answers)[:EXAMPLES]}
+    def _add(self, group_name: str, answers: dict[int, str]) -> None:
+        """Add answers, given by row number, to a group. Only its first EXAMPLES_PER_GROUP rows are kept."""
+        answers = self.answers.get(group_name, {}) | answers
+        self.answers[group_name] = {
+            row_number: answers[row_number] for row_number in sorted(answers)[:EXAMPLES_PER_GROUP]
+        }
 
     def _log(
-        self, logger: ResumableTensorBoardLogger, data: AudioDataModule, name: str, answers: dict[int, str], step: int
+        self,
+        logger: ResumableTensorBoardLogger,
+        data: AudioDataModule,
+        group_name: str,
+        answers: dict[int, str],
+        step: int,
     ) -> None:
         lines = []
-        for position, (number, answer) in enumerate(answers.items(), 1):
-            row = data.target_row(number)
+        for position, (row_number, answer) in enumerate(answers.items(), 1):
+            row = data.target_row(row_number)
             reference = tasks.get_task(row.labels["task"]).render(row.labels)
             lines += [f"row {row.id}", f"  reference: {reference}", f"  answer:    {answer}"]
-            if number in self.logged_audio or not data.valid_samples.has_audio:
+            if row_number in self.logged_audio or not data.valid_samples.has_audio:
                 continue
-            self.logged_audio.add(number)
-            for part, clip in enumerate(row.clips, 1):
+            self.logged_audio.add(row_number)
+            for clip_number, clip in enumerate(row.clips, 1):
                 # A file that was deleted in the meantime is reported by `UnusableRows` at the next validation.
                 with suppress(RowError, AudioError):
-                    tag = f"val/{name}/row {position}" + (f" clip {part}" if len(row.clips) > 1 else "")
+                    tag = f"val/{group_name}/row {position}" + (f" clip {clip_number}" if len(row.clips) > 1 else "")
                     logger.log_audio(tag, data.valid_samples.read(clip)[: audio.MAX_SAMPLES], step)
-        logger.log_text(f"val/{name}", lines, step)
+        logger.log_text(f"val/{group_name}", lines, step)
 
 
 class UnusableRows(L.Callback):
-    """Callback that counts unusable rows and reports each with its reason, in `unusable_rows.jsonl` and at the end.
+    """Callback that counts unusable rows, and writes each of them with the reason to `unusable_rows.jsonl`.
 
-    A run stops (RunStopped) if too many of its recent training rows are unusable.
+    A summary is printed at the end. The run stops (RunStopped) if too many of its recent training rows are unusable.
 
     Args:
         run_dir: Directory of the run.
@@ -158,26 +165,27 @@ class UnusableRows(L.Callback):
         if not 0 <= max_unusable <= 1:
             raise UserError(f"data.max_unusable={max_unusable}: expected a share of the rows, 0 to 1")
         self.path, self.max_unusable = Path(run_dir) / "unusable_rows.jsonl", max_unusable
-        self.reasons: dict[str, str] = {}
-        self.counts: Counter[str] = Counter()
+        self.reasons: dict[str, str] = {}  # row id -> why the row is unusable
+        self.counts: Counter[str] = Counter()  # row id -> number of times that the row was reported as unusable
         self.recorded: set[str] = set()  # ids of the rows in the file
-        # (rows, unusable rows) of each recent step, summed over all ranks
+        # (number of rows, number of unusable rows) of each recent step, summed over all ranks
         self.recent_steps: deque[tuple[float, float]] = deque()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Restore the counts of a resumed run, and record the rows that are known to be unusable before training."""
+        """Restore the counts of a resumed run, and record the rows that are already known to be unusable."""
         is_resumed = trainer.global_step and self.path.is_file()
         recorded = {line["id"]: line["reason"] for line in files.read_jsonl(self.path)} if is_resumed else {}
         self.recorded = set(recorded)
-        if not trainer.is_global_zero:  # the state that every rank has restored is that of the first rank
+        if not trainer.is_global_zero:  # every rank has restored the state of the first rank; only that rank keeps it
             self.reasons, self.counts = {}, Counter()
             return
         if not trainer.global_step:
-            self.path.unlink(missing_ok=True)  # from an attempt that ended before its first checkpoint
-        for row, reason in recorded.items():  # the file holds the rows of all ranks
-            self.reasons.setdefault(row, reason)
-            self.counts[row] = max(1, self.counts[row])
-        self._record([row for row in datamodule(trainer).unusable_rows() if row[0] not in self.reasons])
+            self.path.unlink(missing_ok=True)  # an earlier start, which ended before its first checkpoint, has left it
+        for row_id, reason in recorded.items():  # the file holds the rows of all ranks
+            self.reasons.setdefault(row_id, reason)
+            self.counts[row_id] = max(1, self.counts[row_id])
+        problems = datamodule(trainer).unusable_rows()
+        self._record([(row_id, reason) for row_id, reason in problems if row_id not in self.reasons])
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any = None, batch_idx: int = 0
@@ -185,13 +193,13 @@ class UnusableRows(L.Callback):
         """Record the unusable rows of a step, and stop the run if there are too many of them."""
         self._record(outputs["skipped"])
         self.recent_steps.append((float(outputs["rows_read"]), float(outputs["rows_unusable"])))
-        while sum(rows for rows, _ in self.recent_steps) - self.recent_steps[0][0] >= WINDOW_ROWS:
+        while sum(n_rows for n_rows, _ in self.recent_steps) - self.recent_steps[0][0] >= WINDOW_ROWS:
             self.recent_steps.popleft()
-        rows, unusable = (sum(numbers) for numbers in zip(*self.recent_steps, strict=True))
-        if unusable > self.max_unusable * max(WINDOW_ROWS, rows):
+        n_rows, n_unusable = (sum(counts) for counts in zip(*self.recent_steps, strict=True))
+        if n_unusable > self.max_unusable * max(WINDOW_ROWS, n_rows):
             raise RunStopped(
-                f"{unusable:.0f} of the last {rows:.0f} rows could not be used, more than "
-                f"data.max_unusable={self.max_unusable} of {WINDOW_ROWS}: see {self.path}"
+                f"{n_unusable:.0f} of the last {n_rows:.0f} rows could not be used, more than the share "
+                f"data.max_unusable={self.max_unusable} of {WINDOW_ROWS} rows; {self.path} lists them with the reasons"
             )
 
     def on_validation_batch_end(
@@ -209,13 +217,13 @@ class UnusableRows(L.Callback):
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Gather the unusable rows of all ranks and report them."""
         ranks = gather((self.reasons, self.counts))
-        self.reasons = {row: reason for reasons, _ in ranks for row, reason in reasons.items()}
+        self.reasons = {row_id: reason for reasons, _ in ranks for row_id, reason in reasons.items()}
         self.counts = sum((counts for _, counts in ranks), Counter())
         if not self.reasons:
-            rank_zero_info("every row could be used")
+            rank_zero_info("all rows could be used")
             return
-        shown = [f"  {row} ({self.counts[row]}x): {reason}" for row, reason in list(self.reasons.items())[:10]]
-        more = [f"  ... all of them in {self.path}"] if len(self.reasons) > 10 else []
+        shown = [f"  {row_id} ({self.counts[row_id]}x): {reason}" for row_id, reason in list(self.reasons.items())[:10]]
+        more = [f"  ... {self.path} lists all of them"] if len(self.reasons) > 10 else []
         rank_zero_warn("\n".join([f"{len(self.reasons)} rows could not be used:", *shown, *more]))
 
     def state_dict(self) -> dict[str, Any]:
@@ -227,28 +235,28 @@ class UnusableRows(L.Callback):
         self.reasons, self.counts = dict(state_dict["reasons"]), Counter(state_dict["counts"])
 
     def _record(self, rows: Sequence[tuple[str, str]]) -> None:
-        """Count rows, given as (id, reason), and append those that are new to the file."""
-        new = {row: reason for row, reason in rows if row not in self.recorded}
+        """Count unusable rows, given as (id, reason). Rows that are not in the file yet are appended to it."""
+        new = {row_id: reason for row_id, reason in rows if row_id not in self.recorded}
         if new:
             self.recorded.update(new)
             with files.tolerate_write_errors(self.path):
-                files.append_jsonl(self.path, [{"id": row, "reason": reason} for row, reason in new.items()])
+                files.append_jsonl(self.path, [{"id": row_id, "reason": reason} for row_id, reason in new.items()])
         self.reasons |= rows
-        self.counts.update(row for row, _ in rows)
+        self.counts.update(row_id for row_id, _ in rows)
 
 
 class Faults(L.Callback):
     """Callback that counts the faults of a run and decides whether the run continues.
 
-    Counts are logged as `faults/<kind>` and reported at the end. A step whose loss or gradient is not finite changes no
-    weight. Its rows are written to a file in `RUN/faults`, from which `auris replay` repeats the step; so are the rows
-    of a step at which the data loader failed. The directory also holds a checkpoint of the weights before the latest
-    series of non-finite steps.
+    Counts are logged as `faults/<kind>` and reported at the end. A step whose loss or gradient is not finite does not
+    change the weights. The rows of such a step, and of a step at which the data loader failed, are written to a file in
+    `RUN/faults`, from which `auris replay` repeats the step. The directory also holds a checkpoint of the weights
+    before the latest series of non-finite steps.
 
     Args:
         run_dir: Directory of the run.
-        nonfinite: "skip" counts a non-finite step and stops the run after MAX_SKIPS consecutive ones; "stop" stops the
-            run at the first one.
+        nonfinite: "skip" counts a step that is not finite, and stops the run after MAX_CONSECUTIVE_SKIPS of them in a
+            row; "stop" stops the run at the first such step.
 
     Raises:
         UserError: `nonfinite` has another value.
@@ -260,34 +268,37 @@ class Faults(L.Callback):
         self.run_dir, self.nonfinite = Path(run_dir), nonfinite
         self.counts = dict.fromkeys(("skipped_steps", "unusable_rows", "lost_workers"), 0)
         self.consecutive_skips = 0
-        self.weights: str | None = None  # checkpoint of the weights before the skipped steps
+        self.weights_path: str | None = None  # checkpoint of the weights before the skipped steps
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any = None, batch_idx: int = 0
     ) -> None:
-        """Count and log the faults of a step; record a step that was not finite."""
+        """Count and log the faults of a step; record the step if its loss or gradient is not finite."""
         loss, norm = float(outputs["loss"]), float(outputs["grad_norm"])
         is_finite = math.isfinite(loss) and math.isfinite(norm)
         self.consecutive_skips = 0 if is_finite else self.consecutive_skips + 1
         self.counts["skipped_steps"] += not is_finite
         self.counts["unusable_rows"] += round(float(outputs["rows_unusable"]))
         self.counts["lost_workers"] += round(float(outputs["lost_workers"]))
-        for kind, number in self.counts.items():
-            pl_module.log(f"faults/{kind}", float(number))
+        for kind, count in self.counts.items():
+            pl_module.log(f"faults/{kind}", float(count))
         if not is_finite:
-            reason = f"the loss is {loss}, the gradient norm {norm}"
+            reason = f"the loss is {loss} and the gradient norm is {norm}"
             self._handle_nonfinite(trainer, pl_module, trainer.global_step - 1, reason)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Record the rows of a training step at which the data loader failed."""
         if not isinstance(exception, LoaderError) or not trainer.training:
             return
-        if file := self._save(trainer, exception.number, str(exception), weights=None):
-            warnings.warn(f"the rows of step {exception.number} are in {file}: {replay_command(file)}", stacklevel=2)
+        if file := self._save_fault(trainer, exception.number, str(exception), weights_path=None):
+            warnings.warn(
+                f"the rows of step {exception.number} are in {file}. To repeat the step: {replay_command(file)}",
+                stacklevel=2,
+            )
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Report the counts."""
-        faults = [f"{number} {kind.replace('_', ' ')}" for kind, number in self.counts.items() if number]
+        faults = [f"{count} {kind.replace('_', ' ')}" for kind, count in self.counts.items() if count]
         rank_zero_info(f"faults: {', '.join(faults) or 'none'}")
 
     def state_dict(self) -> dict[str, Any]:
@@ -299,46 +310,50 @@ class Faults(L.Callback):
         self.counts |= state_dict
 
     def _handle_nonfinite(self, trainer: L.Trainer, module: L.LightningModule, step: int, reason: str) -> None:
-        """Record a step without an update, then warn or stop. Every rank calls this with the same numbers."""
+        """Record a step without an update, then warn or stop. Every rank calls this with the same arguments."""
         if self.consecutive_skips == 1:
-            self.weights = self._save_weights(trainer, module, step)
-        message = f"step {step}: {reason}; it changed no weight"
-        if trainer.is_global_zero and (file := self._save(trainer, step, reason, self.weights)):
+            self.weights_path = self._save_weights(trainer, module, step)
+        message = f"step {step}: {reason}; the step did not change the weights"
+        if trainer.is_global_zero and (file := self._save_fault(trainer, step, reason, self.weights_path)):
             message += f". To examine its rows: {replay_command(file)}"
         if self.nonfinite == "stop":
             raise RunStopped(f"{message}. Set nonfinite=skip to continue without this step")
-        if self.consecutive_skips == MAX_SKIPS:
+        if self.consecutive_skips == MAX_CONSECUTIVE_SKIPS:
             raise RunStopped(
-                f"{message}. The {MAX_SKIPS - 1} steps before it were not finite either: the run has diverged, try a "
-                "lower optim.lr"
+                f"{message}. The {MAX_CONSECUTIVE_SKIPS - 1} steps before it were not finite either: the run has "
+                "diverged; try a lower optim.lr"
             )
         rank_zero_warn(message)
 
     def _save_weights(self, trainer: L.Trainer, module: L.LightningModule, step: int) -> str | None:
-        """Replace the saved weights by the current ones; return their path relative to the run directory."""
+        """Replace the saved weights by the current weights.
+
+        Returns:
+            The path of the new checkpoint relative to the run directory, or None if it could not be written.
+        """
         folder = self.run_dir / FOLDER
         if trainer.is_global_zero:
-            for older in filter(checkpoint_dir.is_checkpoint, folder.glob("step_*")):
-                shutil.rmtree(older, ignore_errors=True)
+            for old_checkpoint in filter(checkpoint_dir.is_checkpoint, folder.glob("step_*")):
+                shutil.rmtree(old_checkpoint, ignore_errors=True)
         with files.tolerate_write_errors(folder):
             path = checkpoint_io.save(folder, step, module=module, state={"recipe": module.hparams["recipe"]})
             return str(path.relative_to(self.run_dir))
         return None  # writing failed
 
-    def _save(self, trainer: L.Trainer, step: int, reason: str, weights: str | None) -> Path | None:
-        """Write the record of a step; return its path, None if it cannot be written."""
+    def _save_fault(self, trainer: L.Trainer, step: int, reason: str, weights_path: str | None) -> Path | None:
+        """Write the record of a faulty step; return the path of the record, or None if it cannot be written."""
         data = datamodule(trainer)
-        ranks = [
+        packs_by_rank = [
             [[RowPosition(row=row, id=data.rows[row].id, epoch=epoch) for row, epoch in pack] for pack in packs]
             for packs in data.packs_by_rank(step)
         ]
         with files.tolerate_write_errors(self.run_dir / FOLDER):
-            return Fault(step=step, reason=reason, ranks=ranks, weights=weights).save(self.run_dir)
+            return Fault(step=step, reason=reason, ranks=packs_by_rank, weights=weights_path).save(self.run_dir)
         return None
 
 
 class ProgressFile(L.Callback):
-    """Callback that writes `progress.json` every second. The table of a running study is made from these files."""
+    """Callback that writes `progress.json` about every second. The live table of a study reads these files."""
 
     def __init__(self, run_dir: str | Path):
         self.path = Path(run_dir) / "progress.json"
@@ -347,12 +362,12 @@ class ProgressFile(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any = None, batch_idx: int = 0
     ) -> None:
-        """Write the file if a second has passed or the run is complete."""
+        """Write the file if a second has passed since the last time, or if this was the last step."""
         if time.monotonic() - self.last_write > 1 or trainer.global_step >= audio_module(pl_module).max_steps:
             self._write(trainer, audio_module(pl_module).max_steps)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write the file with the metrics of the validation; the last validation comes after the last step."""
+        """Write the file with the metrics of the validation, because the last validation comes after the last step."""
         self._write(trainer, audio_module(pl_module).max_steps)
 
     def _write(self, trainer: L.Trainer, max_steps: int) -> None:

@@ -1,7 +1,7 @@
-"""Callback that saves a run and resumes it.
+"""Callback that saves checkpoints of a run, and resumes the run from the newest one.
 
-The position in a run is its number of steps. Lightning's own checkpointing is not used, so that all strategies save and
-resume through the same code (`auris.model.weights.checkpoint_dir`).
+The position in a run is the number of steps taken. Lightning's own checkpointing is not used, so that all strategies
+save and resume through the same code (`auris.model.weights.checkpoint_dir`).
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from auris.errors import UserError
 from auris.model.weights import checkpoint_dir, checkpoint_io
 from auris.training.event_files import ResumableTensorBoardLogger
 from auris.training.lightning_types import audio_module, trainer_callbacks
-from auris.training.preemption import REQUEUE, Preempted, Preemption, request_requeue
+from auris.training.preemption import REQUEUE_STATUS, Preempted, Preemption, request_requeue
 
 _METRIC = "val/loss"  # the checkpoint with the smallest value is the best one
 
 
 class Best(TypedDict):
-    """The best validation so far, as it is stored in a checkpoint."""
+    """The validation with the smallest loss so far, as it is stored in a checkpoint."""
 
     step: int
     metric: str
@@ -35,16 +35,17 @@ class Best(TypedDict):
 class CheckpointCallback(L.Callback):
     """Callback that saves the run and resumes it. It must come after the callbacks whose state a checkpoint stores.
 
-    The checkpoint of step N is saved after step N has been logged and, if due, validated. A run that is preempted
-    during a validation saves a checkpoint which says that the validation must be repeated.
+    The checkpoint of step N is saved after step N has been logged and, if a validation is due, after the validation. A
+    run that is preempted during a validation saves a checkpoint which says that the validation must be repeated.
 
     If a checkpoint cannot be written, training continues. Each failure is logged and counted.
 
     Args:
         folder: `RUN/checkpoints`.
-        every: Number of steps between checkpoints. Further ones are saved at the end and at each best validation.
-        keep: Number of newest checkpoints to keep, in addition to the best one.
-        preemption: Consulted after every step.
+        every: Number of steps between checkpoints. Further checkpoints are saved at the end, and after each validation
+            whose loss is the smallest so far.
+        keep: Number of newest checkpoints to keep, in addition to the best checkpoint.
+        preemption: Tells after every step whether the run has been preempted.
 
     Raises:
         UserError: `every` or `keep` is below 1.
@@ -55,21 +56,21 @@ class CheckpointCallback(L.Callback):
             if value < 1:
                 raise UserError(f"checkpoint_{name}={value}: expected 1 or more")
         self.folder, self.every, self.keep, self.preemption = Path(folder), every, keep, preemption
-        self.saved: int | None = None  # step of the newest complete checkpoint
-        self.failed = 0  # number of checkpoints that could not be saved
+        self.saved_step: int | None = None  # step of the newest complete checkpoint
+        self.n_failed = 0  # number of checkpoints that could not be saved
         self.best: Best | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the number of failures."""
-        return {"failed": self.failed}
+        """Return the number of checkpoints that could not be saved."""
+        return {"failed": self.n_failed}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the number of failures."""
-        self.failed = state_dict["failed"]
+        """Restore the number of checkpoints that could not be saved."""
+        self.n_failed = state_dict["failed"]
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Resume from the newest checkpoint, if there is one."""
-        compat.disable_signal_handlers(trainer)  # `Preemption` handles them
+        compat.disable_signal_handlers(trainer)  # `Preemption` handles signals
         checkpoint = checkpoint_dir.find_newest(self.folder, warn=rank_zero_warn)
         if checkpoint is not None:
             self._resume(trainer, pl_module, checkpoint)
@@ -77,15 +78,15 @@ class CheckpointCallback(L.Callback):
             logger.drop_from(checkpoint.step if checkpoint else 0)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """From now on, let a signal end the run after the current step instead of at once."""
-        self.preemption.at_once = False
+        """From now on, let a signal end the run after the current step instead of immediately."""
+        self.preemption.exits_at_once = False
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Save the previous step if a checkpoint is due, or if the run has been preempted, which ends it here."""
+        """Save the previous step if a checkpoint is due. If the run has been preempted, save the step and exit."""
         if self._is_preempted(trainer):
-            self._leave(trainer, pl_module, batch_idx)
+            self._save_and_exit(trainer, pl_module, batch_idx)
         if batch_idx and batch_idx % self.every == 0:
             self._save(trainer, pl_module, batch_idx)
 
@@ -100,60 +101,62 @@ class CheckpointCallback(L.Callback):
     ) -> None:
         """Save and end the run if it has been preempted."""
         if not trainer.sanity_checking and self._is_preempted(trainer):
-            self._leave(trainer, pl_module, _steps_taken(trainer), validating=True)
+            self._save_and_exit(trainer, pl_module, _count_steps(trainer), validating=True)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save a checkpoint if the validation is the best one so far."""
         if trainer.sanity_checking or _METRIC not in trainer.callback_metrics:
             return
-        value, before = float(trainer.callback_metrics[_METRIC]), self.best
-        is_better = math.isfinite(value) and (before is None or value < before["value"])
+        value, previous_best = float(trainer.callback_metrics[_METRIC]), self.best
+        is_better = math.isfinite(value) and (previous_best is None or value < previous_best["value"])
         if trainer.strategy.broadcast(is_better):
-            self.best = {"step": _steps_taken(trainer), "metric": _METRIC, "value": value}
-            if not self._save(trainer, pl_module, _steps_taken(trainer)):
-                self.best = before
+            self.best = {"step": _count_steps(trainer), "metric": _METRIC, "value": value}
+            if not self._save(trainer, pl_module, _count_steps(trainer)):
+                self.best = previous_best
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save the last step."""
-        self._save(trainer, pl_module, _steps_taken(trainer))
-        self.preemption.at_once = True
+        self._save(trainer, pl_module, _count_steps(trainer))
+        self.preemption.exits_at_once = True
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Report failures.
+        """Report how many checkpoints could not be saved.
 
         Raises:
-            SaveError: The trained weights are not on disk.
+            SaveError: The weights after the last step are not on disk.
         """
-        if self.failed:
-            rank_zero_warn(f"{self.failed} checkpoints could not be saved")
-        if self.saved is None or self.saved < _steps_taken(trainer):
+        if self.n_failed:
+            rank_zero_warn(f"{self.n_failed} checkpoints could not be saved")
+        if self.saved_step is None or self.saved_step < _count_steps(trainer):
             raise checkpoint_io.SaveError(
                 f"the trained weights could not be saved in {self.folder}; run the same command again to continue from "
                 "the last checkpoint there"
             )
 
     def _is_preempted(self, trainer: L.Trainer) -> bool:
-        """Whether any process has received a signal. The result is the same on every process."""
+        """Return whether any process has received a signal. The result is the same on every process."""
         return trainer.strategy.reduce_boolean_decision(bool(self.preemption.received), all=False)
 
-    def _leave(self, trainer: L.Trainer, module: L.LightningModule, step: int, *, validating: bool = False) -> None:
+    def _save_and_exit(
+        self, trainer: L.Trainer, module: L.LightningModule, step: int, *, validating: bool = False
+    ) -> None:
         """Save a step and raise Preempted."""
         if step and not self._save(trainer, module, step, validating=validating):
-            step = self.saved or 0
+            step = self.saved_step or 0
         signal = self.preemption.received or "a signal to another process"
-        reason = f"stopped by {signal}: the same command continues from step {step}"
-        rank_zero_info(f"{reason} (exit status {REQUEUE})")
+        reason = f"stopped by {signal}: the same command continues the run from step {step}"
+        rank_zero_info(f"{reason} (exit status {REQUEUE_STATUS})")
         request_requeue()
         # Lightning's launcher kills all processes as soon as a child process exits with a status other than 0.
         is_child = isinstance(getattr(trainer.strategy, "cluster_environment", None), LightningEnvironment)
-        raise Preempted(reason, 0 if is_child and not trainer.is_global_zero else REQUEUE)
+        raise Preempted(reason, 0 if is_child and not trainer.is_global_zero else REQUEUE_STATUS)
 
     def _save(self, trainer: L.Trainer, module: L.LightningModule, step: int, *, validating: bool = False) -> bool:
-        """Save the checkpoint of a step; return whether it is on disk."""
-        if self.saved == step:
+        """Save the checkpoint of a step, unless it is already saved; return whether it is on disk."""
+        if self.saved_step == step:
             return True
         for logger in _event_files(trainer):
-            logger.flush()  # a resumed run does not log the steps before its checkpoint again
+            logger.flush()  # a run that resumes from this checkpoint does not log the steps before it again
         state = {
             "recipe": module.hparams["recipe"],
             "validating": validating,
@@ -169,7 +172,7 @@ class CheckpointCallback(L.Callback):
         except checkpoint_io.SaveError as error:
             self._record_failure(trainer, f"the checkpoint of step {step} could not be saved ({error})")
             return False
-        self.saved = step
+        self.saved_step = step
         if trainer.is_global_zero:
             try:
                 checkpoint_dir.prune(self.folder, step, self.keep, self.best and self.best["step"])
@@ -178,14 +181,14 @@ class CheckpointCallback(L.Callback):
         return True
 
     def _record_failure(self, trainer: L.Trainer, message: str) -> None:
-        self.failed += 1
-        newest = f"step {self.saved}" if self.saved else "none"
+        self.n_failed += 1
+        newest = f"step {self.saved_step}" if self.saved_step else "none"
         rank_zero_warn(f"{message}. Training continues; newest checkpoint: {newest}")
         if trainer.logger is not None:
-            trainer.logger.log_metrics({"faults/checkpoints": self.failed}, _steps_taken(trainer))
+            trainer.logger.log_metrics({"faults/checkpoints": self.n_failed}, _count_steps(trainer))
 
     def _resume(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: checkpoint_dir.CheckpointDir) -> None:
-        """Restore the weights, all states and the position in the run."""
+        """Restore the weights, the states of optimizer, schedules and callbacks, and the position in the run."""
         step, state = checkpoint.step, checkpoint.state
         checkpoint_io.restore(checkpoint, module=module, optimizer=trainer.optimizers[0])
         for config, schedule in zip(trainer.lr_scheduler_configs, state["schedules"], strict=True):
@@ -198,12 +201,12 @@ class CheckpointCallback(L.Callback):
         compat.set_loop_position(
             trainer, step, max_steps=audio_module(module).max_steps, validating=state["validating"]
         )
-        self.saved = None if state["validating"] else step
-        self.best = self._existing(state["best"])
+        self.saved_step = None if state["validating"] else step
+        self.best = self._best_if_on_disk(state["best"])
         rank_zero_info(f"resuming from {checkpoint.path}")
 
-    def _existing(self, best: Best | None) -> Best | None:
-        """Return the best validation so far, or None if its checkpoint no longer exists."""
+    def _best_if_on_disk(self, best: Best | None) -> Best | None:
+        """Return the best validation so far, or None with a warning if its checkpoint is missing or damaged."""
         try:
             if best is not None:
                 checkpoint_dir.CheckpointDir(checkpoint_dir.step_dir(self.folder, best["step"]))
@@ -213,8 +216,8 @@ class CheckpointCallback(L.Callback):
             return None
 
 
-def _steps_taken(trainer: L.Trainer) -> int:
-    """Return the number of batches so far, including those whose step was skipped."""
+def _count_steps(trainer: L.Trainer) -> int:
+    """Return the number of steps taken, including the steps that changed no weights."""
     return trainer.fit_loop.total_batch_idx + 1
 
 

@@ -1,6 +1,6 @@
 """Cost model of training: parameters, memory and floating-point operations, computed from sizes alone.
 
-Nothing is measured, except by `peak_bytes`. The dry run, `auris doctor`, the throughput callback and the scaling
+Only `measure_peak_bytes` measures anything. The dry run, `auris doctor`, the throughput callback and the scaling
 benchmark take their numbers from this module.
 """
 
@@ -37,19 +37,19 @@ GIB = 2**30
 # peak of 989e12.
 H100_TRAINING = 400e12
 
-# Bytes per parameter. A trained parameter has a master weight and a gradient in fp32, and Adam's two moments. A frozen
-# parameter is stored in bf16.
-MASTER, GRADIENT, FROZEN = 4, 4, 2
-# Additional bytes of a gradient under DDP, which copies gradients into buckets to sum them.
-BUCKET = 4
-# Shares of audio and answer tokens in a typical pack, for estimates without a batch. A typical row has a clip of 12.3 s
-# (307 audio tokens), 16 tokens of prompt and 42 tokens of answer.
+# Bytes per parameter. A trained parameter has a master weight and a gradient in fp32, and the two moments of Adam. A
+# frozen parameter is stored in bf16.
+MASTER_BYTES, GRADIENT_BYTES, FROZEN_BYTES = 4, 4, 2
+# Additional bytes per gradient under DDP, which copies gradients into buckets to sum them.
+BUCKET_BYTES = 4
+# Shares of audio tokens and of answer tokens in a typical pack, for estimates without a batch. A typical row consists
+# of 307 audio tokens (12.3 s), 16 prompt tokens and 42 answer tokens.
 AUDIO_SHARE, ANSWER_SHARE = 0.84, 0.12
 
-# Peak FLOP/s of one device for dense bfloat16 products with float32 accumulation, by the words of the device's name.
-# The values agree with Lightning's table (lightning.fabric.utilities.throughput), except for the H200: Lightning lists
-# its speed with sparsity, which is twice as high. The SXM version of the H200 has the same cores as the H100. No MFU is
-# reported for other devices.
+# Peak FLOP/s of one device for dense bfloat16 products with float32 accumulation. A key applies to a device if all its
+# words occur in the device's name. The values agree with Lightning's table (lightning.fabric.utilities.throughput),
+# except for the H200: Lightning lists the speed with sparsity, which is twice as high. The SXM version of the H200 has
+# the same cores as the H100. No MFU is reported for other devices.
 PEAK_FLOPS = {
     "H200": 989.4e12,
     "H200 NVL": 835.5e12,
@@ -62,13 +62,13 @@ PEAK_FLOPS = {
 _HALF_PRECISION = ("bf16", "16")  # prefixes of the precisions to which `PEAK_FLOPS` applies
 
 
-def peak_flops(device: str, precision: str, setting: float | None = None) -> tuple[float | None, str]:
+def find_peak_flops(device: str, precision: str, setting: float | None = None) -> tuple[float | None, str]:
     """Return the peak FLOP/s of one device and the source of the number, or None and the reason why it is unknown.
 
     Args:
         device: Name of the device as torch reports it.
         precision: Precision as Lightning names it.
-        setting: The user's `peak_flops`, which takes precedence.
+        setting: The config key `peak_flops`, which takes precedence over the table.
 
     Raises:
         UserError: The setting is not a positive number.
@@ -80,18 +80,18 @@ def peak_flops(device: str, precision: str, setting: float | None = None) -> tup
     words = set(re.split(r"[\s-]+", device))
     matches = [name for name in PEAK_FLOPS if set(name.split()) <= words]
     if not matches or "MIG" in words:
-        return None, f"the peak of {device} is not known"
+        return None, f"the peak FLOP/s of {device} is not known"
     if not precision.startswith(_HALF_PRECISION):
-        return None, f"the peak of {device} in {precision} is not known"
+        return None, f"the peak FLOP/s of {device} in {precision} is not known"
     return PEAK_FLOPS[max(matches, key=lambda name: len(name.split()))], device
 
 
-def peak_bytes(device: torch.device) -> int:
+def measure_peak_bytes(device: torch.device) -> int:
     """Return the peak memory of this process in bytes: GPU memory, or resident memory if the device is not a GPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return resident if sys.platform == "darwin" else 1024 * resident
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak  # bytes on macOS, KiB on Linux
 
 
 # --- stages and loads -----------------------------------------------------------------------------------------------
@@ -103,38 +103,38 @@ class Stage:
 
     Attributes:
         name: Title of the stage in a table.
-        trainable: Names of the trained parts (`optim.find_parts`). Adapters among them must be attached.
-        reference: Whether a frozen copy of the whole model is in memory as well.
+        trainable: Names of the trained parts (`optim.find_parts`). If adapters are among them, they must be attached.
+        has_reference: Whether a frozen copy of the whole model is in memory as well.
         runs_llm: Whether the LLM is computed. CTC computes the encoder only.
     """
 
     name: str
     trainable: tuple[str, ...]
-    reference: bool = False
+    has_reference: bool = False
     runs_llm: bool = True
 
     @classmethod
     def of(cls, objective: Objective, trainable: Iterable[str]) -> Stage:
-        """Return the stage that trains the given parts on an objective."""
+        """Return the stage that trains the given parts of a net on an objective."""
         return cls(
             name="this run",
             trainable=tuple(trainable),
-            reference=getattr(objective, "reference", None) == "live",
+            has_reference=getattr(objective, "reference", None) == "live",
             runs_llm="transcript" not in objective.views,
         )
 
     def trains(self, part: str) -> bool:
-        """Whether anything in a part of the net is trained."""
+        """Return whether any parameter in a part of the net is trained."""
         return any(name.split(".")[0] == part for name in self.trainable)
 
 
-_AUDIO = ("encoder", "pooling", "projector", "boundary")
-_TUNED = ("pooling", "projector", "boundary", "llm")
+_AUDIO_PARTS = ("encoder", "pooling", "projector", "boundary")
+_FINE_TUNED_PARTS = ("pooling", "projector", "boundary", "llm")
 STAGES = (
-    Stage(name="pre-training (LLM frozen)", trainable=_AUDIO),
-    Stage(name="fine-tuning (encoder frozen)", trainable=_TUNED),
-    Stage(name="DPO, reference precomputed", trainable=_TUNED),
-    Stage(name="DPO, reference in memory", trainable=_TUNED, reference=True),
+    Stage(name="pre-training (LLM frozen)", trainable=_AUDIO_PARTS),
+    Stage(name="fine-tuning (encoder frozen)", trainable=_FINE_TUNED_PARTS),
+    Stage(name="DPO, reference precomputed", trainable=_FINE_TUNED_PARTS),
+    Stage(name="DPO, reference in memory", trainable=_FINE_TUNED_PARTS, has_reference=True),
     Stage(name="everything trained", trainable=identify.PARTS),
 )
 
@@ -144,11 +144,11 @@ class Load:
     """Amount of computation in a pack.
 
     Attributes:
-        tokens: Tokens of the LLM.
-        frames: Encoder frames (20 ms).
-        scored: Positions at which logits are computed.
-        token_pairs: Pairs of query and key that the LLM's attention computes, 0 if unknown.
-        frame_pairs: Pairs of query and key that the encoder's attention computes, 0 if unknown.
+        tokens: Number of tokens of the LLM.
+        frames: Number of encoder frames (20 ms).
+        scored: Number of positions at which logits are computed.
+        token_pairs: Number of pairs of query and key that the LLM's attention computes, 0 if unknown.
+        frame_pairs: Number of pairs of query and key that the encoder's attention computes, 0 if unknown.
     """
 
     tokens: int = 0
@@ -163,31 +163,31 @@ class Load:
 
         Args:
             tokens: Token budget of a pack.
-            pool: Encoder frames per audio token.
+            pool: Number of encoder frames per audio token.
         """
         return cls(tokens=tokens, frames=round(AUDIO_SHARE * tokens) * pool, scored=round(ANSWER_SHARE * tokens))
 
     @classmethod
     def of_rows(cls, tokens: float, seconds: float) -> Load:
-        """Return the load of typical rows, given their total tokens and seconds of audio."""
+        """Return the load of typical rows, given their total number of tokens and seconds of audio."""
         return cls(tokens=round(tokens), frames=round(ENCODER_RATE * seconds), scored=round(ANSWER_SHARE * tokens))
 
     @classmethod
     def of_pack(cls, pack: Pack) -> Load:
         """Return the load of a pack."""
-        counts = pack_counts(pack)
+        counts = count_load(pack)
         return cls(**{name: int(counts[name]) for name in LOAD_FIELDS})
 
 
 LOAD_FIELDS = tuple(field.name for field in fields(Load))
 
 
-def pack_counts(pack: Pack) -> dict[str, Tensor]:
+def count_load(pack: Pack) -> dict[str, Tensor]:
     """Count the load of a pack on the pack's device, without synchronising with the device.
 
     Returns:
-        A scalar for each field of `Load`, and `idle`: tokens and frames that belong to no row. They are computed
-        because every rank has to compute something (`model.pack.Pack`). The other counts do not include them.
+        A scalar for each field of `Load`, and `idle`: the number of tokens and frames that belong to no row. These are
+        computed because every rank has to compute something (`model.pack.Pack`). The other counts do not include them.
     """
     ids, cu = pack["ids"], pack["cu_seqlens"].long()
     queries = cu.diff()
@@ -214,39 +214,40 @@ def count_parameters(module: nn.Module | Pooling) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def parameters_by_component(parts: Mapping[str, nn.Module]) -> dict[str, int]:
+def count_by_component(parts: Mapping[str, nn.Module]) -> dict[str, int]:
     """Return the number of parameters of each part of a net; encoder and LLM are divided into their components."""
-    table: dict[str, int] = {}
+    counts: dict[str, int] = {}
     if encoder := cast("Encoder | None", parts.get("encoder")):
-        table["encoder: convolutions"] = count_parameters(encoder.conv1) + count_parameters(encoder.conv2)
-        table["encoder: blocks"] = count_parameters(encoder.blocks)
-        table["encoder: final norm"] = count_parameters(encoder.norm)
-    table |= {part: count_parameters(parts[part]) for part in ("pooling", "projector", "boundary") if part in parts}
+        counts["encoder: convolutions"] = count_parameters(encoder.conv1) + count_parameters(encoder.conv2)
+        counts["encoder: blocks"] = count_parameters(encoder.blocks)
+        counts["encoder: final norm"] = count_parameters(encoder.norm)
+    counts |= {part: count_parameters(parts[part]) for part in ("pooling", "projector", "boundary") if part in parts}
     if llm := cast("PreTrainedModel | None", parts.get("llm")):
-        embedding, head = _embedding_and_head_parameters(llm)
-        table["llm: embedding"] = embedding
-        table["llm: head" + ("" if head else " (the embedding)")] = head
+        n_embedding, n_head_weights = _count_embedding_and_head(llm)
+        counts["llm: embedding"] = n_embedding
+        counts["llm: head" + ("" if n_head_weights else " (the embedding)")] = n_head_weights
         new_tokens = getattr(llm, "new_tokens", None)
-        new = count_parameters(new_tokens) if isinstance(new_tokens, nn.Module) else 0
-        lora = sum(x.numel() for name, x in llm.named_parameters() if ".lora_" in name)
-        table["llm: layers and norm"] = count_parameters(llm) - embedding - head - new - lora
-        table |= {f"llm: {adapter}": n for adapter, n in (("rows of new tokens", new), ("LoRA", lora)) if n}
-    return table
+        n_new = count_parameters(new_tokens) if isinstance(new_tokens, nn.Module) else 0
+        n_lora = sum(x.numel() for name, x in llm.named_parameters() if ".lora_" in name)
+        counts["llm: layers and norm"] = count_parameters(llm) - n_embedding - n_head_weights - n_new - n_lora
+        adapters = {"llm: rows of new tokens": n_new, "llm: LoRA": n_lora}
+        counts |= {name: count for name, count in adapters.items() if count}
+    return counts
 
 
 def _embedding_and_head(llm: PreTrainedModel) -> tuple[nn.Embedding, nn.Linear]:
     """Return the embedding and the head of an LLM, whose weights may be tied."""
-    # transformers declares only that they are modules.
+    # transformers only declares that both are modules.
     return cast("nn.Embedding", llm.get_input_embeddings()), cast("nn.Linear", llm.get_output_embeddings())
 
 
-def _embedding_and_head_parameters(llm: PreTrainedModel) -> tuple[int, int]:
-    """Return the number of parameters of an LLM's embedding and of its head; a tied head counts 0."""
+def _count_embedding_and_head(llm: PreTrainedModel) -> tuple[int, int]:
+    """Return the number of parameters of an LLM's embedding and head. A head that is tied to the embedding counts 0."""
     embedding, head = _embedding_and_head(llm)
     return count_parameters(embedding), 0 if head.weight is embedding.weight else count_parameters(head)
 
 
-def trained_parameters(net: AudioLM, stage: Stage) -> int:
+def count_trained_parameters(net: AudioLM, stage: Stage) -> int:
     """Return the number of parameters that a stage trains."""
     parts = optim.find_parts(net, stage.trainable)
     tensors = (x for part in parts for x in (part.parameters() if isinstance(part, nn.Module) else [part]))
@@ -263,13 +264,13 @@ class Memory:
     Weights, gradients and moments may be sharded over GPUs; everything else is needed on each GPU.
 
     Attributes:
-        weights: All weights.
-        gradients: Gradients of trained weights.
-        moments: Moments of the optimizer.
-        activations: Activations if nothing is recomputed.
-        recomputed: Activations if every block is recomputed in backward.
-        logits: Logits and their gradient.
-        gathered: Layers that are gathered at the same time if the model is sharded.
+        weights: Bytes of all weights, trained or frozen.
+        gradients: Bytes of the gradients of trained weights.
+        moments: Bytes of the optimizer's moments.
+        activations: Bytes of the activations if nothing is recomputed.
+        recomputed: Bytes of the activations if every block is recomputed in backward.
+        logits: Bytes of the logits and of their gradient.
+        gathered: Bytes of the layers that are gathered at the same time if the model is sharded.
     """
 
     weights: int
@@ -282,7 +283,7 @@ class Memory:
 
     @property
     def states(self) -> int:
-        """Bytes that can be sharded over GPUs."""
+        """Bytes of weights, gradients and moments, which can be sharded over GPUs."""
         return self.weights + self.gradients + self.moments
 
     def per_gpu(self, *, recompute: bool) -> int:
@@ -290,78 +291,84 @@ class Memory:
         return (self.recomputed if recompute else self.activations) + self.logits + self.gathered
 
 
-def memory(
+def estimate_memory(
     net: AudioLM,
     stage: Stage,
     load: Load,
     *,
-    number: int = 2,
-    frozen: int = FROZEN,
-    moment: int = 4,
-    buckets: bool = False,
+    activation_bytes: int = 2,
+    frozen_bytes: int = FROZEN_BYTES,
+    moment_bytes: int = 4,
+    has_buckets: bool = False,
 ) -> Memory:
     """Estimate the memory of a stage.
 
-    A layer of the LLM stores 8 H + 4 F numbers per token (gated MLP of width F), a block of the encoder 8 D + 2 F per
-    frame, or only its input if it is recomputed. Frozen layers store the same if anything below them is trained, and
-    nothing otherwise. Logits are computed in fp32 for at most `CHUNK` positions at a time, together with their
-    gradient. The layers that are gathered at the same time are two of the LLM (one is prefetched), its embedding and
-    its head.
+    A layer of the LLM stores 8 H + 4 F numbers per token (hidden size H, gated MLP of width F), and a block of the
+    encoder 8 D + 2 F numbers per frame (width D, MLP of width F). A layer that is recomputed stores its input only.
+    Frozen layers store as much as trained ones if anything below them is trained, and nothing otherwise. Logits are
+    computed in fp32 for at most `CHUNK` positions at a time, together with their gradient. If the model is sharded, two
+    layers of the LLM (one of them is prefetched), its embedding and its head are gathered at the same time.
 
     Args:
         net: The net, which may be on the meta device.
         stage: The stage.
         load: The pack that a GPU computes.
-        number: Bytes of an activation.
-        frozen: Bytes of a frozen parameter.
-        moment: Bytes of each of the optimizer's two moments of a trained parameter.
-        buckets: Whether gradients are in memory twice, as under DDP.
+        activation_bytes: Bytes of one activation.
+        frozen_bytes: Bytes of one frozen parameter.
+        moment_bytes: Bytes of each of the optimizer's two moments, for one trained parameter.
+        has_buckets: Whether gradients are in memory twice, as with DDP.
     """
     config = net.llm.config.get_text_config()
     n_layers, width = config.num_hidden_layers, config.hidden_size
-    total, trained = count_parameters(net), trained_parameters(net, stage)
-    untrained = total - trained + (total if stage.reference else 0)
+    total, trained = count_parameters(net), count_trained_parameters(net, stage)
+    untrained = total - trained + (total if stage.has_reference else 0)
 
     tokens = load.tokens if stage.runs_llm else 0
-    per_token = number * (8 * width + 4 * config.intermediate_size)
+    bytes_per_token = activation_bytes * (8 * width + 4 * config.intermediate_size)
     blocks = net.encoder.blocks if stage.trains("encoder") else []
-    per_frame = (
-        number * (8 * net.encoder.width + 2 * cast("nn.Linear", net.encoder.blocks[0].up).out_features) if blocks else 0
+    bytes_per_frame = (
+        activation_bytes * (8 * net.encoder.width + 2 * cast("nn.Linear", net.encoder.blocks[0].up).out_features)
+        if blocks
+        else 0
     )
-    inputs = number * (tokens * n_layers * width + load.frames * len(blocks) * net.encoder.width)
-    tables = sum(_embedding_and_head_parameters(net.llm))
+    input_bytes = activation_bytes * (tokens * n_layers * width + load.frames * len(blocks) * net.encoder.width)
+    n_table_weights = sum(_count_embedding_and_head(net.llm))
+    gathered = activation_bytes * (n_table_weights + 2 * (count_parameters(net.llm) - n_table_weights) // n_layers)
     return Memory(
-        weights=MASTER * trained + frozen * untrained,
-        gradients=(GRADIENT + BUCKET * buckets) * trained,
-        moments=2 * moment * trained,
-        activations=tokens * n_layers * per_token + load.frames * len(blocks) * per_frame,
-        recomputed=inputs + max(tokens * per_token, load.frames * per_frame),
+        weights=MASTER_BYTES * trained + frozen_bytes * untrained,
+        gradients=(GRADIENT_BYTES + BUCKET_BYTES * has_buckets) * trained,
+        moments=2 * moment_bytes * trained,
+        activations=tokens * n_layers * bytes_per_token + load.frames * len(blocks) * bytes_per_frame,
+        recomputed=input_bytes + max(tokens * bytes_per_token, load.frames * bytes_per_frame),
         logits=min(load.scored, CHUNK) * _embedding_and_head(net.llm)[0].num_embeddings * 2 * 4,
-        gathered=number * (tables + 2 * (count_parameters(net.llm) - tables) // n_layers) if stage.runs_llm else 0,
+        gathered=gathered if stage.runs_llm else 0,
     )
 
 
 # --- arithmetic ---------------------------------------------------------------------------------------------------
 
 
-def training_flops(net: AudioLM, stage: Stage, load: Load) -> int:
+def count_training_flops(net: AudioLM, stage: Stage, load: Load) -> int:
     """Return the number of useful floating-point operations of training on a load.
 
     Most of them are matrix products with weights. A weight costs two operations for each position at which it is used
-    in forward, two more for the gradient of its input if something below it is trained, and two more for its own
-    gradient if it is trained. The products of attention are counted if the load contains its pairs. A pair of query and
-    key costs four operations per channel (query times key, weight times value), and eight more if a gradient passes
-    through.
+    in forward, two more for the gradient of its input if something below it is trained, and two more for the gradient
+    of the weight if it is trained. The products of attention are counted if the load states the numbers of pairs. A
+    pair of query and key costs four operations per channel (query times key, weight times value), and eight more if a
+    gradient passes through the attention.
     """
-    embedding, head = _embedding_and_head_parameters(net.llm)
-    layers = count_parameters(net.llm) - embedding - head
-    head_weight = _embedding_and_head(net.llm)[1].weight.numel()
+    n_layer_weights = count_parameters(net.llm) - sum(_count_embedding_and_head(net.llm))
+    n_head_weights = _embedding_and_head(net.llm)[1].weight.numel()  # includes a head that is tied to the embedding
     passes = {part: 3 if part in stage.trainable else 2 if stage.trains(part) else 1 for part in ("encoder", "llm")}
-    # These parts are computed at scored positions only.
-    scored_only = sum(count_parameters(part) for part in last_tokenwise_parts(net.llm))
-    llm = load.tokens * (layers - scored_only) + load.scored * (scored_only + head_weight) if stage.runs_llm else 0
-    # The gradient always passes through the LLM: something below it, in it, or its adapters is trained.
-    products = 2 * (passes["encoder"] * load.frames * count_parameters(net.encoder) + max(2, passes["llm"]) * llm)
+    n_scored_weights = sum(
+        count_parameters(part) for part in last_tokenwise_parts(net.llm)
+    )  # used at scored positions only
+    llm_uses = 0  # number of times that a weight of the LLM is used in forward, summed over its weights
+    if stage.runs_llm:
+        llm_uses += load.tokens * (n_layer_weights - n_scored_weights)
+        llm_uses += load.scored * (n_scored_weights + n_head_weights)
+    # A gradient always passes through the LLM, because a part below it, the LLM or its adapters are trained.
+    products = 2 * (passes["encoder"] * load.frames * count_parameters(net.encoder) + max(2, passes["llm"]) * llm_uses)
     products += 2 * _pooling_and_projector_products(net, stage, load.frames) if stage.runs_llm else 0
 
     encoder_passes = 3 if passes["encoder"] > 1 else 1
@@ -374,17 +381,18 @@ def training_flops(net: AudioLM, stage: Stage, load: Load) -> int:
 
 
 def _pooling_and_projector_products(net: AudioLM, stage: Stage, frames: int) -> int:
-    """Return the number of products of pooling and projector in forward and backward.
+    """Return the number of multiplications in pooling and projector, in forward and backward.
 
-    A weight of the projector is used once per audio token, a weight of the pooling `pooling.weight_uses` times.
+    For each audio token, a weight of the projector is used once, and a weight of the pooling is used
+    `pooling.weight_uses` times.
     """
     products, is_trained_below = 0, stage.trains("encoder")
     for name, part, uses in (
         ("pooling", net.pooling, getattr(net.pooling, "weight_uses", 1)),
         ("projector", net.projector, 1),
     ):
-        parameters = count_parameters(part)
-        is_trained = parameters > 0 and stage.trains(name)
-        products += (1 + is_trained + is_trained_below) * uses * parameters * frames // net.geometry.pool
+        n_parameters = count_parameters(part)
+        is_trained = n_parameters > 0 and stage.trains(name)
+        products += (1 + is_trained + is_trained_below) * uses * n_parameters * frames // net.geometry.pool
         is_trained_below = is_trained_below or is_trained
     return products

@@ -1,6 +1,6 @@
 """Report of `auris train dry_run=true`: parameters, memory, the first batch and the statistics of an epoch.
 
-`auris doctor checkpoint=PATH` prints the tables of parameters and memory for a saved model.
+`auris doctor checkpoint=PATH` prints the same tables of parameters and memory for a saved model.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ if TYPE_CHECKING:
     from auris.model.audio_lm import AudioLM
     from auris.model.encoder import Encoder
 
-GPUS = (1, 8, 64)
+GPU_COUNTS = (1, 8, 64)  # numbers of GPUs for which the table of memory has columns
 
 
-def report(console: Console, module: AudioLMModule, data: AudioDataModule, config: Config) -> None:
+def print_report(console: Console, module: AudioLMModule, data: AudioDataModule, config: Config) -> None:
     """Print what a run would do. Nothing is written except the cache of lengths.
 
     Args:
@@ -51,67 +51,77 @@ def report(console: Console, module: AudioLMModule, data: AudioDataModule, confi
     adapters.attach(net, config["trainable"], token_ids=tokenizer.audio_ids, lora=config["lora"])
     stage = Stage.of(module.objective, module.trainable)
     assert data.plan is not None  # the data is set up
-    packs = StepDataset(data.rows, data.plan, data.samples, 1, 0)[
-        0
-    ]  # the first step, as a single process would compute it
+    steps = StepDataset(data.rows, data.plan, data.samples, 1, 0)  # the steps as a single process would compute them
+    packs = steps[0]
     largest = max(map(Load.of_pack, packs), key=lambda load: load.tokens)
-    print_sizes(console, net, [stage], largest, moment=optim.moment_bytes(config["optim"]))
+    print_sizes(console, net, [stage], largest, moment_bytes=optim.moment_bytes(config["optim"]))
     print_batch(console, packs, tokenizer)
     epoch = compute_epoch_stats(data.rows, data.plan, data.samples, ranks=processes.ranks)
-    console.print(_epoch_table(epoch))
-    print_plain(console, _epoch_time(net, stage, epoch))
+    console.print(_make_epoch_table(epoch))
+    print_plain(console, _describe_epoch_time(net, stage, epoch))
 
 
-def print_sizes(console: Console, net: AudioLM, stages: Sequence[Stage], load: Load, *, moment: int = 4) -> None:
-    """Print a model's parameters and the memory of its stages.
+def print_sizes(console: Console, net: AudioLM, stages: Sequence[Stage], load: Load, *, moment_bytes: int = 4) -> None:
+    """Print the numbers of parameters of a model, and the memory that stages of training need.
 
     Args:
         console: Console to print on.
         net: The model.
-        stages: Stages of training, one row of the table each.
+        stages: Stages of training; each is a row of the table of memory.
         load: The pack that each GPU computes.
-        moment: Bytes of each of the optimizer's two moments.
+        moment_bytes: Bytes of each of the optimizer's two moments, for one trained parameter.
     """
-    console.print(parameter_table({part: getattr(net, part) for part in identify.PARTS}))
-    console.print(_memory_table(net, stages, load, moment))
+    console.print(make_parameter_table({part: getattr(net, part) for part in identify.PARTS}))
+    console.print(_make_memory_table(net, stages, load, moment_bytes))
 
 
-def parameter_table(parts: Mapping[str, nn.Module]) -> Table:
-    """Return the table of the parameters of each part of a model, by name of the part."""
+def make_parameter_table(parts: Mapping[str, nn.Module]) -> Table:
+    """Return the table of the number of parameters of each component of a model.
+
+    Args:
+        parts: The parts of the model by name.
+    """
     table = numbers_table("part", "parameters", title="parameters")
-    components = cost.parameters_by_component(parts)
-    for name, number in components.items():
-        table.add_row(name, f"{number:,}")
+    counts = cost.count_by_component(parts)
+    for name, count in counts.items():
+        table.add_row(name, f"{count:,}")
     table.add_section()
-    table.add_row("total", f"{sum(components.values()):,}")
+    table.add_row("total", f"{sum(counts.values()):,}")
     if "encoder" in parts:
-        positions = cast("Encoder", parts["encoder"]).positions.numel()
-        table.add_row("position table of the encoder (not trained)", f"{positions:,}")
-        table.add_row("total with position table", f"{sum(components.values()) + positions:,}")
+        n_positions = cast("Encoder", parts["encoder"]).positions.numel()
+        table.add_row("position table of the encoder (not trained)", f"{n_positions:,}")
+        table.add_row("total with position table", f"{sum(counts.values()) + n_positions:,}")
     return table
 
 
-def _memory_table(net: AudioLM, stages: Sequence[Stage], load: Load, moment: int) -> Table:
-    """Return the table of the memory of each stage: states by number of GPUs, and the additional memory of a pack."""
+def _make_memory_table(net: AudioLM, stages: Sequence[Stage], load: Load, moment_bytes: int) -> Table:
+    """Return the table of the memory of each stage.
+
+    There is a column for each number of GPUs, over which weights, gradients and moments are sharded, and two columns
+    with the additional memory of a pack, without and with recomputation of activations.
+    """
     title = (
         f"GiB per GPU; a pack has {load.tokens:,} tokens, {load.frames / ENCODER_RATE:,.0f} s of audio and "
         f"{load.scored:,} scored positions"
     )
-    columns = [f"{n} GPU{'s' if n > 1 else ''}" for n in GPUS]
+    columns = [f"{n} GPU{'s' if n > 1 else ''}" for n in GPU_COUNTS]
     table = numbers_table("stage", *columns, "+ a pack", "+ a pack, recomputed", title=title)
     for stage in stages:
-        memory = cost.memory(net, stage, load, moment=moment)
-        cells = [memory.states / n for n in GPUS] + [memory.per_gpu(recompute=False), memory.per_gpu(recompute=True)]
-        table.add_row(stage.name, *(f"{size / GIB:.2f}" for size in cells))
+        memory = cost.estimate_memory(net, stage, load, moment_bytes=moment_bytes)
+        sizes = [memory.states / n for n in GPU_COUNTS] + [
+            memory.per_gpu(recompute=False),
+            memory.per_gpu(recompute=True),
+        ]
+        table.add_row(stage.name, *(f"{size / GIB:.2f}" for size in sizes))
     table.add_section()
-    inference = f"{cost.FROZEN * cost.count_parameters(net) / GIB:.2f}"
-    table.add_row("inference in bf16, not sharded", *[inference] * len(GPUS), "", "")
+    inference = f"{cost.FROZEN_BYTES * cost.count_parameters(net) / GIB:.2f}"
+    table.add_row("inference in bf16, not sharded", *[inference] * len(GPU_COUNTS), "", "")
     return table
 
 
-def _epoch_table(epoch: EpochStats) -> Table:
-    """Return the table of the share of each task, with the balance of the ranks as its caption."""
-    sampled = "" if epoch.sampled_steps == epoch.steps else f", estimated from {epoch.sampled_steps:,} of them"
+def _make_epoch_table(epoch: EpochStats) -> Table:
+    """Return the table of the share of each task in an epoch. The caption describes the balance between the ranks."""
+    sampled = "" if epoch.sampled_steps == epoch.steps else f", estimated from {epoch.sampled_steps:,} of these steps"
     title = f"an epoch: {epoch.rows:,} rows ({epoch.unusable:,} unusable), {epoch.steps:,} steps{sampled}"
     balance = (
         f"{epoch.ranks} ranks: {epoch.packs:.2f} packs per rank and step, {100 * epoch.fill:.1f} % full, no padding; "
@@ -127,9 +137,9 @@ def _epoch_table(epoch: EpochStats) -> Table:
     return table
 
 
-def _epoch_time(net: AudioLM, stage: Stage, epoch: EpochStats) -> str:
-    """Describe the arithmetic of an epoch, and the time that it takes on H100 GPUs."""
-    operations = cost.training_flops(net, stage, Load.of_rows(epoch.total.tokens, epoch.total.seconds))
+def _describe_epoch_time(net: AudioLM, stage: Stage, epoch: EpochStats) -> str:
+    """Describe the number of operations in an epoch, and the time that they take on H100 GPUs."""
+    operations = cost.count_training_flops(net, stage, Load.of_rows(epoch.total.tokens, epoch.total.seconds))
     hours = operations / cost.H100_TRAINING / epoch.ranks / 3600 * epoch.straggler
     return (
         f"arithmetic of an epoch: {operations:.2e} FLOP; {hours:,.2f} h on {epoch.ranks} H100 at "
@@ -140,25 +150,26 @@ def _epoch_time(net: AudioLM, stage: Stage, epoch: EpochStats) -> str:
 def print_batch(console: Console, packs: Sequence[Pack], tokenizer: Tokenizer) -> None:
     """Print the size of a step's packs, the skipped rows, and the text of the first row."""
     loads = [Load.of_pack(pack) for pack in packs]
-    rows = sum(len(pack["rows"]) for pack in packs)
-    tokens, scored = sum(load.tokens for load in loads), sum(load.scored for load in loads)
-    audio, seconds = sum(len(pack["audio_index"]) for pack in packs), sum(pack["audio_seconds"] for pack in packs)
-    counts = f"{tokens:,} tokens, {scored:,} of them scored, {audio:,} audio tokens ({seconds:.1f} s)"
-    print_plain(console, f"first batch: {len(packs)} packs, {rows} rows, {counts}")
-    for name, reason in (row for pack in packs for row in pack["skipped"]):
-        print_plain(console, f"  skipped {name}: {reason}")
-    if rows:
-        print_plain(console, f"first row: {first_row_text(next(pack for pack in packs if pack['rows']), tokenizer)}")
+    n_rows = sum(len(pack["rows"]) for pack in packs)
+    n_tokens, n_scored = sum(load.tokens for load in loads), sum(load.scored for load in loads)
+    n_audio_tokens = sum(len(pack["audio_index"]) for pack in packs)
+    seconds = sum(pack["audio_seconds"] for pack in packs)
+    counts = f"{n_tokens:,} tokens, {n_scored:,} of them scored, {n_audio_tokens:,} audio tokens ({seconds:.1f} s)"
+    print_plain(console, f"first batch: {len(packs)} packs, {n_rows} rows, {counts}")
+    for row_id, reason in (row for pack in packs for row in pack["skipped"]):
+        print_plain(console, f"  skipped {row_id}: {reason}")
+    if n_rows:
+        print_plain(console, f"first row: {format_first_row(next(pack for pack in packs if pack['rows']), tokenizer)}")
 
 
-def first_row_text(pack: Pack, tokenizer: Tokenizer) -> str:
-    """Return the first row of a pack as text: audio as its number of tokens, supervised text in braces."""
+def format_first_row(pack: Pack, tokenizer: Tokenizer) -> str:
+    """Return the first row of a pack as text. Audio is shown as a number of tokens, supervised text in braces."""
     end = int(pack["cu_seqlens"][1])
     ids = pack["ids"][:end].numpy()
-    audio = np.isin(np.arange(end), pack["audio_index"].numpy())
-    supervised = np.roll(pack["labels"][:end].numpy() != IGNORE, 1)  # a label is one position before its token
+    audio_mask = np.isin(np.arange(end), pack["audio_index"].numpy())
+    supervised_mask = np.roll(pack["labels"][:end].numpy() != IGNORE, 1)  # a label is one position before its token
     text = ""
-    for (is_audio, is_supervised), group in groupby(range(end), key=lambda t: (audio[t], supervised[t])):
+    for (is_audio, is_supervised), group in groupby(range(end), key=lambda t: (audio_mask[t], supervised_mask[t])):
         positions = list(group)
         part = f"[{len(positions)} audio tokens]"
         if not is_audio:

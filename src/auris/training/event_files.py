@@ -1,4 +1,4 @@
-"""TensorBoard event files for runs that may be resumed and whose disk may be full."""
+"""TensorBoard logger for runs that may be resumed and whose disk may become full."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from auris import audio, compat
 
 
 class ResumableTensorBoardLogger(TensorBoardLogger):
-    """TensorBoard logger whose curves contain every step once, and whose errors do not end a run.
+    """TensorBoard logger whose curves show every step once even in a resumed run, and whose errors do not end a run.
 
-    After a failed write nothing more is logged until the next checkpoint, at which a new file is started.
+    After a failed write, nothing is logged until the next checkpoint. Then a new event file is started.
 
     Args:
         run_dir: Directory of the event files.
     """
 
     def __init__(self, run_dir: str | Path) -> None:
-        # A second session would write the placeholder of `hp_metric` a second time.
+        # With the default, every start of the run would log Lightning's placeholder for `hp_metric`.
         super().__init__(run_dir, name="", version="", default_hp_metric=False)
-        self.failed = 0
+        self.n_failed = 0
         self.is_broken = False
         self._dropped_from: int | None = None  # the argument of `drop_from`, until it has been written
 
@@ -34,8 +34,8 @@ class ResumableTensorBoardLogger(TensorBoardLogger):
         """The SummaryWriter.
 
         Raises:
-            AttributeError: No event file can be created. Lightning accepts a missing attribute; any other error would
-                end the run.
+            AttributeError: No event file can be created. Lightning tolerates this exception, but any other exception
+                would end the run.
         """
         try:
             return super().experiment
@@ -47,9 +47,9 @@ class ResumableTensorBoardLogger(TensorBoardLogger):
         self._try(super().log_metrics, metrics, step)
 
     def log_text(self, tag: str, lines: Sequence[str], step: int) -> None:
-        """Log lines verbatim. They are indented, as TensorBoard would read them as Markdown or HTML otherwise."""
-        shown = "\n".join("    " + " ".join(line.splitlines()) for line in lines)
-        self._try(lambda: self.experiment.add_text(tag, shown, step))
+        """Log lines verbatim. They are indented, because TensorBoard would interpret them as Markdown otherwise."""
+        text = "\n".join("    " + " ".join(line.splitlines()) for line in lines)
+        self._try(lambda: self.experiment.add_text(tag, text, step))
 
     def log_audio(self, tag: str, wave: np.ndarray, step: int) -> None:
         """Log a waveform (L,) at 16 kHz."""
@@ -64,20 +64,21 @@ class ResumableTensorBoardLogger(TensorBoardLogger):
         if self.is_broken:
             compat.forget_event_file(self)
             self.is_broken = False
-            self._try(self._begin)
+            self._try(self._write_session_start)
         else:
             self.save()
 
     def drop_from(self, step: int) -> None:
         """Have TensorBoard ignore everything that earlier sessions logged at this step or later."""
         self._dropped_from = step
-        self._try(self._begin)
+        self._try(self._write_session_start)
 
     def finalize(self, status: str) -> None:
         """Close the event file; a failed write is counted and reported."""
         self._try(super().finalize, status)
 
-    def _begin(self) -> None:
+    def _write_session_start(self) -> None:
+        """Write the event that `drop_from` requested, unless it has been written."""
         if self._dropped_from is not None:
             # Imported here because it takes a second.
             # pyrefly: ignore[missing-module-attribute]  # protobuf creates these classes at run time
@@ -90,17 +91,17 @@ class ResumableTensorBoardLogger(TensorBoardLogger):
 
     @rank_zero_only
     def _try(self, write: Callable[..., None], *arguments: Any) -> None:
-        """Call `write`; count and report an OSError instead of raising it."""
+        """Call `write` on the first rank; count and report an OSError instead of raising it."""
         if self.is_broken:
             return
         try:
             write(*arguments)
         except (OSError, ValueError, AttributeError) as error:
             cause: BaseException = error
-            while cause.__cause__ is not None:  # Lightning wraps the original error in a ValueError
+            while cause.__cause__ is not None:  # Lightning and `experiment` wrap the original error in another one
                 cause = cause.__cause__
             if not isinstance(cause, OSError):
                 raise
             self.is_broken = True
-            self.failed += 1
-            rank_zero_warn(f"event files cannot be written ({cause}): the curves will have a gap")
+            self.n_failed += 1
+            rank_zero_warn(f"the event file cannot be written ({cause}): the curves will have a gap")

@@ -1,4 +1,4 @@
-"""Records of faulty steps in `RUN/faults`. Each lists the rows of a step, so that `auris replay` can repeat it."""
+"""Records of faulty steps in `RUN/faults`. A record lists the rows of a step, so that `auris replay` can repeat it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from auris import files
 from auris.errors import MissingFileError, UserError
 from auris.model.weights.checkpoint_dir import step_dir
 
-FOLDER = "faults"  # in the run directory
+FOLDER = "faults"  # directory of the records, in the run directory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,7 @@ class RowPosition:
     Attributes:
         row: Number of the row among the training rows.
         id: The row's id.
-        epoch: Number of times its source had been read before, which seeds the row's random choices.
+        epoch: Number of times that the row's source had been read before. It seeds the row's random choices.
     """
 
     row: int
@@ -43,7 +43,8 @@ class Fault:
         step: Number of the step, from 0.
         reason: Description of the failure.
         ranks: The packs of every rank; each pack is a list of rows.
-        weights: Checkpoint of the weights before the step, relative to the run directory; None if there is none.
+        weights: Path of a checkpoint of the weights before the step, relative to the run directory; None if they were
+            not saved.
     """
 
     step: int
@@ -66,7 +67,7 @@ class Fault:
         """Read the record of a fault.
 
         Raises:
-            MissingFileError: There is no such file.
+            MissingFileError: The file does not exist.
             UserError: The file is not a record of a fault.
         """
         if not path.is_file():
@@ -85,7 +86,7 @@ class RowResult(NamedTuple):
     Attributes:
         loss: Mean loss of the row.
         grad_norm: Norm of the gradient of that loss.
-        first_nonfinite: Name of the first module whose output was not finite, None if there is none.
+        first_nonfinite: Name of the first module whose output was not finite; None if all outputs were finite.
     """
 
     loss: float
@@ -99,13 +100,17 @@ class RowResult(NamedTuple):
 
 
 def replay_command(path: Path) -> str:
-    """Return the command that repeats the step of a record."""
+    """Return the command that repeats a faulty step.
+
+    Args:
+        path: Path of the step's record.
+    """
     return f"auris replay fault={path}"
 
 
 @contextmanager
 def watch_nonfinite(net: nn.Module) -> Generator[list[str]]:
-    """Yield a list to which each of the net's modules adds its name when its output is not finite."""
+    """Yield a list that collects the names of the net's modules whose output is not finite, in order of execution."""
     nonfinite: list[str] = []
 
     def make_hook(name: str) -> Callable[..., None]:

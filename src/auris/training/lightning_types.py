@@ -50,10 +50,10 @@ def trainer_callbacks(trainer: L.Trainer) -> list[L.Callback]:
 
 
 def is_log_step(trainer: L.Trainer) -> bool:
-    """Whether metrics are logged after the current step (`trainer.log_every_n_steps`)."""
+    """Return whether metrics are logged after the current step (`trainer.log_every_n_steps`)."""
     return trainer.global_step % cast("_TrainerAttributes", trainer).log_every_n_steps == 0
 
 
 def audio_module(pl_module: L.LightningModule) -> AudioModule:
-    """Return the LightningModule of a run with the types of its attributes: auris trains no other class."""
+    """Return the LightningModule of a run as an `AudioModule`, because auris trains no other class."""
     return cast("AudioModule", pl_module)

@@ -1,8 +1,9 @@
 """LightningModule of every kind of training: steps, logging and weights.
 
-Optimisation is manual. A batch is one step, the list of this rank's packs. Gradients are communicated with the last
-pack only, and divided once by the count of supervised tokens over all packs and ranks. With tensor parallelism, several
-ranks compute the same rows together; one of them counts, scores and reports.
+Optimisation is manual. A batch of Lightning is one optimizer step: the list of this rank's packs. Gradients are
+communicated with the last pack only, and divided once by the objective's count (of supervised tokens, of pairs) over
+all packs and ranks. With tensor parallelism, several ranks compute the same rows together; one of these ranks counts,
+scores and reports.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from auris.training.objectives.objective import Objective
 from auris.training.strategy import ShardedStrategy
 from auris.training.task_score import TaskScore
 
-# Names of the sums of a step that are not metrics of the objective.
+# Names of the sums of a step that are not metrics of the objective. Callbacks receive them.
 _COUNTS = {
     *("loss", "count", "tasks", *cost.LOAD_FIELDS, "idle", "audio_seconds"),
     *("rows_read", "rows_unusable", "lost_workers", "waited", "peak_bytes"),
@@ -60,10 +61,11 @@ class AudioLMModule(L.LightningModule):
         max_steps: Number of steps of the run and of its learning-rate schedule.
         trainable: Names of the trained parts of the net (`optim.find_parts`); all others are frozen.
         lora: Settings of LoRA, used if `trainable` contains `llm.lora` (`adapters.attach`).
-        initial: Sources of initial weights. Later ones replace earlier ones.
+        initial: Sources of initial weights, in the order in which they are loaded. Later sources replace the weights of
+            earlier sources.
         max_new_tokens: Largest number of tokens of a response in validation.
-        seed: Seed of the initial weights.
-        compile: Backend of torch.compile for the blocks of encoder and LLM, or None.
+        seed: Seed of the random initial weights.
+        compile: Backend of torch.compile for the blocks of encoder and LLM; None does not compile.
         config: The resolved config, which every checkpoint contains.
     """
 
@@ -90,14 +92,14 @@ class AudioLMModule(L.LightningModule):
         self.optim, self.max_steps, self.trainable = dict(optim), max_steps, list(trainable)
         self.lora, self.initial, self.max_new_tokens, self.seed = lora, initial, max_new_tokens, seed
         self.compile_with = compile
-        self.scores: dict[str, TaskScore] = {}  # group of validation rows -> score
-        self.meshes: sharding.Meshes | None = None  # set by a strategy that shards
+        self.scores: dict[str, TaskScore] = {}  # group of validation rows, such as `asr en` -> score
+        self.meshes: sharding.Meshes | None = None  # set by a strategy that shards the net
 
     def configure_model(self) -> None:
-        """Attach adapters, freeze, shard, allocate memory, load the initial weights, and compile."""
+        """Attach adapters, freeze parts, shard the net, allocate memory, load the initial weights, and compile."""
         if not self._is_on_meta_device:
             return  # Lightning calls this more than once
-        reference = references.copy_for_live(self.objective, self.net)
+        reference = references.copy_for_live_reference(self.objective, self.net)
         adapters.attach(self.net, self.trainable, token_ids=self.tokenizer.audio_ids, lora=self.lora)
         optim.freeze(self.net, self.trainable)
         device = "cpu"
@@ -119,57 +121,64 @@ class AudioLMModule(L.LightningModule):
             compile_blocks([*self.net.encoder.blocks, *llm.decoder_layers(self.net.llm)], self.compile_with)
 
     def _provide_reference(self, reference: AudioLM | None) -> None:
-        """Give preference training its reference model, or the cached log-probabilities of it.
+        """Give preference training its reference model, or the cached log-probabilities under that model.
 
         Args:
-            reference: Copy of the net for a live reference, None if there is no live reference.
+            reference: Copy of the net if the reference is computed in every step; None if it is cached.
         """
         if not isinstance(self.objective, DPO):
             return
         meshes = self.meshes
         if reference is not None:
             device = self.trainer.strategy.root_device
-            references.start_live(self.objective, self.net, reference, device=device, meshes=meshes)
+            references.start_live_reference(self.objective, self.net, reference, device=device, meshes=meshes)
         else:
-            references.attach_cached(
-                self.net, self.trainer, config=self.hparams["recipe"], tensor_parallel=meshes.copies if meshes else 1
+            references.attach_cached_logps(
+                self.net, self.trainer, config=self.hparams["recipe"], tensor_parallel=meshes.n_copies if meshes else 1
             )
 
     def cpu(self) -> Self:
         """Move to the CPU; do nothing while the net is on the meta device.
 
-        Lightning calls this after every error. An error in this method would hide the original one.
+        Lightning calls this method after every error. An error in this method would hide the original error.
         """
         return self if self._is_on_meta_device else super().cpu()
 
     def configure_optimizers(self) -> tuple[list, list]:
         """Return the optimizer with its parameter groups, and the learning-rate schedule."""
-        o = self.optim
+        settings = self.optim
         groups = optim.parameter_groups(
             self.net,
             self.objective,
-            lr=o["lr"],
-            weight_decay=o["weight_decay"],
-            layer_decay=o["layer_decay"],
-            lr_factors=o["lr_factors"],
+            lr=settings["lr"],
+            weight_decay=settings["weight_decay"],
+            layer_decay=settings["layer_decay"],
+            lr_factors=settings["lr_factors"],
         )
-        own = {key: value for key, value in o.items() if key not in optim.SCHEDULE_KEYS}
-        optimizer = config.build({**own, "_partial_": True})(groups)
-        schedule = optim.cosine(
-            optimizer, warmup_steps=o["warmup_steps"], max_steps=self.max_steps, floor=o["min_lr"] / o["lr"]
+        optimizer_settings = {key: value for key, value in settings.items() if key not in optim.SCHEDULE_KEYS}
+        optimizer = config.build({**optimizer_settings, "_partial_": True})(groups)
+        schedule = optim.cosine_schedule(
+            optimizer,
+            warmup_steps=settings["warmup_steps"],
+            max_steps=self.max_steps,
+            floor=settings["min_lr"] / settings["lr"],
         )
         return [optimizer], [schedule]
 
     def training_step(self, packs: list[Pack], step: int) -> Outputs:
-        """Take an optimizer step on the packs of this rank; log and return sums over all ranks."""
+        """Take an optimizer step on the packs of this rank.
+
+        Metrics are logged. The returned values are sums over all ranks, with these exceptions: `loss` is a mean,
+        `waited` and `peak_bytes` have one value for each rank, `rows` and `skipped` list rows of this rank only.
+        """
         sums = {name: torch.zeros((), device=self.device) for name in ("loss", "count")}
-        for number, pack in enumerate(packs):
-            is_last = number == len(packs) - 1
+        for pack_number, pack in enumerate(packs):
+            is_last = pack_number == len(packs) - 1
             with nullcontext() if is_last else self._without_communication():
                 loss, metrics = self.objective(self.net, pack)
                 self.manual_backward(loss)
-            new = {"loss": loss.detach(), "count": self.objective.count(pack), **metrics, **cost.pack_counts(pack)}
-            for name, value in new.items():
+            pack_sums = {"loss": loss.detach(), "count": self.objective.count(pack), **metrics}
+            for name, value in {**pack_sums, **cost.count_load(pack)}.items():
                 sums[name] = sums.get(name, 0) + value
         counts = {
             "audio_seconds": sum(pack["audio_seconds"] for pack in packs),
@@ -179,7 +188,7 @@ class AudioLMModule(L.LightningModule):
         }
         sums |= {name: torch.tensor(float(value), device=self.device) for name, value in counts.items()}
         sums["waited"] = self._per_rank(self._data.pop_wait_seconds())
-        sums["peak_bytes"] = self._per_rank(cost.peak_bytes(self.device))
+        sums["peak_bytes"] = self._per_rank(cost.measure_peak_bytes(self.device))
         sums = self._sum_over_ranks(sums)
         norm = self._update(sums["count"].clamp(min=1), sums["loss"])
         loss = self._log_sums("train", sums)
@@ -195,7 +204,7 @@ class AudioLMModule(L.LightningModule):
     def _update(self, count: Tensor, loss: Tensor) -> Tensor:
         """Take an optimizer step on the mean gradient; return the norm of the gradient.
 
-        If the summed loss or the norm (equal on every rank) is not finite, gradients are removed before the
+        If the summed loss or the norm, which are equal on all ranks, is not finite, gradients are removed before the
         step. No weight changes then, but the position of the run advances, because it is the number of optimizer steps.
 
         Args:
@@ -206,7 +215,7 @@ class AudioLMModule(L.LightningModule):
         optimizer, schedule = cast("LightningOptimizer", self.optimizers()), self._schedule
         # DDP averages gradients over ranks. Multiplying by the number of ranks turns the mean into a sum.
         ranks = 1 if self._is_sharded else self.trainer.world_size
-        norm = sharding.clip_gradients(self._trained(), self.optim["clip"], scale=ranks / count)
+        norm = sharding.clip_gradients(self._trained_parameters(), self.optim["clip"], scale=ranks / count)
         self.log("train/grad_norm", norm)
         if not torch.isfinite(loss) or not torch.isfinite(norm):
             optimizer.zero_grad()
@@ -216,7 +225,7 @@ class AudioLMModule(L.LightningModule):
         return norm
 
     def _log_sums(self, split: str, sums: Mapping[str, Tensor]) -> Tensor:
-        """Log the mean loss and the metrics of the objective, divided by the same count; return the loss.
+        """Log the loss and the metrics of the objective, divided by the objective's count; return the mean loss.
 
         A sum whose name begins with `rows_` is a number of rows and is not divided.
         """
@@ -230,53 +239,53 @@ class AudioLMModule(L.LightningModule):
     def on_validation_epoch_start(self) -> None:
         """Reset the scores and sums of the validation."""
         groups = self._data.scored_groups()
-        self.scores = {name: TaskScore(metric).to(self.device) for name, metric in groups.items()}
-        self._valid = {name: torch.zeros((), device=self.device) for name in ("loss", "count")}
+        self.scores = {group_name: TaskScore(metric).to(self.device) for group_name, metric in groups.items()}
+        self._valid_sums = {name: torch.zeros((), device=self.device) for name in ("loss", "count")}
 
-    def validation_step(self, batch: EvaluationBatch, number: int) -> Outputs:
+    def validation_step(self, batch: EvaluationBatch, batch_number: int) -> Outputs:
         """Compute the loss of a pack and score the responses to its prompts; return skipped rows and responses."""
         loss, metrics = self.objective(self.net, batch["answered"])
         for name, value in {"loss": loss, "count": self.objective.count(batch["answered"]), **metrics}.items():
-            self._valid[name] = self._valid.get(name, 0) + value
+            self._valid_sums[name] = self._valid_sums.get(name, 0) + value
         pack = batch["prompts"]
-        ends = self._data.valid_samples.prompt.stop
-        settings = GenerationSettings(max_new_tokens=self.max_new_tokens, stop=frozenset(map(self.tokenizer.id, ends)))
+        stop = frozenset(map(self.tokenizer.id, self._data.valid_samples.prompt.stop))
+        settings = GenerationSettings(max_new_tokens=self.max_new_tokens, stop=stop)
         # Ranks decode different numbers of tokens, but a sharded net needs all ranks in each forward.
         any_rank_active = (
             partial(self.trainer.strategy.reduce_boolean_decision, all=False) if self._is_sharded else bool
         )
-        answers = self.objective.answer(self.net, pack, settings, any_rank_active=any_rank_active)
+        responses = self.objective.answer(self.net, pack, settings, any_rank_active=any_rank_active)
         sharding.reshard(self.net, self.objective)  # so that a checkpoint can be saved between two steps
         if not self._is_reporter:
             return {"skipped": [], "answers": {}}
-        texts = {}
-        for row_number, ids in zip(pack["rows"], answers, strict=False):  # an empty pack holds one dummy row
+        answers = {}
+        for row_number, ids in zip(pack["rows"], responses, strict=False):  # an empty pack holds one dummy row
             row = self._data.target_row(row_number)
             task = tasks.get_task(row.labels["task"])
-            if (name := group(row)) in self.scores:
-                answer = texts[row_number] = self.tokenizer.decode(ids, control=task.answer.has_tags)
+            if (group_name := group(row)) in self.scores:
+                answer = answers[row_number] = self.tokenizer.decode(ids, control=task.answer.has_tags)
                 reference, hypothesis = task.extract(task.render(row.labels)), task.extract(answer)
-                self.scores[name].update([hypothesis], [reference], [answer_language(row)])
-        return {"skipped": pack["skipped"], "answers": texts}
+                self.scores[group_name].update([hypothesis], [reference], [answer_language(row)])
+        return {"skipped": pack["skipped"], "answers": answers}
 
     def on_validation_epoch_end(self) -> None:
         """Log the loss and the scores over all ranks."""
-        self._log_sums("val", self._sum_over_ranks(self._valid))
-        for name, score in self.scores.items():
-            self.log(f"val/{name}/{score.metric}", score.compute())
+        self._log_sums("val", self._sum_over_ranks(self._valid_sums))
+        for group_name, score in self.scores.items():
+            self.log(f"val/{group_name}/{score.metric}", score.compute())
 
-    def predict_step(self, pack: Pack, number: int) -> RowResult:
-        """Compute loss and gradient of a pack of one row, for `auris replay`. No weight changes."""
+    def predict_step(self, pack: Pack, batch_number: int) -> RowResult:
+        """Compute the loss and the gradient of a pack of one row, for `auris replay`. No weight changes."""
         with torch.enable_grad(), watch_nonfinite(self.net) as nonfinite:
             loss, _ = self.objective(self.net, pack)
             loss = loss / self.objective.count(pack).clamp(min=1)
             loss.backward()
-        norms = [parameter.grad.norm() for parameter in self._trained() if parameter.grad is not None]
+        norms = [parameter.grad.norm() for parameter in self._trained_parameters() if parameter.grad is not None]
         self.zero_grad()
         norm = torch.stack(norms).norm() if norms else torch.zeros(())
         return RowResult(float(loss.detach()), float(norm), nonfinite[0] if nonfinite else None)
 
-    def _trained(self) -> Iterator[nn.Parameter]:
+    def _trained_parameters(self) -> Iterator[nn.Parameter]:
         return (parameter for parameter in self.parameters() if parameter.requires_grad)
 
     @property
@@ -298,7 +307,7 @@ class AudioLMModule(L.LightningModule):
 
     @property
     def _is_reporter(self) -> bool:
-        """Whether this rank counts, scores and reports (`ShardedStrategy.is_reporter`)."""
+        """Whether this rank counts, scores and reports. With tensor parallelism only one rank of a group does."""
         strategy = self.trainer.strategy
         return not isinstance(strategy, ShardedStrategy) or strategy.is_reporter
 
@@ -308,13 +317,16 @@ class AudioLMModule(L.LightningModule):
         return block() if block else nullcontext()
 
     def _per_rank(self, value: float) -> Tensor:
-        """Return a vector over ranks with the value at this rank's index. The sum over ranks contains all values."""
+        """Return a vector with the value at this rank's index and zeros elsewhere.
+
+        The sum of these vectors over all ranks contains the values of all ranks.
+        """
         values = torch.zeros(self.trainer.world_size, device=self.device)
         values[self.trainer.global_rank] = value
         return values
 
     def _sum_over_ranks(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Sum tensors over ranks in a single collective. Names and shapes must be the same on every rank."""
+        """Sum tensors over ranks in a single collective operation. Names and shapes must be equal on all ranks."""
         flat = torch.cat([value.float().flatten() for value in values.values()])
         summed = self.trainer.strategy.reduce(flat * self._is_reporter, reduce_op="sum")
         parts = summed.split([value.numel() for value in values.values()])

@@ -1,6 +1,7 @@
-"""Optimizer and schedule: parameter groups with layer-wise decay, AdamW with moments in bfloat16, warm-up and cosine.
+"""Optimizer and learning-rate schedule.
 
-The settings are those of Qwen-Audio Table 6.
+Parameter groups have layer-wise learning rates, AdamW can store its moments in bfloat16, and the schedule consists of a
+linear warm-up and a cosine. The default settings are the values of Qwen-Audio Table 6.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 from torch.optim import AdamW
-from torch.optim.adamw import adamw as update
+from torch.optim.adamw import adamw as adamw_update
 
 from auris.config import Config
 from auris.errors import UserError
@@ -20,37 +21,40 @@ from auris.errors import UserError
 if TYPE_CHECKING:
     from auris.model.audio_lm import AudioLM
 
-# Keys of a config's `optim` that set learning rates and clipping. All others are arguments of the optimizer.
+# Keys of the section `optim` of a config that parameter groups, clipping and schedule use. All other keys are arguments
+# of the optimizer.
 SCHEDULE_KEYS = ("lr", "min_lr", "weight_decay", "clip", "warmup_steps", "lr_factors", "layer_decay")
-# Types of AdamW's two moments, by the name in a config. 8 bits would need another library (torchao, bitsandbytes).
-STATES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+# Types of AdamW's two moments by their name in a config. Moments of 8 bits would need another library (torchao,
+# bitsandbytes).
+MOMENT_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def find_parts(net: nn.Module, trainable: Iterable[str]) -> list[nn.Module | nn.Parameter]:
     """Return the parts of a net with the given names.
 
-    A part is a submodule or a parameter by name, such as `encoder` or `llm.model.embed_tokens`, or `PART.lora` for the
-    LoRA matrices of a part. A part may have no parameters (mean pooling).
+    A name is the name of a submodule or a parameter, such as `encoder` or `llm.model.embed_tokens`, or `PART.lora` for
+    the LoRA matrices of a part. A part may have no parameters (mean pooling).
 
     Raises:
-        UserError: A name matches nothing.
+        UserError: A name matches no part of the net.
     """
     modules = dict(net.named_modules())
     parameters = dict(net.named_parameters())
     parts: list[nn.Module | nn.Parameter] = []
     for name in trainable:
         prefix, _, suffix = name.rpartition(".")
-        lora = [x for other, x in parameters.items() if other.startswith(f"{prefix}.") and ".lora_" in other]
+        lora_matrices = [x for other, x in parameters.items() if other.startswith(f"{prefix}.") and ".lora_" in other]
         if name in modules and name:
             parts.append(modules[name])
         elif name in parameters:
             parts.append(parameters[name])
-        elif suffix == "lora" and lora:
-            parts += lora
+        elif suffix == "lora" and lora_matrices:
+            parts += lora_matrices
         else:
-            names = ", ".join(name for name, _ in net.named_children())
+            children = ", ".join(child for child, _ in net.named_children())
             raise UserError(
-                f"trainable={name!r} matches no part of the model: expected {names}, or a module or parameter in them"
+                f"trainable={name!r} matches no part of the model: expected {children}, or the name of a module or "
+                "parameter in one of them"
             )
     return parts
 
@@ -76,49 +80,54 @@ def parameter_groups(
 ) -> list[dict]:
     """Return parameter groups, one for each learning rate and weight decay.
 
-    The learning rate of block l of the encoder's L blocks is lr * layer_decay^(L - 1 - l), that of its convolutions
-    lr * layer_decay^L, and that of everything else lr (as in Qwen-VL; Qwen-Audio only reports the number 0.95). Vectors
-    (biases, norms) have no weight decay.
+    The encoder has L blocks. The learning rate is lr * layer_decay^(L - 1 - l) in block l, lr * layer_decay^L in the
+    encoder's convolutions, and lr everywhere else. This is the rule of Qwen-VL; Qwen-Audio only reports the value 0.95.
+    `lr_factors` multiplies these rates. Vectors (biases, norms) have no weight decay.
 
     Args:
-        net: The net. Frozen parameters are left out.
+        net: The net. Its frozen parameters are in no group.
         objective: The objective, which may have parameters as well.
         lr: Peak learning rate.
         weight_decay: Weight decay of matrices.
         layer_decay: Factor of the learning rate from one encoder block to the block below.
-        lr_factors: Factors of the learning rate by part (a child of the net).
+        lr_factors: Factors of the learning rate by name of the part (a child of the net).
 
     Raises:
-        UserError: Nothing is trainable, or a factor has the name of no part.
+        UserError: No parameter is trainable, or `lr_factors` contains a name that is not a part of the net.
     """
-    depth = len(net.encoder.blocks)
+    n_blocks = len(net.encoder.blocks)
     factors = dict(lr_factors or {})
     parts = [name for name, _ in net.named_children()]
     if unknown := sorted(set(factors) - set(parts)):
         raise UserError(f"optim.lr_factors contains {', '.join(unknown)}: expected {', '.join(parts)}")
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
-    named = [(f"net.{name}", p) for name, p in net.named_parameters()]
-    named += [(f"objective.{name}", p) for name, p in objective.named_parameters()]
-    for name, parameter in named:
+    named_parameters = [(f"net.{name}", parameter) for name, parameter in net.named_parameters()]
+    named_parameters += [(f"objective.{name}", parameter) for name, parameter in objective.named_parameters()]
+    for name, parameter in named_parameters:
         if parameter.requires_grad:
             part = name.split(".")[1]
-            rate = lr * layer_decay ** _blocks_above(name, depth) * factors.get(part, 1.0)
+            rate = lr * layer_decay ** _count_blocks_above(name, n_blocks) * factors.get(part, 1.0)
             groups.setdefault((rate, parameter.ndim >= 2), []).append(parameter)
     if not groups:
-        raise UserError("no parameter is trainable: set trainable=[encoder,pooling,projector] or other parts")
+        raise UserError("no parameter is trainable: set for example trainable=[encoder,pooling,projector]")
     return [
         {"params": parameters, "lr": rate, "weight_decay": weight_decay if decays else 0.0}
         for (rate, decays), parameters in sorted(groups.items(), key=lambda item: (-item[0][0], item[0][1]))
     ]
 
 
-def _blocks_above(name: str, depth: int) -> int:
-    """Return the number of encoder blocks between a parameter and the output of the encoder."""
+def _count_blocks_above(name: str, n_blocks: int) -> int:
+    """Return the number of encoder blocks between a parameter and the output of the encoder.
+
+    Args:
+        name: Name of the parameter. The number is 0 for a parameter outside the encoder.
+        n_blocks: Number of blocks of the encoder.
+    """
     if not name.startswith("net.encoder.") or name.startswith("net.encoder.norm."):
         return 0
     if name.startswith("net.encoder.blocks."):
-        return depth - 1 - int(name.split(".")[3])
-    return depth
+        return n_blocks - 1 - int(name.split(".")[3])
+    return n_blocks
 
 
 def adamw(groups: Iterable[dict], *, betas: Sequence[float], eps: float, states: str = "fp32") -> AdamW:
@@ -128,34 +137,39 @@ def adamw(groups: Iterable[dict], *, betas: Sequence[float], eps: float, states:
         groups: Parameter groups.
         betas: Decay rates of the two moments.
         eps: Term added to the denominator.
-        states: Type of the moments, a key of `STATES`.
+        states: Type of the moments, a key of `MOMENT_TYPES`.
 
     Raises:
-        UserError: Another type, or a second moment that could never decrease in bfloat16.
+        UserError: `states` is not a key of `MOMENT_TYPES`, or the second decay rate is so close to 1 that a second
+            moment could never decrease in bfloat16.
     """
-    if states not in STATES:
-        raise UserError(f"optim.states={states}: expected {' or '.join(STATES)}")
+    if states not in MOMENT_TYPES:
+        raise UserError(f"optim.states={states}: expected {' or '.join(MOMENT_TYPES)}")
     beta1, beta2 = betas
-    if STATES[states] is torch.float32:
+    if MOMENT_TYPES[states] is torch.float32:
         return AdamW(groups, betas=(beta1, beta2), eps=eps)
-    if 1 - beta2 < torch.finfo(STATES[states]).eps:
+    if 1 - beta2 < torch.finfo(MOMENT_TYPES[states]).eps:
         raise UserError(
-            f"optim.betas={list(betas)} with optim.states={states}: a step's decay of the second moment is lost in "
-            "rounding: expected optim.betas=[...,0.99] or less, or optim.states=fp32"
+            f"optim.betas={list(betas)} with optim.states={states}: the decay of the second moment in one step would "
+            "be lost in rounding; expected optim.betas=[...,0.99] or less, or optim.states=fp32"
         )
-    return LowPrecisionAdamW(groups, betas=(beta1, beta2), eps=eps, dtype=STATES[states])
+    return LowPrecisionAdamW(groups, betas=(beta1, beta2), eps=eps, dtype=MOMENT_TYPES[states])
 
 
 def moment_bytes(settings: Config) -> int:
-    """Return the bytes of a moment for a config's `optim`; of an optimizer without `states`, those of float32."""
-    return STATES[settings.get("states", "fp32")].itemsize
+    """Return the number of bytes of one moment of one parameter.
+
+    Args:
+        settings: The section `optim` of a config. Without the key `states`, moments are assumed to be in float32.
+    """
+    return MOMENT_TYPES[settings.get("states", "fp32")].itemsize
 
 
 class LowPrecisionAdamW(AdamW):
-    """AdamW that stores its moments in another type, rounded to the nearest, and computes in that of the parameters.
+    """AdamW that stores its moments in a given type, rounded to nearest, and computes in the type of the parameters.
 
     In bfloat16 the moments need half the memory. Checkpoints, strategies and schedules work as with AdamW. Parameters
-    are updated one at a time, so that the moments of only one are in memory in full precision.
+    are updated one at a time, so that only one parameter's moments are in memory in full precision.
 
     Args:
         groups: Parameter groups.
@@ -169,7 +183,7 @@ class LowPrecisionAdamW(AdamW):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Update the parameters; return the loss of the closure, None if there is none."""
+        """Update the parameters; return the loss that the closure returns, or None without a closure."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -185,7 +199,7 @@ class LowPrecisionAdamW(AdamW):
                     state["step"] = torch.tensor(0.0)
                     state |= {key: torch.zeros_like(parameter, dtype=self.dtype) for key in ("exp_avg", "exp_avg_sq")}
                 moments = {key: state[key].to(parameter.dtype) for key in ("exp_avg", "exp_avg_sq")}
-                update(
+                adamw_update(
                     [parameter],
                     [parameter.grad],
                     [moments["exp_avg"]],
@@ -202,16 +216,16 @@ class LowPrecisionAdamW(AdamW):
         return loss
 
 
-def cosine(
+def cosine_schedule(
     optimizer: torch.optim.Optimizer, *, warmup_steps: int, max_steps: int, floor: float
 ) -> torch.optim.lr_scheduler.LambdaLR:
-    """Return a schedule with linear warm-up, followed by a cosine.
+    """Return a schedule with a linear warm-up, followed by a cosine.
 
     Args:
-        optimizer: The optimizer, whose learning rates are the peak.
+        optimizer: The optimizer. Its learning rates are the peak of the schedule.
         warmup_steps: Number of steps of the warm-up.
         max_steps: Step at which the cosine ends.
-        floor: Last learning rate as a fraction of the peak.
+        floor: Learning rate at the end as a fraction of the peak.
 
     Raises:
         UserError: The warm-up is not shorter than the run.

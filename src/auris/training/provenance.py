@@ -1,7 +1,7 @@
 """Provenance of a run: versions, command, machine, and an estimate of memory and time.
 
-A run prints this at its start and writes it to `environment.json`. It prints the remaining time once its speed has been
-measured.
+A run prints its provenance at the start and writes it to `environment.json`. It prints the remaining time once its
+speed has been measured.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ from auris.training.lightning_types import AudioModule, audio_module, datamodule
 from auris.training.strategy import ShardedStrategy
 
 _PACKAGES = ("torch", "lightning", "transformers", "torchaudio", "hydra-core", "numpy")
-# Number of steps over which speeds are averaged. It is large enough for the first steps, which include warm-up, to have
-# left the average when the remaining time is printed.
-WINDOW = 20
+# Number of recent steps over which speeds are averaged. The remaining time is printed after this number of steps, from
+# an average without the first step, which includes warm-up.
+WINDOW_STEPS = 20
 # Number of steps from which the totals of an epoch are estimated at the start of a run. The error is a few per cent.
-STEPS = 50
+SAMPLED_STEPS = 50
 
 
-def provenance() -> dict[str, str]:
-    """Return package versions, and the commit of the working directory if it is a git checkout."""
+def find_versions() -> dict[str, str]:
+    """Return package versions, and the commit of the working directory ("unknown" if it is not a git checkout)."""
     commit = ""
     if shutil.which("git"):
         describe = ["git", "describe", "--always", "--dirty"]
@@ -56,11 +56,11 @@ def provenance() -> dict[str, str]:
     }
 
 
-def command_line(name: str) -> str:
-    """Return the command line of this process, or an empty string if Hydra did not start it.
+def format_command_line(name: str) -> str:
+    """Return the command line of this process, or an empty string if there is none because Hydra did not start it.
 
     Args:
-        name: The subcommand, such as "train".
+        name: Name of the subcommand, such as "train".
     """
     if not HydraConfig.initialized():
         return ""
@@ -68,7 +68,7 @@ def command_line(name: str) -> str:
 
 
 class EnvironmentReport(L.Callback):
-    """Callback that prints the environment of a run at its start, and the remaining time after WINDOW steps.
+    """Callback that prints the environment of a run at its start, and the remaining time after WINDOW_STEPS steps.
 
     Args:
         run_dir: Directory of the run.
@@ -81,10 +81,10 @@ class EnvironmentReport(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Print the environment and write it to `environment.json`."""
         if trainer.is_global_zero:
-            self.environment, versions = Environment.of(trainer, audio_module(pl_module)), provenance()
+            self.environment, versions = Environment.of(trainer, audio_module(pl_module)), find_versions()
             with files.tolerate_write_errors(self.path):
                 files.write_json(self.path, versions | asdict(self.environment))
-            rank_zero_info("\n".join(self.environment.lines(versions)))
+            rank_zero_info("\n".join(self.environment.format_lines(versions)))
 
     def on_train_batch_end(
         self,
@@ -94,19 +94,20 @@ class EnvironmentReport(L.Callback):
         batch: Any = None,
         batch_idx: int = 0,
     ) -> None:
-        """Print the remaining time after WINDOW steps."""
+        """Print the remaining time after WINDOW_STEPS steps."""
         speed = float(trainer.callback_metrics.get("tokens/s", 0))
         if not trainer.is_global_zero or not speed:
             return
         assert self.environment is not None  # set by on_train_start on the first rank
-        if trainer.global_step == self.environment.step + WINDOW:
+        if trainer.global_step == self.environment.step + WINDOW_STEPS:
             module = audio_module(pl_module)
-            left = module.max_steps - trainer.global_step
-            seconds = self.environment.tokens * left / module.max_steps / speed
+            n_left = module.max_steps - trainer.global_step
+            seconds = self.environment.tokens * n_left / module.max_steps / speed
             peak = ""
             if module.device.type == "cuda":
-                peak = f"; peak memory so far {cost.peak_bytes(module.device) / GIB:.2f} GiB"
-            rank_zero_info(f"{_tokens(speed)}/s: the remaining {left:,} steps take {_time(seconds)}{peak}")
+                peak = f"; peak memory so far {cost.measure_peak_bytes(module.device) / GIB:.2f} GiB"
+            duration = _format_duration(seconds)
+            rank_zero_info(f"{_format_tokens(speed)}/s: the remaining {n_left:,} steps take about {duration}{peak}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,33 +115,33 @@ class Environment:
     """The machine of a run, its size, and an estimate of its memory and time: the content of `environment.json`.
 
     Attributes:
-        command: Command line.
+        command: Command line that started the run.
         data: Digest of each manifest.
         host: Name of the machine.
         device: Name of the GPU, or architecture of the processor.
-        device_bytes: Memory of a device.
-        threads: CPU threads of a process.
+        device_bytes: Memory of one device, in bytes.
+        threads: Number of CPU threads of a process.
         ranks: Number of processes.
         machines: Number of machines.
         strategy: Class of the strategy.
         precision: Precision as Lightning names it.
-        step: Number of steps taken before this start.
+        step: Number of steps taken before this start of the run.
         steps: Number of steps of the whole run.
         epochs: Number of epochs of the whole run.
         rows: Number of rows of the whole run.
         tokens: Number of tokens of the whole run.
         hours: Hours of audio of the whole run.
-        tasks: Rows, tokens and hours of each task.
+        tasks: The numbers of rows, tokens and hours of each task.
         unusable: Number of rows that cannot be used.
         parameters: Number of parameters.
         trained: Number of trained parameters.
-        audio_tokens_per_second: Audio tokens per second of audio.
+        audio_tokens_per_second: Number of audio tokens per second of audio.
         moments: Precision of the optimizer's moments.
-        states_bytes: Estimated memory of weights, gradients and moments on a device.
-        pack_bytes: Estimated memory of a full pack on a device.
-        operations: Floating-point operations of the whole run.
+        states_bytes: Estimated memory of weights, gradients and moments on a device, in bytes.
+        pack_bytes: Estimated memory of a full pack on a device, in bytes.
+        operations: Number of useful floating-point operations of the whole run (`cost.count_training_flops`).
         matmul_speed: Measured FLOP/s of a large matrix product on this device.
-        least_seconds: Time of the matrix products alone at that speed.
+        least_seconds: Seconds that the operations take if all devices reach `matmul_speed` all the time.
     """
 
     command: str
@@ -177,27 +178,30 @@ class Environment:
         data, strategy = datamodule(trainer), trainer.strategy
         device = strategy.root_device
         assert data.plan is not None  # Lightning has set up the data
-        epoch = compute_epoch_stats(data.rows, data.plan, data.samples, ranks=data.world, max_steps=STEPS)
+        epoch = compute_epoch_stats(data.rows, data.plan, data.samples, ranks=data.world, max_steps=SAMPLED_STEPS)
         epochs = module.max_steps / epoch.steps
-        planned = epoch.total.scale(epochs)
+        run_total = epoch.total.scale(epochs)
         stage = cost.Stage.of(module.objective, module.trainable)
         is_sharded = isinstance(strategy, ShardedStrategy)
-        shards = trainer.world_size // strategy.replicas if isinstance(strategy, ShardedStrategy) else 1
-        number = 2 if "bf16" in str(trainer.precision) else 4
-        need = cost.memory(
+        n_shards = trainer.world_size // strategy.replicas if isinstance(strategy, ShardedStrategy) else 1
+        bytes_per_number = 2 if "bf16" in str(trainer.precision) else 4
+        memory = cost.estimate_memory(
             module.net,
             stage,
             cost.Load.of_budget(data.token_budget, module.net.geometry.pool),
-            number=number,
-            # Sharded frozen weights are stored in the precision of computation. Others are cast at each use.
-            frozen=number if is_sharded else 4,
-            moment=optim.moment_bytes(module.optim),
-            buckets=isinstance(strategy, DDPStrategy),
+            activation_bytes=bytes_per_number,
+            # Frozen weights that are sharded are stored in the precision of the computation; otherwise they are stored
+            # in float32 and cast at each use.
+            frozen_bytes=bytes_per_number if is_sharded else 4,
+            moment_bytes=optim.moment_bytes(module.optim),
+            has_buckets=isinstance(strategy, DDPStrategy),
         )
-        speed = matmul_speed(device)
-        operations = cost.training_flops(module.net, stage, cost.Load.of_rows(planned.tokens, planned.seconds))
+        speed = measure_matmul_speed(device)
+        operations = cost.count_training_flops(
+            module.net, stage, cost.Load.of_rows(run_total.tokens, run_total.seconds)
+        )
         return cls(
-            command=command_line("train"),
+            command=format_command_line("train"),
             data=data.digests,
             host=socket.gethostname(),
             device=device_name(device),
@@ -210,30 +214,30 @@ class Environment:
             step=trainer.global_step,
             steps=module.max_steps,
             epochs=epochs,
-            **_totals(planned),
-            tasks={task: _totals(share.scale(epochs)) for task, share in epoch.tasks.items()},
+            **_share_to_json(run_total),
+            tasks={task: _share_to_json(share.scale(epochs)) for task, share in epoch.tasks.items()},
             unusable=epoch.unusable,
             parameters=cost.count_parameters(module.net),
-            trained=cost.trained_parameters(module.net, stage),
+            trained=cost.count_trained_parameters(module.net, stage),
             audio_tokens_per_second=ENCODER_RATE / module.net.geometry.pool,
             moments=module.optim.get("states", "fp32"),
-            states_bytes=need.states / shards,
-            pack_bytes=need.per_gpu(recompute=False) - (0 if is_sharded else need.gathered),
+            states_bytes=memory.states / n_shards,
+            pack_bytes=memory.per_gpu(recompute=False) - (0 if is_sharded else memory.gathered),
             operations=operations,
             matmul_speed=speed,
             least_seconds=operations / speed / trainer.world_size,
         )
 
-    def lines(self, versions: Mapping[str, str]) -> list[str]:
+    def format_lines(self, versions: Mapping[str, str]) -> list[str]:
         """Describe the environment in lines of text.
 
         Args:
-            versions: From `provenance`.
+            versions: The result of `find_versions`.
         """
-        largest = sorted(self.tasks.items(), key=lambda item: -item[1]["tokens"])
+        tasks_by_size = sorted(self.tasks.items(), key=lambda item: -item[1]["tokens"])
         shares = [
             f"{task} {totals['hours']:,.1f} h, {100 * totals['tokens'] / max(1, self.tokens):.1f} %"
-            for task, totals in largest
+            for task, totals in tasks_by_size
         ]
         return [
             f"auris {versions['auris']} at {versions['commit']}; python {versions['python']}, "
@@ -242,24 +246,26 @@ class Environment:
             f"{self.device_bytes / GIB:.1f} GiB, {self.threads} threads), {self.strategy}, precision {self.precision}",
             f"{self.parameters:,} parameters, {self.trained:,} of them trained",
             f"steps {self.step:,} to {self.steps:,}: {self.epochs:.2f} epochs, {self.rows:,.0f} rows, "
-            f"{self.hours:,.1f} h of audio, {_tokens(self.tokens)}; {self.unusable:,} rows cannot be used",
-            f"by task: {'; '.join(shares)}",
+            f"{self.hours:,.1f} h of audio, {_format_tokens(self.tokens)}; {self.unusable:,} rows cannot be used",
+            f"hours of audio and share of tokens by task: {'; '.join(shares)}",
             f"estimated memory per device: {self.states_bytes / GIB:.2f} GiB for weights, gradients and moments "
             f"({self.moments}), {self.pack_bytes / GIB:.2f} GiB for a full pack",
-            f"time: at least {_time(self.least_seconds)} for the matrix products alone at the measured speed of this "
-            f"device ({self.matmul_speed / 1e12:.2f} TFLOP/s); a better estimate follows after {WINDOW} steps",
+            f"time: at least {_format_duration(self.least_seconds)} for the matrix products alone at this device's "
+            f"measured speed ({self.matmul_speed / 1e12:.2f} TFLOP/s); a better estimate follows after {WINDOW_STEPS} "
+            "steps",
         ]
 
 
-def _totals(share: DataAmount) -> dict[str, float]:
+def _share_to_json(share: DataAmount) -> dict[str, float]:
     return {"rows": share.rows, "tokens": share.tokens, "hours": share.seconds / 3600}
 
 
-def matmul_speed(device: torch.device) -> float:
+def measure_matmul_speed(device: torch.device) -> float:
     """Measure the FLOP/s of a large matrix product on a device, in bf16 on a GPU and in fp32 elsewhere."""
     size, dtype = (8192, torch.bfloat16) if device.type == "cuda" else (512, torch.float32)
-    square = torch.ones(size, size, device=device, dtype=dtype)  # random numbers would change those of the run
-    timer = Timer("a @ a", globals={"a": square}, num_threads=torch.get_num_threads())
+    # No random matrix, because drawing it would change the random numbers that the run draws.
+    matrix = torch.ones(size, size, device=device, dtype=dtype)
+    timer = Timer("a @ a", globals={"a": matrix}, num_threads=torch.get_num_threads())
     return 2 * size**3 / timer.blocked_autorange(min_run_time=0.05).median
 
 
@@ -274,15 +280,15 @@ def _device_bytes(device: torch.device) -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def _tokens(number: float) -> str:
+def _format_tokens(n_tokens: float) -> str:
     """Format a number of tokens, for instance as "12.3 M tokens"."""
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if number >= size:
-            return f"{number / size:.1f} {unit} tokens"
-    return f"{number:.0f} tokens"
+    for prefix, factor in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if n_tokens >= factor:
+            return f"{n_tokens / factor:.1f} {prefix} tokens"
+    return f"{n_tokens:.0f} tokens"
 
 
-def _time(seconds: float) -> str:
+def _format_duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:,.1f} h"

@@ -1,7 +1,8 @@
 """`auris replay fault=FILE`: run the rows of a faulty step through the model, one at a time.
 
-Each row is read with the same random choices as in the step, and computed with the weights before the step or with the
-latest saved ones. The rows of a pack do not attend to each other, so a row that fails alone has made the step fail.
+Each row is read with the same random choices as in the step. It is computed with the weights before the step or, if
+these were not saved, with the latest saved weights. The rows of a pack do not attend to each other, so a row whose loss
+or gradient is not finite on its own has made the step fail.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def replay(file: Path, *, checkpoint: str | None, accelerator: str, console: Con
 
     Args:
         file: Record of the fault in `RUN/faults`.
-        checkpoint: Weights to use instead of the saved ones.
+        checkpoint: Path of the checkpoint whose weights are used; None uses the weights before the step.
         accelerator: Accelerator as Lightning names it.
         console: Console to print on.
 
@@ -39,7 +40,8 @@ def replay(file: Path, *, checkpoint: str | None, accelerator: str, console: Con
         Ids of the rows whose loss or gradient is not finite.
 
     Raises:
-        UserError: The file, the run or the rows of the step have changed.
+        UserError: The file is not a record of a fault, the manifests of the run have changed, or no row of the step can
+            be used.
     """
     fault = Fault.load(file)
     run_dir = file.parents[1]
@@ -48,7 +50,7 @@ def replay(file: Path, *, checkpoint: str | None, accelerator: str, console: Con
     config["data"] |= {"num_workers": 0, "max_unusable": 1.0}
     module, data = train.build(config)
     data.setup("predict")
-    data.predict_entries = _read_rows(fault, data, console)
+    data.predict_entries = _find_readable_rows(fault, data, console)
     weights, description = _find_weights(fault, run_dir, checkpoint)
     print_plain(console, description)
     restore = LambdaCallback(on_predict_start=lambda _, net: weights and checkpoint_io.restore(weights, module=net))
@@ -66,12 +68,15 @@ def replay(file: Path, *, checkpoint: str | None, accelerator: str, console: Con
     # `predict` returns what `AudioLMModule.predict_step` returned for each batch.
     results = cast("list[RowResult]", trainer.predict(module, datamodule=data))
     ids = [data.rows[row].id for row, _ in data.predict_entries]
-    console.print(_table(ids, results))
+    console.print(_make_table(ids, results))
     return [row_id for row_id, result in zip(ids, results, strict=True) if not result.is_finite]
 
 
-def _read_rows(fault: Fault, data: AudioDataModule, console: Console) -> list[tuple[int, int]]:
-    """Return (row, epoch) of the rows that can be read. Each row is printed first, as reading may end the process."""
+def _find_readable_rows(fault: Fault, data: AudioDataModule, console: Console) -> list[tuple[int, int]]:
+    """Return (row number, epoch) of the rows that can be read.
+
+    The id of each row is printed before the row is read, because reading may end the process.
+    """
     entries = []
     for position in fault.rows():
         if position.row >= len(data.rows) or data.rows[position.row].id != position.id:
@@ -90,22 +95,22 @@ def _read_rows(fault: Fault, data: AudioDataModule, console: Console) -> list[tu
 def _find_weights(
     fault: Fault, run_dir: Path, checkpoint: str | None
 ) -> tuple[checkpoint_dir.CheckpointDir | None, str]:
-    """Return the checkpoint to use, None for the initial weights, and its description."""
+    """Return the checkpoint whose weights are used, or None for the initial weights, and a description of them."""
     if checkpoint is not None:
         chosen = checkpoint_dir.find(checkpoint)
         return chosen, f"weights: {chosen.path}"
-    saved = run_dir / fault.weights if fault.weights else None
-    if saved is not None and saved.exists():
-        return checkpoint_dir.find(saved), f"weights before the step: {saved}"
-    reason = "the weights before the step were not saved; checkpoint=PATH selects others"
+    before_step = run_dir / fault.weights if fault.weights else None
+    if before_step is not None and before_step.exists():
+        return checkpoint_dir.find(before_step), f"weights before the step: {before_step}"
+    reason = "the weights before the step were not saved; checkpoint=PATH selects other weights"
     try:
         newest = checkpoint_dir.find(run_dir)
     except FileNotFoundError:
-        return None, f"weights: the initial ones ({reason})"
+        return None, f"weights: the initial weights of the run ({reason})"
     return newest, f"weights: {newest.path} ({reason})"
 
 
-def _table(ids: list[str], results: list[RowResult]) -> Table:
+def _make_table(ids: list[str], results: list[RowResult]) -> Table:
     table = Table("row", "loss", "gradient norm", "first module with non-finite output", title_justify="left")
     for row_id, result in zip(ids, results, strict=True):
         style = None if result.is_finite else "red"
@@ -115,9 +120,12 @@ def _table(ids: list[str], results: list[RowResult]) -> Table:
 
 
 def run(config: Config) -> int:
-    """Run `auris replay`; return 1 if a row alone is not finite."""
-    train.quiet()
+    """Run `auris replay`; return 1 if there is a row whose loss or gradient is not finite, otherwise 0."""
+    train.silence_messages()
     options = {"checkpoint": config["checkpoint"], "accelerator": config["accelerator"]}
     nonfinite = replay(Path(config["fault"]), **options, console=Console())
-    print(f"rows that are not finite: {', '.join(nonfinite)}" if nonfinite else "every row is finite on its own")
+    if nonfinite:
+        print(f"rows whose loss or gradient is not finite: {', '.join(nonfinite)}")
+    else:
+        print("the loss and the gradient of every single row are finite")
     return 1 if nonfinite else 0

@@ -1,6 +1,6 @@
 """`auris train`: train one run, or with `ablations=STUDY` all arms of a study.
 
-The same command resumes a stopped run and does nothing for a finished one. A run whose config has changed is refused.
+The same command resumes a stopped run and does nothing for a finished run. A run whose config has changed is refused.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from auris.training.module import AudioLMModule
 from auris.training.preemption import Preemption, run_lock
 from auris.training.strategy import strategy_setting
 
-# Settings that may change between two starts of a run. They determine where and how it runs, not what it computes.
+# Settings that may change between two starts of a run. They determine where and how a run computes, not the result.
 _FREE = (
     "dry_run",
     "callbacks",
@@ -67,12 +67,13 @@ _FREE = (
 
 
 def run(config: Config) -> int | float | None:
-    """Run `auris train`: the arms of a study if the config has some, or one run.
+    """Run `auris train`: all arms of a study if the config has arms, otherwise one run.
 
     Returns:
-        The exit code of a study; the value of `metric` after a run, which a sweeper optimises; None for a dry run.
+        The exit code of a study; the value of `metric` after a run, which a sweeper optimises; None for a dry run, and
+        on processes other than the first.
     """
-    quiet()
+    silence_messages()
     if "arms" in config:
         return studies.run_study(config)
     finished = train(config) / "finished.json"
@@ -81,35 +82,35 @@ def run(config: Config) -> int | float | None:
     results, metric = files.read_json(finished), config["metric"]
     if metric not in results:
         names = ", ".join(name for name in results if name.startswith(("val/", "train/")))
-        raise UserError(f"metric={metric}: the run has finished, and has {names}")
+        raise UserError(f"metric={metric}: the run has finished, but it has no such metric; expected one of {names}")
     return float(results[metric])
 
 
 def train(config: Config) -> Path:
-    """Train one run from its resolved config and return its directory; with `dry_run` only describe the run."""
+    """Train one run from its resolved config, or only describe it if `dry_run` is set; return the run directory."""
     run_dir = Path(config["run_dir"])
     if config["dry_run"]:
         module, data = build(config)
         data.setup("fit")
-        dry_run.report(Console(), module, data, config)
+        dry_run.print_report(Console(), module, data, config)
         return run_dir
     with ExitStack() as stack:
         if _is_first_process():
-            stack.enter_context(removed_if_unused(run_dir))
+            stack.enter_context(remove_if_unused(run_dir))
             stack.enter_context(run_lock(run_dir))
-        if claim(run_dir, config):
+        if claim_run_dir(run_dir, config):
             preemption = stack.enter_context(Preemption())
             module, data = build(config)
             save_tokenizer(module.tokenizer, run_dir / "tokenizer")
             trainer = build_trainer(config, run_dir, preemption)
             started = time.time()
             trainer.fit(module, data)
-            finish(trainer, run_dir, seconds=time.time() - started)
+            write_summary(trainer, run_dir, seconds=time.time() - started)
     return run_dir
 
 
 def _is_first_process() -> bool:
-    """Whether this is the first process of the run. A trainer need not exist yet."""
+    """Return whether this is the first process of the run. This can be called before there is a trainer."""
     return getattr(rank_zero_only, "rank", 0) == 0  # Lightning sets the attribute when it is imported
 
 
@@ -117,7 +118,7 @@ def _is_first_process() -> bool:
 
 
 @contextmanager
-def removed_if_unused(run_dir: Path) -> Generator[None]:
+def remove_if_unused(run_dir: Path) -> Generator[None]:
     """Remove a run directory that was created in the block if the block fails before the first step."""
     created = [path for path in (run_dir, *run_dir.parents) if not path.exists()]
     try:
@@ -131,10 +132,11 @@ def removed_if_unused(run_dir: Path) -> Generator[None]:
         raise
 
 
-def claim(run_dir: Path, config: Config) -> bool:
-    """Write the config into a run directory; return False if the run is already finished.
+def claim_run_dir(run_dir: Path, config: Config) -> bool:
+    """Prepare a directory for a run with the given config; return False if the run is already finished.
 
-    The config of a directory without a checkpoint is replaced.
+    The config is written into the directory. If the directory contains a checkpoint, the config must be the one that is
+    already there, except for settings that may change.
 
     Raises:
         UserError: The directory contains a checkpoint of a run with another config.
@@ -144,12 +146,11 @@ def claim(run_dir: Path, config: Config) -> bool:
     if not checkpoint_dir.list_steps(checkpoints):
         rank_zero_only(files.write_yaml)(file, config)
         return True
-    changed = [line for line in configs.differences(files.read_yaml(file), config) if not line.startswith(_FREE)]
-    if changed:
-        shown = "; ".join(changed[:5])
+    changes = [line for line in configs.differences(files.read_yaml(file), config) if not line.startswith(_FREE)]
+    if changes:
         raise UserError(
-            f"{run_dir} contains a run with another config ({shown}): give this run another name (arm=NAME, study=NAME "
-            "or seed=N), or delete the directory"
+            f"{run_dir} contains a run with another config ({'; '.join(changes[:5])}): give this run another name "
+            "(arm=NAME, study=NAME or seed=N), or delete the directory"
         )
     if (run_dir / "finished.json").is_file():
         rank_zero_info(f"{run_dir} is already finished")
@@ -159,43 +160,44 @@ def claim(run_dir: Path, config: Config) -> bool:
 
 @rank_zero_only
 def save_tokenizer(tokenizer: Tokenizer, path: Path) -> None:
-    """Save the tokenizer with the run, so that the run can be moved."""
-    if not path.is_dir():  # the directory of a resumed run has it already
+    """Save the tokenizer in the run directory, so that the run can be moved to another machine."""
+    if not path.is_dir():  # a resumed run has already saved its tokenizer
         with files.create_directory(path) as draft:
             tokenizer.save(draft)
 
 
-def finish(trainer: L.Trainer, run_dir: Path, *, seconds: float) -> None:
-    """Write `finished.json` with the last metrics, speeds and counts of faults, and print a summary.
+def write_summary(trainer: L.Trainer, run_dir: Path, *, seconds: float) -> None:
+    """Write `finished.json` with the last metrics, the speeds and the counts of faults, and print a summary.
 
     Args:
         trainer: The trainer, after training.
         run_dir: Directory of the run.
-        seconds: Duration of training in this session.
+        seconds: Duration of training in this session, which is the time since the run was last started.
     """
     if not trainer.is_global_zero:
         return
     summary = {"steps": trainer.global_step, "seconds": round(seconds, 1)}
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     rates = {}
-    for speed in (callback for callback in trainer_callbacks(trainer) if isinstance(callback, throughput.Throughput)):
-        rates = {f"speed/{name}": rate for name, rate in speed.session().items()}
-        rank_zero_info(speed.report())
+    for callback in trainer_callbacks(trainer):
+        if isinstance(callback, throughput.Throughput):
+            rates = {f"speed/{name}": rate for name, rate in callback.session_rates().items()}
+            rank_zero_info(callback.format_report())
     counts = {f"faults/{kind}": number for kind, number in count_faults(trainer).items()}
     files.write_json(run_dir / "finished.json", {**summary, **metrics, **rates, **counts})
     rank_zero_info(f"finished {run_dir}: {summary['steps']} steps, {summary['seconds']} s in this session")
 
 
 def count_faults(trainer: L.Trainer) -> dict[str, int]:
-    """Return the number of faults of a run by kind."""
+    """Return the number of faults of a run by kind of fault."""
     counts: dict[str, int] = {}
     for source in [*trainer_callbacks(trainer), *trainer.loggers]:
         if isinstance(source, callbacks.Faults):
             counts |= source.counts
         elif isinstance(source, CheckpointCallback):
-            counts["checkpoints"] = source.failed
+            counts["checkpoints"] = source.n_failed
         elif isinstance(source, ResumableTensorBoardLogger):
-            counts["event_files"] = source.failed
+            counts["event_files"] = source.n_failed
     return counts
 
 
@@ -214,10 +216,11 @@ def build(config: Config) -> tuple[AudioLMModule, AudioDataModule]:
         if config["checkpoint"] is None:
             raise
         raise MissingFileError(
-            f"{error}; a run contains its tokenizer: set tokenizer={config['checkpoint']}/tokenizer"
+            f"{error}; a run directory contains the run's tokenizer: set tokenizer={config['checkpoint']}/tokenizer"
         ) from error
     net = configs.build_net(config, tokenizer)
-    if (tensor_parallel := strategy_setting(config["trainer"], "tensor_parallel")) > 1:  # before processes are started
+    # This is checked here, before the processes are started.
+    if (tensor_parallel := strategy_setting(config["trainer"], "tensor_parallel")) > 1:
         has_adapters = bool({adapters.LORA, adapters.NEW_TOKENS} & set(config["trainable"]))
         sharding.check_tensor_parallel(net, tensor_parallel, has_adapters=has_adapters)
     samples, valid_samples = (
@@ -227,18 +230,18 @@ def build(config: Config) -> tuple[AudioLMModule, AudioDataModule]:
         for train in (True, False)
     )
     objective = configs.build_objective(config, net, tokenizer)
-    references.check(objective, samples)
-    arguments = ("optim", "max_steps", "trainable", "lora", "max_new_tokens", "seed", "compile")
+    references.check_augmentation(objective, samples)
+    module_keys = ("optim", "max_steps", "trainable", "lora", "max_new_tokens", "seed", "compile")
     module = get_class(config["module"])(
         net=net,
         objective=objective,
         tokenizer=tokenizer,
         initial=initial_weights(config, tokenizer),
         config=config,
-        **{key: config[key] for key in arguments},
+        **{key: config[key] for key in module_keys},
     )
-    own = {key: value for key, value in data.items() if key not in configs.ROW_KEYS}
-    datamodule = configs.build({**own, "_partial_": True})(
+    datamodule_settings = {key: value for key, value in data.items() if key not in configs.ROW_KEYS}
+    datamodule = configs.build({**datamodule_settings, "_partial_": True})(
         samples=samples, valid_samples=valid_samples, max_steps=config["max_steps"], seed=config["seed"]
     )
     return module, datamodule
@@ -248,11 +251,12 @@ def initial_weights(config: Config, tokenizer: Tokenizer) -> list[InitialWeights
     """Return the weights to load for `checkpoint` and for each part in `weights`, in this order.
 
     Raises:
-        UserError: The weights were trained with another vocabulary, so that their rows belong to other tokens.
+        UserError: The weights were trained with another vocabulary, so the rows of their embedding belong to other
+            tokens.
     """
-    by_part = {f"weights.{part}": path for part, path in config["weights"].items()}
+    part_paths = {f"weights.{part}": path for part, path in config["weights"].items()}
     initial = []
-    for key, path in {"checkpoint": config["checkpoint"], **by_part}.items():
+    for key, path in {"checkpoint": config["checkpoint"], **part_paths}.items():
         if path is None:
             continue
         source = identify.identify(path)
@@ -262,12 +266,12 @@ def initial_weights(config: Config, tokenizer: Tokenizer) -> list[InitialWeights
             source_tokenizer = Tokenizer.load(source.tokenizer, grow=grow)
             if source_tokenizer.fast.get_vocab() != tokenizer.fast.get_vocab():
                 raise UserError(
-                    f"{key}={path} was trained with another vocabulary than that of tokenizer={config['tokenizer']}: "
+                    f"{key}={path} was trained with a vocabulary that differs from tokenizer={config['tokenizer']}: "
                     f"set tokenizer={source.tokenizer}"
                 )
         parts = None if key == "checkpoint" else [part]
-        override = f"{key}={path}"
-        initial.append(InitialWeights(source=source.open_tensors(), layout=source.layout, parts=parts, label=override))
+        label = f"{key}={path}"
+        initial.append(InitialWeights(source=source.open_tensors(), layout=source.layout, parts=parts, label=label))
     return initial
 
 
@@ -282,21 +286,21 @@ def build_trainer(config: Config, run_dir: Path, preemption: Preemption) -> L.Tr
 
 
 def build_callbacks(config: Config, preemption: Preemption) -> list[L.Callback]:
-    """Return the callbacks of a config. Checkpoints come last, as they contain the state of all others."""
-    built = []
-    for node in (config.get("callbacks") or {}).values():
-        callback = configs.build(node)
+    """Return the callbacks of a config. `CheckpointCallback` is last, because it stores the state of all others."""
+    built_callbacks = []
+    for settings in (config.get("callbacks") or {}).values():
+        callback = configs.build(settings)
         if isinstance(callback, partial):
             callback = callback(preemption=preemption)
         if config["trainer"]["enable_progress_bar"] or not isinstance(callback, ProgressBar):
-            built.append(callback)
-    return sorted(built, key=lambda callback: isinstance(callback, CheckpointCallback))
+            built_callbacks.append(callback)
+    return sorted(built_callbacks, key=lambda callback: isinstance(callback, CheckpointCallback))
 
 
 def trainer_options(trainer: Config) -> dict[str, Any]:
-    """Return the section `trainer` of a config with `precision: auto` resolved.
+    """Return the section `trainer` of a config with `precision: auto` replaced by a precision.
 
-    A strategy that takes a precision itself gets the same one.
+    If the strategy has a setting `precision`, it is replaced as well.
     """
     precision, strategy = trainer["precision"], trainer["strategy"]
     if precision == "auto":
@@ -307,13 +311,13 @@ def trainer_options(trainer: Config) -> dict[str, Any]:
     return {**trainer, "precision": precision, "strategy": strategy}
 
 
-def quiet() -> None:
+def silence_messages() -> None:
     """Silence messages of Lightning and torch that a user cannot act on."""
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.INFO)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     # Logged values are already sums over all processes, and frozen parts are in eval mode on purpose.
     warnings.filterwarnings("ignore", message=".*`self.log\\('.*', ..., sync_dist=True\\)`.*")
     warnings.filterwarnings("ignore", message=".*module\\(s\\) in eval mode at the start of training.*")
-    # Data loaders need no state, because the position in the data follows from the step.
+    # Data loaders need no state, because the number of steps determines the position in the data.
     warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
     warnings.filterwarnings("ignore", message=".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*")

@@ -23,14 +23,15 @@ from auris.errors import UserError
 from auris.model import adapters, dtensor, llm
 from auris.model.audio_lm import AudioLM
 
-# Methods of a net, other than `forward`, that use its parameters and are called from outside. FSDP has to gather the
-# parameters around them.
-_ENTRIES = ("encode_frames", "hidden_states", "generate")
+# Methods of a net, other than `forward`, that are called from outside the net and use its parameters. FSDP has to
+# gather the parameters for each call.
+_FORWARD_METHODS = ("encode_frames", "hidden_states", "generate")
 
-# How linear layers are divided, by transformers' name for it (`base_model_tp_plan` of a config).
+# Ways to divide a linear layer, by the names that transformers uses for them (`base_model_tp_plan` of a config).
 _STYLES = {"colwise": ColwiseParallel, "rowwise": RowwiseParallel}
 
-_DRAWS = {torch.ops.aten.normal_.default, torch.ops.aten.uniform_.default}
+# Operations of torch that fill a tensor with random numbers.
+_RANDOM_FILLS = {torch.ops.aten.normal_.default, torch.ops.aten.uniform_.default}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,11 +39,12 @@ class Meshes:
     """Device meshes over which a net is sharded.
 
     Attributes:
-        whole: All processes, in one dimension; or in two, replicas of the model and the processes that share a replica.
-        layers: Processes over which a layer of the LLM is sharded: `whole`, or with tensor parallelism the processes
-            that compute the same slice of the layer.
-        tensor: Processes that compute a layer of the LLM together; None without tensor parallelism.
-        dtype: Type of the computation. Trained weights, their gradients and the optimizer stay in float32.
+        whole: Mesh of all processes. It has one dimension, or two: replicas of the model, and the processes that share
+            a replica.
+        layers: Mesh of the processes over which a layer of the LLM is sharded. It is `whole`, or with tensor
+            parallelism the processes that compute the same slice of the layer.
+        tensor: Mesh of the processes that compute a layer of the LLM together; None without tensor parallelism.
+        dtype: Type of the computation. Trained weights, their gradients and the optimizer's states stay in float32.
     """
 
     whole: DeviceMesh
@@ -51,21 +53,22 @@ class Meshes:
     dtype: torch.dtype = torch.float32
 
     @property
-    def copies(self) -> int:
-        """Number of processes that compute the same gradient of a parameter outside tensor parallelism."""
+    def n_copies(self) -> int:
+        """Number of processes that compute the same gradient of a parameter that tensor parallelism does not divide."""
         return 1 if self.tensor is None else self.tensor.size()
 
 
 def shard(net: AudioLM, meshes: Meshes) -> None:
     """Shard a net on the meta device over processes (FSDP2).
 
-    Each block of the encoder, each layer of the LLM and its embedding is an FSDP unit; units are gathered one at a
-    time. Everything else, including the head, is one unit that stays gathered from a step's forward to its backward, so
-    that the number of chunks in which labels are scored may differ between processes.
+    Each block of the encoder, each layer of the LLM, and the embedding of the LLM is an FSDP unit; units are gathered
+    one at a time. Everything else, including the head, is one unit. This unit stays gathered from forward to backward,
+    so that the number of chunks in which labels are scored may differ between processes.
 
-    With tensor parallelism the layers of the LLM are divided by heads and channels first. Everything else is computed
-    redundantly by the processes of a group, on the same rows. It is nevertheless sharded over them, so that no two
-    copies of a weight can diverge. `check_tensor_parallel` checks beforehand whether the LLM can be divided.
+    With tensor parallelism, the layers of the LLM are first divided by heads and channels. All other parts are computed
+    redundantly by the processes of a group, on the same rows. Their weights are nevertheless sharded over these
+    processes, so that no two copies of a weight can diverge. `check_tensor_parallel` checks beforehand whether the LLM
+    can be divided.
 
     Args:
         net: The net, with its adapters attached and its parts frozen.
@@ -80,22 +83,22 @@ def shard(net: AudioLM, meshes: Meshes) -> None:
         styles: dict[str, ParallelStyle] = {name: _STYLES[style]() for name, style in plan.items()}
         parallelize_module(net.llm.get_decoder(), meshes.tensor, styles)
     for block in net.encoder.blocks:
-        _make_unit(block, meshes.whole, meshes.dtype, meshes.copies)
+        _make_unit(block, meshes.whole, meshes.dtype, meshes.n_copies)
     for layer in llm.decoder_layers(net.llm):
         _make_unit(layer, meshes.layers, meshes.dtype)
     embedding, head = net.llm.get_input_embeddings(), net.llm.get_output_embeddings()
     assert head is not None  # every causal language model has one
     if embedding.weight is not head.weight:
-        _make_unit(embedding, meshes.whole, meshes.dtype, meshes.copies)
-    _make_unit(net, meshes.whole, meshes.dtype, meshes.copies, reshard_after_forward=False)
-    for entry in _ENTRIES:
-        register_fsdp_forward_method(net, entry)
+        _make_unit(embedding, meshes.whole, meshes.dtype, meshes.n_copies)
+    _make_unit(net, meshes.whole, meshes.dtype, meshes.n_copies, reshard_after_forward=False)
+    for method in _FORWARD_METHODS:
+        register_fsdp_forward_method(net, method)
 
 
 def shard_objective(objective: nn.Module, meshes: Meshes) -> None:
-    """Shard the parameters of an objective, if it has any. In contrast to a net, it already has its initial values."""
+    """Shard the parameters of an objective, if it has any. Unlike a net, an objective is already initialised."""
     if next(objective.parameters(), None) is not None:
-        _make_unit(objective, meshes.whole, meshes.dtype, meshes.copies)
+        _make_unit(objective, meshes.whole, meshes.dtype, meshes.n_copies)
         register_fsdp_forward_method(objective, "answer")
 
 
@@ -107,25 +110,29 @@ def reshard(*modules: nn.Module) -> None:
 
 
 def _make_unit(
-    module: nn.Module, mesh: DeviceMesh, dtype: torch.dtype, copies: int = 1, reshard_after_forward: bool | None = None
+    module: nn.Module,
+    mesh: DeviceMesh,
+    dtype: torch.dtype,
+    n_copies: int = 1,
+    reshard_after_forward: bool | None = None,
 ) -> None:
-    """Make one FSDP unit of the parameters of a module that belong to no unit yet.
+    """Make one FSDP unit of those parameters of a module that do not belong to a unit yet.
 
     Args:
         module: The module.
         mesh: Processes over which the parameters are sharded.
         dtype: Type of the computation.
-        copies: Number of processes that compute the same gradient.
-        reshard_after_forward: Whether the gathered parameters are freed after forward; None leaves it to FSDP.
+        n_copies: Number of processes that compute the same gradient.
+        reshard_after_forward: Whether the gathered parameters are freed after forward; None uses FSDP's default.
     """
-    # Inputs are not cast: the reference log-probabilities in a pack must stay in float32, and the model casts features
-    # itself.
+    # Inputs are not cast, because the reference log-probabilities in a pack must stay in float32. The model casts audio
+    # features itself.
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     unit = fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard_after_forward)
-    # Gradients are summed, not averaged, because a step divides once, by its count. With the divide factor alone, FSDP
-    # would scale inside the collective, which gloo cannot do.
+    # Gradients are summed, not averaged, because the step divides them once, by the count of all ranks. With the divide
+    # factor alone, FSDP would divide inside the collective operation, which gloo does not support.
     unit.set_force_sum_reduction_for_comms(True)
-    unit.set_gradient_divide_factor(float(copies))
+    unit.set_gradient_divide_factor(float(n_copies))
 
 
 def check_tensor_parallel(net: AudioLM, size: int, *, has_adapters: bool) -> None:
@@ -139,34 +146,35 @@ def check_tensor_parallel(net: AudioLM, size: int, *, has_adapters: bool) -> Non
     Raises:
         UserError: The layers cannot be divided.
     """
-    config, setting = net.llm.config.get_text_config(), f"trainer.strategy.tensor_parallel={size}"
+    config, override = net.llm.config.get_text_config(), f"trainer.strategy.tensor_parallel={size}"
     if has_adapters:
         raise UserError(
-            f"{setting} cannot divide adapters, but trainable contains {adapters.LORA} or {adapters.NEW_TOKENS}: "
+            f"{override} cannot divide adapters, but trainable contains {adapters.LORA} or {adapters.NEW_TOKENS}: "
             "expected strategy=fsdp, or trainable=[...,llm]"
         )
     plan = getattr(config, "base_model_tp_plan", None) or {}
     if not plan or set(plan.values()) - _STYLES.keys():
         raise UserError(
-            f"{setting}: transformers has no plan of {' and '.join(_STYLES)} layers for the LLM {config.model_type}, "
+            f"{override}: transformers has no plan of {' and '.join(_STYLES)} layers for the LLM {config.model_type}, "
             "only for some models such as qwen2: expected strategy=fsdp"
         )
     for field in ("num_attention_heads", "num_key_value_heads", "intermediate_size"):
         number = getattr(config, field)
         if number % size:
-            raise UserError(f"{setting}: expected a divisor of the LLM's {field}={number}, or strategy=fsdp")
+            raise UserError(f"{override}: expected a divisor of the LLM's {field}={number}, or strategy=fsdp")
 
 
 def materialise(net: nn.Module, device: torch.device | str, *, draw: bool = True) -> None:
     """Allocate memory for a net on the meta device and draw its initial weights from torch's global generator.
 
-    `to_empty` leaves both buffers and parameters uninitialised, so every module has to fill its own.
+    Allocation with `to_empty` leaves parameters and buffers uninitialised, so the `reset_parameters` method of every
+    module has to initialise both.
 
     Args:
-        net: The net, sharded or not. Each process gets its shard of the same weights.
+        net: The net, sharded or not. All shards are parts of the same weights.
         device: Device of the memory.
-        draw: Whether random numbers are drawn, which takes minutes for 8.4 billion weights. They are not needed if all
-            weights are loaded afterwards.
+        draw: Whether random numbers are drawn, which takes minutes for 8.4 billion weights. Random weights are not
+            needed if all weights are loaded afterwards.
     """
     net.to_empty(device=device)
     with torch.no_grad(), ShardIndependentDraws(skip=not draw):
@@ -176,11 +184,11 @@ def materialise(net: nn.Module, device: torch.device | str, *, draw: bool = True
 class ShardIndependentDraws(compat.TorchDispatchMode):
     """Mode in which a sharded tensor is filled with the same random numbers as the whole tensor would be.
 
-    Every process draws whole tensors, one at a time, and keeps its shard. The random numbers of DTensor itself differ
-    between processes on a CPU and depend on the sharding on a GPU.
+    Every process draws whole tensors, one at a time, and keeps its shard. Without this mode, the random numbers of a
+    DTensor would differ between processes on a CPU, and would depend on the sharding on a GPU.
 
     Args:
-        skip: Whether tensors are left as they are instead of being filled with random numbers.
+        skip: Whether no tensor, sharded or not, is filled with random numbers.
     """
 
     def __init__(self, *, skip: bool = False) -> None:
@@ -189,7 +197,7 @@ class ShardIndependentDraws(compat.TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
-        if func not in _DRAWS or not (self.skip or isinstance(args[0], DTensor)):
+        if func not in _RANDOM_FILLS or not (self.skip or isinstance(args[0], DTensor)):
             return func(*args, **kwargs)
         if not self.skip:
             whole = torch.empty(args[0].shape, dtype=torch.float32, device="cpu")
@@ -198,6 +206,7 @@ class ShardIndependentDraws(compat.TorchDispatchMode):
 
 
 def _reset(module: nn.Module) -> None:
+    """Initialise the parameters and buffers of a module and of its children."""
     if isinstance(module, llm.PreTrainedModel):
         llm.reset_parameters(module)  # transformers' initialisation, which torch's defaults must not overwrite
         return
@@ -209,19 +218,19 @@ def _reset(module: nn.Module) -> None:
 
 @torch.no_grad()
 def copy_weights(source: AudioLM, target: AudioLM) -> None:
-    """Copy the tensors of a net, without adapters, to an equal net that is sharded in the same way."""
+    """Copy the tensors of a net, except its adapters, to a net of the same structure with the same sharding."""
     tensors = target.state_dict()
     for name, tensor in source.state_dict().items():
-        plain = adapters.base_name(name)
-        if plain is not None:
-            dtensor.local_part(tensors[plain])[0].copy_(dtensor.local_part(tensor)[0])
+        base_name = adapters.base_name(name)
+        if base_name is not None:
+            dtensor.local_part(tensors[base_name])[0].copy_(dtensor.local_part(tensor)[0])
 
 
 @torch.no_grad()
 def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float, *, scale: Tensor | float) -> Tensor:
     """Multiply gradients by `scale`, then clip the norm of the gradient of the whole model.
 
-    Parameters may be on several meshes, as with tensor parallelism; torch's own function raises then.
+    With tensor parallelism, parameters are on several meshes; torch's clip_grad_norm_ does not support that.
 
     Args:
         parameters: All parameters; those without a gradient are ignored.
@@ -232,23 +241,26 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float, *, scale
         The norm after scaling and before clipping, the same on all processes.
     """
     world = 1
-    groups: dict[int, list[Tensor]] = {}
+    gradients_by_shards: dict[int, list[Tensor]] = {}  # number of shards -> this process's parts of the gradients
     for parameter in parameters:
         if parameter.grad is not None:
             if isinstance(parameter.grad, DTensor):
                 world = torch.distributed.get_world_size()
-            groups.setdefault(dtensor.count_parts(parameter.grad), []).append(
+            gradients_by_shards.setdefault(dtensor.count_parts(parameter.grad), []).append(
                 dtensor.local_part(parameter.grad)[0].mul_(scale)
             )
-    # A gradient of n shards is counted world / n times in the sum over all processes. At least one parameter has a
+    # In a sum over all processes, a gradient of n shards is counted world / n times. At least one parameter has a
     # gradient, so the sum is a tensor.
-    squares = (nn.utils.get_total_norm(group).square() * (n / world) for n, group in groups.items())
+    squares = (
+        nn.utils.get_total_norm(gradients).square() * (n_shards / world)
+        for n_shards, gradients in gradients_by_shards.items()
+    )
     square = cast("Tensor", sum(squares))
     if world > 1:
         torch.distributed.all_reduce(square)
     norm = square.sqrt()
     factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)  # the same 1e-6 as in torch's clip_grad_norm_
-    for group in groups.values():
-        for gradient in group:
+    for gradients in gradients_by_shards.values():
+        for gradient in gradients:
             gradient.mul_(factor)
     return norm

@@ -1,7 +1,8 @@
 """Strategy of sharded training: Lightning's ModelParallelStrategy with additional meshes.
 
-`auris.training.sharding` shards the model. One class with two numbers covers FSDP, FSDP with tensor parallelism, and
-HSDP. Gradients are communicated only with the last pack of a step.
+`auris.training.sharding` shards the model. A single class covers FSDP, FSDP with tensor parallelism, and HSDP (sharding
+within groups of processes that each hold a replica of the model). Gradients are communicated only with the last pack of
+a step.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from auris.errors import UserError
 from auris.training.lightning_types import audio_module
 from auris.training.sharding import Meshes
 
-# Types of the computation by `trainer.precision`. Trained weights are float32 with either of them.
+# Types of the computation by `trainer.precision`. Trained weights are in float32 in either case.
 PRECISIONS = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16}
 
 
@@ -44,11 +45,11 @@ class Processes:
     Attributes:
         world: Number of processes.
         nodes: Number of machines.
-        tensor_parallel: Number of neighbouring processes that compute each layer together, on the same rows.
-        replicas: Number of groups of processes that have a whole model each.
+        tensor_parallel: Number of consecutive processes that compute each layer of the LLM together, on the same rows.
+        replicas: Number of groups of processes; each group holds a whole model.
 
     Raises:
-        UserError: The number of processes is not a multiple of these.
+        UserError: The number of processes is not a multiple of `tensor_parallel` and of `replicas`.
     """
 
     world: int
@@ -66,7 +67,10 @@ class Processes:
 
     @classmethod
     def from_config(cls, trainer: Config) -> Processes:
-        """Return the processes of a run from the section `trainer` of its config; `auto` means this machine's GPUs."""
+        """Return the processes of a run, given the section `trainer` of its config.
+
+        `devices: auto` counts the GPUs of this machine.
+        """
         devices, nodes = trainer["devices"], int(trainer["num_nodes"])
         if isinstance(devices, (list, tuple)):
             devices = len(devices)
@@ -77,23 +81,23 @@ class Processes:
 
     @property
     def ranks(self) -> int:
-        """Number of processes, or tensor-parallel groups of them, over which the rows of a step are distributed."""
+        """Number of processes, or of tensor-parallel groups, over which the rows of a step are distributed."""
         return self.world // self.tensor_parallel
 
     def __str__(self) -> str:
-        groups = {"tensor_parallel": self.tensor_parallel, "replicas": self.replicas}
-        divided = "".join(f", {name}={size}" for name, size in groups.items() if size > 1)
-        return f"{self.world} processes, {self.world // self.nodes} on each of {self.nodes} machines{divided}"
+        settings = {"tensor_parallel": self.tensor_parallel, "replicas": self.replicas}
+        groups = "".join(f", {name}={size}" for name, size in settings.items() if size > 1)
+        return f"{self.world} processes, {self.world // self.nodes} on each of {self.nodes} machines{groups}"
 
 
 class ShardedPrecision(Precision):
-    """Precision plugin without autocast: FSDP casts the parameters that it gathers.
+    """Precision plugin without autocast, because FSDP casts the parameters that it gathers.
 
     Args:
-        precision: One of `PRECISIONS`.
+        precision: A key of `PRECISIONS`.
 
     Raises:
-        UserError: Another precision.
+        UserError: `precision` is not a key of `PRECISIONS`.
     """
 
     def __init__(self, precision: str) -> None:
@@ -106,14 +110,15 @@ class ShardedStrategy(ModelParallelStrategy):
     """Strategy that shards parameters, gradients and optimizer states over all processes.
 
     Args:
-        tensor_parallel: Number of neighbouring processes that compute each layer of the LLM together, on the same rows.
-        replicas: Number of groups of processes that have a whole model each and exchange gradients only. One group per
-            node avoids gathering weights over a slow network.
+        tensor_parallel: Number of consecutive processes that compute each layer of the LLM together, on the same rows.
+        replicas: Number of groups of processes; each group holds a whole model, and groups exchange gradients only.
+            With one group per machine, no weights are gathered over the network.
         precision: "32-true", or "bf16-mixed", which gathers weights in bfloat16 and sums gradients in float32.
 
     Raises:
-        UserError: Both kinds of groups are requested, or another precision. When a trainer is created: the number of
-            processes is not a multiple of the groups.
+        UserError: `tensor_parallel` and `replicas` are both greater than 1, one of them is below 1, or the precision is
+            not a key of `PRECISIONS`. When a trainer is created with the strategy: the number of processes is not a
+            multiple of `tensor_parallel` and of `replicas`.
     """
 
     def __init__(self, *, tensor_parallel: int = 1, replicas: int = 1, precision: str = "32-true") -> None:
@@ -131,7 +136,7 @@ class ShardedStrategy(ModelParallelStrategy):
         return Processes(world=world, tensor_parallel=self.tensor_parallel, replicas=self.replicas).ranks
 
     def setup_environment(self) -> None:
-        """Create the meshes and give them to the LightningModule, which shards its net accordingly."""
+        """Create the meshes, and give them to the LightningModule, which shards its net over them."""
         super().setup_environment()
         assert self.lightning_module is not None  # Lightning has connected it
         audio_module(self.lightning_module).meshes = self._create_meshes()
@@ -155,7 +160,10 @@ class ShardedStrategy(ModelParallelStrategy):
 
     @contextmanager
     def block_backward_sync(self) -> Generator[None]:
-        """Accumulate gradients without communication; the next backward outside communicates all of them."""
+        """Accumulate gradients in the block without communication.
+
+        The next backward after the block communicates all accumulated gradients.
+        """
         assert self.lightning_module is not None  # Lightning has connected it
         units = [module for module in self.lightning_module.children() if isinstance(module, FSDPModule)]
         for unit in units:

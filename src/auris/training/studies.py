@@ -1,9 +1,12 @@
-"""The study runner: trains and evaluates every arm of `ablations/NAME.yaml`.
+"""The study runner: trains and evaluates every arm of a study (`ablations/NAME.yaml`).
 
-Each run is a process of its own (`auris train ...`): a failed arm does not affect the others, several arms can run at
-the same time, and an arm that is run by hand is the same run. Finished runs are not started again; stopped runs resume.
-Stages that arms have in common are trained once per config and seed, in `runs/shared/<stage>-<digest of its config>/`,
-where every study finds them.
+An arm is one of the systems that a study compares; it is trained once for each seed. A stage is training that several
+arms start from. Stages are trained once per config and seed, in `runs/shared/<stage>-<digest of its config>/`, where
+every study finds them.
+
+Each run is a separate process (`auris train ...`). A failed arm therefore does not affect the other arms, several arms
+can run at the same time, and starting an arm by hand gives the same run. Finished runs are not started again; stopped
+runs resume.
 """
 
 from __future__ import annotations
@@ -31,32 +34,33 @@ from auris import config as configs
 from auris import files
 from auris.config import Config
 from auris.errors import UsageError, UserError
-from auris.training.preemption import REQUEUE
+from auris.training.preemption import REQUEUE_STATUS
 
-# Overrides of the study runner itself, which are not passed on to the runs.
+# Settings of the study runner, which are not passed on to the runs.
 _RUNNER_KEYS = ("ablations", "arm", "seed", "seeds", "jobs", "threads", "metric", "dry_run")
 _SHARED = "shared"  # name of the study to which stages belong
-_NAMES = ("study", "arm", "seed", "run_dir")  # settings that only name a run
-_DONE = "done.json"  # file in the directory of a finished run, with the digest of its config and its evaluations
+_NAMING_KEYS = ("study", "arm", "seed", "run_dir")  # settings that only name a run
+# File in the directory of a finished run. It holds the digest of the config, and the evaluations that were made.
+_DONE_FILE = "done.json"
 
 
 @dataclass
 class Job:
-    """A run of a study.
+    """A run of a study: the training of an arm or stage with one seed, followed by the evaluations of the arm.
 
     Attributes:
         name: Name of the arm or stage.
         seed: Seed of the run.
         overrides: Arguments of `auris train`.
         run_dir: Directory of the run.
-        needs: Jobs that must be done first.
+        needs: Jobs that must be done before this one starts.
         evaluate: Arguments of each `auris evaluate` after training.
         evaluations: Number of evaluations that have been started.
         config: The resolved config.
-        status: waiting, running, evaluating, done, failed, stopped or blocked.
-        process: Process of the training or evaluation, None if there is none.
+        status: waiting, running, evaluating, done, failed, stopped (preempted), or blocked (by a job that is not done).
+        process: Process of the current training or evaluation; None if no process is running.
         started: Time of the start, in seconds since the epoch.
-        seconds: Duration after the end.
+        seconds: Duration of the job, set when it ends.
     """
 
     name: str
@@ -74,12 +78,12 @@ class Job:
 
     @property
     def key(self) -> str:
-        """Name and seed for messages."""
+        """Name and seed, which identify the job in messages."""
         return f"{self.name}, seed {self.seed}"
 
     @property
     def log(self) -> Path:
-        """File with the output of all processes of the run."""
+        """Path of the file with the output of all processes of the run."""
         return self.run_dir / "log.txt"
 
     @property
@@ -94,49 +98,53 @@ class Job:
 
     @property
     def level(self) -> int:
-        """Length of the longest chain of jobs that must be done first."""
+        """Length of the longest chain of jobs that must be done before this one."""
         return max((job.level + 1 for job in self.needs), default=0)
 
 
 def run_study(study: Config) -> int:
-    """Run a study, or with `dry_run` list its runs, one per line with level, name and seed.
+    """Run a study, or with `dry_run` only list its jobs, one per line with level, name and seed.
 
     Args:
         study: The resolved config of the study.
 
     Returns:
-        The exit code: 1 if a job did not finish, REQUEUE if a job should be started again.
+        The exit code: 0 if all jobs are done, REQUEUE_STATUS if a job was preempted and should be started again,
+        otherwise 1.
     """
     overrides = list(HydraConfig.get().overrides.task)
-    extra = [override for override in overrides if override.lstrip("+").split("=")[0] not in _RUNNER_KEYS]
-    jobs = plan(study, extra, arm=study["arm"], seed=study["seed"])
+    extra_overrides = [override for override in overrides if override.lstrip("+").split("=")[0] not in _RUNNER_KEYS]
+    jobs = plan_jobs(study, extra_overrides, arm=study["arm"], seed=study["seed"])
     if study["dry_run"]:
         for job in jobs:
             print(job.level, job.name, job.seed, sep="\t")
         return 0
-    # `auris results` needs the question and the order of the arms, which the runs do not contain.
-    facts = {"question": study.get("question", ""), "arms": list(study["arms"])}
-    files.write_yaml(Path(jobs[-1].config["runs_dir"]) / study["study"] / "study.yaml", facts)
-    code = run(jobs, max_parallel=study["jobs"], threads=study["threads"], metric=study.get("metric"))
-    return code if code == REQUEUE else min(code, 1)
+    # `auris results` needs the study's question and the order of its arms, which the run directories do not contain.
+    description = {"question": study.get("question", ""), "arms": list(study["arms"])}
+    files.write_yaml(Path(jobs[-1].config["runs_dir"]) / study["study"] / "study.yaml", description)
+    code = run_jobs(jobs, max_parallel=study["jobs"], threads=study["threads"], metric=study.get("metric"))
+    return code if code == REQUEUE_STATUS else min(code, 1)
 
 
 # --- planning -----------------------------------------------------------------------------------------------------
 
 
-def plan(study: Config, extra: Sequence[str] = (), arm: str | None = None, seed: int | None = None) -> list[Job]:
+def plan_jobs(
+    study: Config, extra_overrides: Sequence[str] = (), arm: str | None = None, seed: int | None = None
+) -> list[Job]:
     """Return the jobs of a study; every job comes after the jobs that it needs.
 
     The configs of all arms are composed, so that a misspelt override ends the study before it starts.
 
     Args:
         study: The resolved config of the study.
-        extra: Overrides from the command line, which take precedence over those of the arms.
-        arm: Name of a single arm or stage, which is planned with the jobs that it needs; None for all arms.
-        seed: A single seed; None for all seeds.
+        extra_overrides: Overrides from the command line, which take precedence over the overrides of the arms.
+        arm: Name of the only arm or stage to plan, in addition to the jobs that it needs; None plans all arms.
+        seed: The only seed to plan; None plans all seeds of the study.
 
     Raises:
-        UsageError: An arm or stage is unknown or depends on itself, or two arms are the same run.
+        UsageError: An arm or stage is unknown or depends on itself, its config is invalid, or two arms have the same
+            config.
     """
     entries = {**(study.get("stages") or {}), **study["arms"]}
     if arm is not None and arm not in entries:
@@ -145,7 +153,13 @@ def plan(study: Config, extra: Sequence[str] = (), arm: str | None = None, seed:
     jobs: dict[tuple[str, int], Job] = {}
 
     def add(name: str, seed: int, path: tuple[str, ...] = ()) -> Job:
-        """Add the job of an arm or stage after the jobs that it needs; `path` names the jobs that need it."""
+        """Add the job of an arm or stage after the jobs that it needs.
+
+        Args:
+            name: Name of the arm or stage.
+            seed: Seed of the job.
+            path: Names of the arms and stages that lead to this job; each of them needs the next one.
+        """
         if name in path:
             raise UsageError(f"study {study['study']}: {' after '.join((*path, name))} is a circular dependency")
         if name not in entries:
@@ -154,22 +168,25 @@ def plan(study: Config, extra: Sequence[str] = (), arm: str | None = None, seed:
             return jobs[name, seed]
         entry, is_arm = entries[name], name in study["arms"]
         after = entry.get("after") or {}
-        # Either the whole model starts from one run, or its parts start from several runs.
-        whole = isinstance(after, str)
-        starts = {"checkpoint": after} if whole else {f"weights.{part}": run for part, run in after.items()}
-        before = {start: add(run, seed, (*path, name)) for start, run in starts.items()}
-        overrides = [*entry["overrides"], *(f"{start}={job.run_dir}" for start, job in before.items()), *extra]
-        names = [f"study={study['study']}", f"arm={name}", f"seed={seed}"]
+        # Either the whole model starts from the weights of one run, or its parts start from several runs.
+        is_whole_model = isinstance(after, str)
+        sources = (
+            {"checkpoint": after} if is_whole_model else {f"weights.{part}": source for part, source in after.items()}
+        )
+        needed = {key: add(source, seed, (*path, name)) for key, source in sources.items()}
+        weights = [f"{key}={job.run_dir}" for key, job in needed.items()]
+        overrides = [*entry["overrides"], *weights, *extra_overrides]
+        naming = [f"study={study['study']}", f"arm={name}", f"seed={seed}"]
         try:
-            composed = configs.compose([*overrides, *names])
+            composed = configs.compose([*overrides, *naming])
             if not is_arm:
                 composed.study, composed.arm = _SHARED, f"{name}-{_digest(configs.resolve(composed), seed)}"
-                names = [f"study={_SHARED}", f"arm={composed.arm}", f"seed={seed}"]
+                naming = [f"study={_SHARED}", f"arm={composed.arm}", f"seed={seed}"]
             config = configs.resolve(composed)
         except UserError as error:
             raise UsageError(f"study {study['study']}, arm {name}: {error}") from error
-        job = Job(name, seed, [*overrides, *names], Path(config["run_dir"]), [*before.values()], config=config)
-        # An arm that is only needed by the selected one may be evaluated by another job of a SLURM array at this time.
+        job = Job(name, seed, [*overrides, *naming], Path(config["run_dir"]), [*needed.values()], config=config)
+        # Only selected arms are evaluated here. Another job of a SLURM array may be evaluating the arms that they need.
         if is_arm and name in selected:
             job.evaluate = [list(arguments) for arguments in entry.get("evaluate") or study.get("evaluate") or []]
         jobs[name, seed] = job
@@ -178,98 +195,101 @@ def plan(study: Config, extra: Sequence[str] = (), arm: str | None = None, seed:
     for job_seed in [seed] if seed is not None else study["seeds"]:
         for name in selected:
             add(name, job_seed)
-    _require_different([job for job in jobs.values() if job.name in study["arms"]])
+    _check_that_arms_differ([job for job in jobs.values() if job.name in study["arms"]])
     return list(jobs.values())
 
 
 def _digest(config: Config, seed: int) -> str:
     """Return a digest of a config that is the same for all seeds.
 
-    The seed is removed from paths as well, because a run starts from runs with its own seed.
+    The seed is removed from paths as well, because a run starts from the weights of runs with the same seed.
     """
-    content = json.dumps({key: value for key, value in config.items() if key not in _NAMES}, sort_keys=True)
+    content = json.dumps({key: value for key, value in config.items() if key not in _NAMING_KEYS}, sort_keys=True)
     content = content.replace(config.get("run_dir", ""), "")
     return hashlib.sha256(content.replace(f"/seed_{seed}", "").encode()).hexdigest()[:8]
 
 
-def _require_different(arms: Sequence[Job]) -> None:
-    """Check that no two arms are the same run, which would make a comparison meaningless.
+def _check_that_arms_differ(jobs: Sequence[Job]) -> None:
+    """Check that no two arms are the same run, because it makes no sense to compare them.
 
     Raises:
-        UsageError: Two arms have the same config.
+        UsageError: Two jobs have the same config and seed, except for the names of the arms.
     """
     jobs_by_content: dict[str, Job] = {}
-    for job in arms:
-        content = json.dumps({key: x for key, x in job.config.items() if key not in ("arm", "run_dir")}, sort_keys=True)
-        content = content.replace(job.config.get("run_dir", ""), "")
+    for job in jobs:
+        settings = {key: value for key, value in job.config.items() if key not in ("arm", "run_dir")}
+        content = json.dumps(settings, sort_keys=True).replace(job.config.get("run_dir", ""), "")
         other = jobs_by_content.setdefault(content, job)
         if other is not job:
-            own = [
+            new_overrides = [
                 override
                 for override in job.overrides
                 if override not in other.overrides and not override.startswith("arm=")
             ]
-            verb = "changes" if len(own) == 1 else "change"
-            reason = f"{' and '.join(own)} {verb} nothing" if own else "they have the same overrides"
+            verb = "changes" if len(new_overrides) == 1 else "change"
+            reason = "they have the same overrides"
+            if new_overrides:
+                reason = f"{' and '.join(new_overrides)} {verb} nothing"
             raise UsageError(f"arms {other.key} and {job.key} are the same run: {reason}")
 
 
 # --- running ------------------------------------------------------------------------------------------------------
 
 
-def run(jobs: list[Job], max_parallel: int, threads: int = 1, metric: str | None = None) -> int:
+def run_jobs(jobs: list[Job], max_parallel: int, threads: int = 1, metric: str | None = None) -> int:
     """Run jobs in parallel and show a live table.
 
-    SIGTERM and SIGUSR1, the signals with which a cluster preempts a job, are forwarded to the running jobs. No further
-    job is started then.
+    SIGTERM and SIGUSR1, the signals with which a cluster preempts a job, are forwarded to the running jobs. After such
+    a signal no further job is started.
 
     Args:
         jobs: The jobs; each comes after the jobs that it needs.
         max_parallel: Largest number of jobs that run at the same time.
-        threads: CPU threads of each run. The number does not depend on `max_parallel`, because it affects rounding.
-        metric: Metric of validation to show in the table; None for the loss.
+        threads: Number of CPU threads of each run. It does not depend on `max_parallel`, because it affects rounding.
+        metric: Validation metric to show in the table; None shows the loss.
 
     Returns:
-        The number of jobs that did not finish, or REQUEUE if a job should be started again.
+        The number of jobs that did not finish, or REQUEUE_STATUS if a job should be started again.
     """
     console = Console()
     for job in jobs:
         job.status = "done" if _is_done(job) else job.status
-    done = sum(job.status == "done" for job in jobs)
-    already_done = f" ({done} already done)" if done else ""
+    n_done = sum(job.status == "done" for job in jobs)
+    already_done = f" ({n_done} already done)" if n_done else ""
     threads_each = f"{threads} thread{'s'[: threads > 1]} each"
     console.print(f"{len(jobs)} runs{already_done}, {max_parallel} in parallel, {threads_each}")
     try:
-        show = Live(console=console, refresh_per_second=2, transient=False, auto_refresh=console.is_terminal)
-        with _forward_signals(jobs) as signals, show as live:
+        live_table = Live(console=console, refresh_per_second=2, transient=False, auto_refresh=console.is_terminal)
+        with _forward_signals(jobs) as signals, live_table:
             while any(
                 job.status in ("running", "evaluating") or (job.status == "waiting" and not signals) for job in jobs
             ):
-                changed = _advance(jobs, 0 if signals else max_parallel, threads)
+                changed_jobs = _advance(jobs, 0 if signals else max_parallel, threads)
                 if console.is_terminal:
-                    live.update(_table(jobs, metric))
-                for job in [] if console.is_terminal else changed:  # a log file gets one line per change instead
-                    console.print(f"{job.key}: {job.status}")
+                    live_table.update(_make_table(jobs, metric))
+                else:  # in a log file, print one line per change instead of the table
+                    for job in changed_jobs:
+                        console.print(f"{job.key}: {job.status}")
                 time.sleep(0.2)
-            live.update(_table(jobs, metric))
+            live_table.update(_make_table(jobs, metric))
     except KeyboardInterrupt:
         for job in jobs:
             if job.process is not None and job.is_alive:
                 job.process.terminate()
         console.print("stopped; the same command resumes the study")
-        return min(sum(job.status != "done" for job in jobs), REQUEUE - 1)
+        return min(sum(job.status != "done" for job in jobs), REQUEUE_STATUS - 1)
     unfinished = [job for job in jobs if job.status != "done"]
     for job in unfinished:
         console.print(f"[red]{job.key} {job.status}[/red]" + (f", see {job.log}:" if job.status == "failed" else ""))
         if job.status == "failed":
             console.print("".join(job.log.read_text(errors="replace").splitlines(keepends=True)[-12:]), markup=False)
     is_preempted = signals or any(job.status == "stopped" for job in jobs)
-    return REQUEUE if unfinished and is_preempted else min(len(unfinished), REQUEUE - 1)
+    return REQUEUE_STATUS if unfinished and is_preempted else min(len(unfinished), REQUEUE_STATUS - 1)
 
 
 @contextmanager
 def _forward_signals(jobs: Sequence[Job]) -> Generator[list[int]]:
-    """Forward signals to the running jobs; yield the list to which received signals are added."""
+    """Forward signals to the running jobs; yield a list that collects the signals that were received."""
     signals: list[int] = []
 
     def forward(number: int, frame: FrameType | None) -> None:
@@ -278,29 +298,29 @@ def _forward_signals(jobs: Sequence[Job]) -> Generator[list[int]]:
             if job.process is not None and job.is_alive:
                 job.process.send_signal(number)
 
-    before = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    previous_handlers = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGUSR1)}
     try:
         yield signals
     finally:
-        for number, handler in before.items():
+        for number, handler in previous_handlers.items():
             signal.signal(number, handler)
 
 
 def _advance(jobs: Sequence[Job], max_parallel: int, threads: int) -> list[Job]:
-    """Update the status of jobs that have ended and start others; return the jobs whose status has changed.
+    """Update the status of jobs whose process has ended, and start others; return the jobs whose status has changed.
 
     Args:
         jobs: All jobs.
-        max_parallel: Largest number of jobs that run at the same time. 0 means that the study has been preempted: a job
-            that ends without being done is stopped then.
-        threads: CPU threads of each run.
+        max_parallel: Largest number of jobs that run at the same time. 0 means that the study has been preempted. A job
+            that ends then without being done gets the status `stopped`.
+        threads: Number of CPU threads of each run.
     """
-    before = {job.key: job.status for job in jobs}
+    old_statuses = {job.key: job.status for job in jobs}
     for job in jobs:
         if job.process is not None and (code := job.process.poll()) is not None:
             job.process = None
             remaining = job.evaluate[job.evaluations :]
-            if code == REQUEUE or (not max_parallel and (code != 0 or remaining)):
+            if code == REQUEUE_STATUS or (not max_parallel and (code != 0 or remaining)):
                 job.status = "stopped"
             elif code != 0:
                 job.status = "failed"
@@ -310,31 +330,37 @@ def _advance(jobs: Sequence[Job], max_parallel: int, threads: int) -> list[Job]:
                 _start(job, ["evaluate", f"checkpoint={job.run_dir}", *remaining[0]], threads)
             else:
                 job.status = "done"
-                files.write_json(job.run_dir / _DONE, {"recipe": job.digest, "evaluate": job.evaluate})
+                files.write_json(job.run_dir / _DONE_FILE, {"recipe": job.digest, "evaluate": job.evaluate})
             if job.process is None:
                 job.seconds = time.time() - job.started
     for job in jobs:
         if job.status == "waiting":
             statuses = [needed.status for needed in job.needs]
-            running = sum(other.process is not None for other in jobs)
+            n_running = sum(other.process is not None for other in jobs)
             if any(status in ("failed", "stopped", "blocked") for status in statuses):
                 job.status = "blocked"
-            elif all(status == "done" for status in statuses) and running < max_parallel:
+            elif all(status == "done" for status in statuses) and n_running < max_parallel:
                 job.status, job.started = "running", time.time()
                 _start(job, ["train", *job.overrides], threads)
-    return [job for job in jobs if job.status != before[job.key]]
+    return [job for job in jobs if job.status != old_statuses[job.key]]
 
 
 def _is_done(job: Job) -> bool:
-    """Whether the run finished earlier, with the same config and all its evaluations."""
-    done = files.read_metadata(job.run_dir / _DONE)
-    if not done or done["recipe"] != job.digest:
+    """Return whether the run and all its evaluations were finished earlier, with the same config."""
+    record = files.read_metadata(job.run_dir / _DONE_FILE)
+    if not record or record["recipe"] != job.digest:
         return False
-    return all(arguments in done["evaluate"] for arguments in job.evaluate)
+    return all(arguments in record["evaluate"] for arguments in job.evaluate)
 
 
 def _start(job: Job, arguments: list[str], threads: int) -> None:
-    """Start a process of a job with arguments of `auris`."""
+    """Start a process of a job.
+
+    Args:
+        job: The job.
+        arguments: Arguments of `auris`.
+        threads: Number of CPU threads of the process.
+    """
     job.run_dir.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     with job.log.open("ab") as log:
@@ -342,10 +368,10 @@ def _start(job: Job, arguments: list[str], threads: int) -> None:
         job.process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
 
 
-def _table(jobs: Sequence[Job], metric: str | None = None) -> Table:
+def _make_table(jobs: Sequence[Job], metric: str | None = None) -> Table:
     metric = metric or "val/loss"
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("run", no_wrap=True)  # names with a common beginning must not be truncated
+    table.add_column("run", no_wrap=True)  # truncated names might look the same
     for column in ("seed", "status", "step", "loss", metric, "minutes"):
         table.add_column(column, justify="left" if column == "status" else "right")
     for job in jobs:

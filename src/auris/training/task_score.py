@@ -14,11 +14,11 @@ from auris.metrics.measures import check, measure, row_stats, score, value
 
 
 class TaskScore(torchmetrics.Metric):
-    """Metric of `auris.metrics.measures`, accumulated over batches and ranks.
+    """Torchmetrics version of a metric of `auris.metrics.measures`, accumulated over batches and ranks.
 
-    The score over all ranks equals the score that a single process would compute. The state is the sum of the rows'
-    statistics, or the statistics of every row if the metric cannot be computed from sums. The score is NaN before the
-    first update.
+    The score over all ranks equals the score that a single process would compute. The state is the sum of the
+    statistics of all rows, or the statistics of every row if the metric cannot be computed from sums. The score is NaN
+    before the first update.
 
     Args:
         metric: Name of the metric.
@@ -27,15 +27,15 @@ class TaskScore(torchmetrics.Metric):
 
     is_differentiable = False
     full_state_update = False
-    sums: torch.Tensor  # (statistics,) float64; only if `additive`
-    rows: list[torch.Tensor]  # one line of JSON per row, as bytes; only if not `additive`
+    sums: torch.Tensor  # (number of statistics,) float64; exists only if `is_additive`
+    rows: list[torch.Tensor]  # statistics of each row as the bytes of a line of JSON; exists only if not `is_additive`
 
     def __init__(self, metric: str, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         check(metric)
         self.metric = metric
-        self.additive = measure(metric).formula is not None
-        if self.additive:
+        self.is_additive = measure(metric).formula is not None
+        if self.is_additive:
             zeros = torch.zeros(len(measure(metric).stats), dtype=torch.float64)  # exact for counts
             self.add_state("sums", default=zeros, dist_reduce_fx="sum")
         else:
@@ -47,26 +47,26 @@ class TaskScore(torchmetrics.Metric):
         return measure(self.metric).higher_is_better
 
     def update(self, hypotheses: Sequence[Any], references: Sequence[Any], languages: Sequence[str]) -> None:
-        """Add rows.
+        """Add rows to the score.
 
         Args:
             hypotheses: Responses of the model, one per row.
-            references: Labels, one per row.
-            languages: Language of each row.
+            references: Correct answers, one per row.
+            languages: Language codes, one per row.
         """
         for hypothesis, reference, language in zip(hypotheses, references, languages, strict=True):
             stats = row_stats(self.metric, hypothesis, reference, language)
-            if self.additive:
+            if self.is_additive:
                 self.sums += torch.tensor(stats, dtype=self.sums.dtype, device=self.sums.device)
             else:
-                # Ranks can exchange tensors only, so a row is stored as the bytes of a line of JSON. Their dtype is the
-                # one that torchmetrics uses for a rank without rows; it represents every byte exactly.
+                # Ranks can exchange tensors only, so the statistics are stored as the bytes of a line of JSON. The
+                # tensor has the dtype that torchmetrics uses on a rank without rows. It represents every byte exactly.
                 line = torch.tensor(list(json.dumps(stats).encode() + b"\n"), dtype=self.dtype, device=self.device)
                 self.rows.append(line)
 
     def compute(self) -> torch.Tensor:
         """Return the score of all rows so far: a fraction, or 0 to 100 for BLEU."""
-        if self.additive:
+        if self.is_additive:
             return torch.tensor(value(self.metric, self.sums.cpu().numpy()))
         lines = bytes(dim_zero_cat(self.rows).to(torch.uint8).tolist()) if len(self.rows) else b""
         return torch.tensor(score(self.metric, [json.loads(line) for line in lines.splitlines()]))

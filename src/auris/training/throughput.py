@@ -1,8 +1,9 @@
 """Speed of a run: curves in TensorBoard (`speed/...`), values on the progress bar, and a final report.
 
-Only useful operations are counted, each once: those for tokens and frames of rows, for logits at positions with a label
-(likewise for the last layer, except for its keys and values), and for the pairs that attention computes. Padding,
-recomputation and reference models are not useful. Counts are sums over all ranks.
+A session is the time since the run was last started. Only useful operations are counted, each of them once: the
+operations for tokens and frames of rows, for logits at positions with a label (likewise for the last layer, except for
+its keys and values), and for the pairs of query and key in attention. Operations for padding, recomputation and
+reference models are not counted. Counts are sums over all ranks.
 """
 
 from __future__ import annotations
@@ -17,21 +18,21 @@ from torch import Tensor
 from auris.training import cost
 from auris.training.cost import LOAD_FIELDS
 from auris.training.lightning_types import audio_module, is_log_step
-from auris.training.provenance import WINDOW, device_name
+from auris.training.provenance import WINDOW_STEPS, device_name
 
 Totals = Mapping[str, float]
 """Totals of a session at the end of a step.
 
-Keys: `steps` and `seconds` of training without validation; `tokens`, `audio_seconds` and `flops`; `computed`, all
-tokens and frames; `idle`, those of them that belong to no row; `waited`, seconds that the slowest rank of each step
-waited for data.
+Keys: `steps` and `seconds` of training without validation; `tokens`, `audio_seconds` and `flops`; `computed`, the
+number of all tokens and frames; `idle`, the number of tokens and frames that belong to no row; `waited`, the seconds
+that a rank waited for data, summed over steps, from the rank that waited longest in each step.
 """
 
 
 class Throughput(L.Callback):
-    """Callback that measures speed over recent steps during a run, and over the whole session at its end.
+    """Callback that measures speed over recent steps during a run, and over the whole session at the end.
 
-    Validation and the first step of a session, which includes warm-up, are left out.
+    Validation is left out, and so is the first step of a session, which includes warm-up.
 
     Args:
         peak_flops: Peak FLOP/s of one device; None takes it from `cost.PEAK_FLOPS`.
@@ -39,24 +40,26 @@ class Throughput(L.Callback):
 
     def __init__(self, peak_flops: float | None = None) -> None:
         self.setting = peak_flops
-        self.peak, self.source = cost.peak_flops("", "", peak_flops)
-        self.flops_per: dict[str, int] = {}  # field of `cost.Load` -> useful operations per unit
-        self.totals = dict.fromkeys(("tokens", "audio_seconds", "flops"), 0.0)  # of the whole run
-        self.recent: list[Totals] = []  # after each of the last WINDOW + 1 steps
-        self.first: Totals | None = None  # after the first step of the session
-        self.latest: Totals = {}
+        self.peak, self.source = cost.find_peak_flops("", "", peak_flops)
+        self.flops_per: dict[str, int] = {}  # field of `cost.Load` -> useful operations per token, frame or pair
+        self.totals = dict.fromkeys(("tokens", "audio_seconds", "flops"), 0.0)  # totals of the whole run
+        self.recent: list[Totals] = []  # totals after each of the last WINDOW_STEPS + 1 steps
+        self.first: Totals | None = None  # totals after the first step of the session
+        self.latest: Totals = {}  # totals after the latest step
         self.peak_bytes = 0.0
         self.devices = 1
-        self.paused = 0.0  # seconds of validation
-        self.validating_since: float | None = None  # by time.perf_counter()
+        self.paused = 0.0  # seconds of validation in the session
+        self.validating_since: float | None = None  # start of the current validation by time.perf_counter()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Look up the peak of the device, and compute the useful operations per unit."""
+        """Look up the peak FLOP/s of the device, and compute the useful operations per token, frame and pair."""
         module = audio_module(pl_module)
         self.devices = trainer.world_size
-        self.peak, self.source = cost.peak_flops(device_name(module.device), str(trainer.precision), self.setting)
+        self.peak, self.source = cost.find_peak_flops(device_name(module.device), str(trainer.precision), self.setting)
         stage = cost.Stage.of(module.objective, module.trainable)
-        self.flops_per = {name: cost.training_flops(module.net, stage, cost.Load(**{name: 1})) for name in LOAD_FIELDS}
+        self.flops_per = {
+            name: cost.count_training_flops(module.net, stage, cost.Load(**{name: 1})) for name in LOAD_FIELDS
+        }
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Stop the clock."""
@@ -65,7 +68,7 @@ class Throughput(L.Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Restart the clock after a validation. The pause includes the work of other callbacks at its end."""
+        """Restart the clock after a validation. The pause includes what other callbacks do after the validation."""
         if self.validating_since is not None:
             self.paused += time.perf_counter() - self.validating_since
 
@@ -74,19 +77,20 @@ class Throughput(L.Callback):
     ) -> None:
         """Count a step, show its speed on the progress bar and log the speed if this step is logged."""
         self._count(outputs)
-        rates = self.rates(self.recent[0], self.recent[-1])
-        shown = {"tokens/s": "tokens_per_s", "h/h": "audio_hours_per_hour", "MFU": "mfu", "wait": "data_wait"}
-        for name, key in shown.items():
+        rates = self.compute_rates(self.recent[0], self.recent[-1])
+        progress_bar = {"tokens/s": "tokens_per_s", "h/h": "audio_hours_per_hour", "MFU": "mfu", "wait": "data_wait"}
+        for name, key in progress_bar.items():
             if key in rates:
                 pl_module.log(name, rates[key], prog_bar=True, logger=False)
         pl_module.log("train/audio_hours", self.totals["audio_seconds"] / 3600)
         pl_module.log("train/flops", self.totals["flops"])
         if rates and is_log_step(trainer):
+            metrics = {f"speed/{name}": rate for name, rate in rates.items()}
             for logger in trainer.loggers:
-                named = {f"speed/{name}": value for name, value in rates.items()}
-                logger.log_metrics(named, trainer.global_step - 1)  # Lightning's curves number steps from 0
+                logger.log_metrics(metrics, trainer.global_step - 1)  # Lightning numbers the steps of its curves from 0
 
     def _count(self, outputs: Mapping[str, Tensor]) -> None:
+        """Add a step to the totals."""
         counts = {name: float(outputs[name]) for name in (*LOAD_FIELDS, "idle", "audio_seconds")}
         step = {
             "steps": 1,
@@ -104,35 +108,35 @@ class Throughput(L.Callback):
         latest = {name: self.latest.get(name, 0) + number for name, number in step.items()}
         self.latest = latest | {"seconds": time.perf_counter() - self.paused}
         self.first = self.first or self.latest
-        self.recent = [*self.recent[-WINDOW:], self.latest]
+        self.recent = [*self.recent[-WINDOW_STEPS:], self.latest]
 
-    def rates(self, start: Totals, end: Totals) -> dict[str, float]:
+    def compute_rates(self, start: Totals, end: Totals) -> dict[str, float]:
         """Return the speeds between two steps by name; empty if no time has passed. Shares are fractions."""
-        done = {name: end[name] - start[name] for name in end}
-        seconds = done["seconds"]
+        difference = {name: end[name] - start[name] for name in end}
+        seconds = difference["seconds"]
         if seconds <= 0:
             return {}
-        flops = done["flops"] / seconds
+        flops_per_second = difference["flops"] / seconds
         rates = {
-            "tokens_per_s": done["tokens"] / seconds,
-            "audio_hours_per_hour": done["audio_seconds"] / seconds,
-            "seconds_per_step": seconds / done["steps"],
-            "useful_tflops": flops / 1e12,
-            "padding": done["idle"] / max(1.0, done["computed"]),
-            "data_wait": done["waited"] / seconds,
+            "tokens_per_s": difference["tokens"] / seconds,
+            "audio_hours_per_hour": difference["audio_seconds"] / seconds,
+            "seconds_per_step": seconds / difference["steps"],
+            "useful_tflops": flops_per_second / 1e12,
+            "padding": difference["idle"] / max(1.0, difference["computed"]),
+            "data_wait": difference["waited"] / seconds,
             "peak_memory_gib": self.peak_bytes / cost.GIB,
         }
-        return rates | ({} if self.peak is None else {"mfu": flops / self.devices / self.peak})
+        return rates | ({} if self.peak is None else {"mfu": flops_per_second / self.devices / self.peak})
 
-    def session(self) -> dict[str, float]:
-        """Return the speeds over all steps of this session except the first."""
-        return {} if self.first is None else self.rates(self.first, self.latest)
+    def session_rates(self) -> dict[str, float]:
+        """Return the speeds over all steps of the session except the first step."""
+        return {} if self.first is None else self.compute_rates(self.first, self.latest)
 
-    def report(self) -> str:
+    def format_report(self) -> str:
         """Describe the session in a sentence."""
-        rates = self.session()
+        rates = self.session_rates()
         if not rates:
-            return "speed: unknown, it takes at least two steps to measure"
+            return "speed: unknown, because measuring it takes at least two steps"
         mfu = f"no MFU because {self.source} (set peak_flops to the FLOP/s of one device)"
         if self.peak is not None:
             mfu = f"MFU {100 * rates['mfu']:.1f} % of {self.peak / 1e12:.4g} TFLOP/s per device ({self.source})"

@@ -283,7 +283,7 @@ def test_an_empty_pack_contributes_nothing_but_reaches_every_part(net: AudioLM) 
 
 def test_a_live_reference_equals_its_cached_log_probabilities(net: AudioLM) -> None:
     live = DPO(reference="live")
-    live.freeze(deepcopy(net))
+    live.set_live_reference(deepcopy(net))
     with torch.no_grad():
         reference = answer_logps(net, tree(build_pairs(), net.geometry))[0]
         for parameter in net.parameters():
@@ -297,7 +297,7 @@ def test_a_live_reference_equals_its_cached_log_probabilities(net: AudioLM) -> N
 
 def test_an_untrained_policy_has_zero_margin_and_zero_kl(net: AudioLM) -> None:
     live = DPO(reference="live")
-    live.freeze(deepcopy(net))
+    live.set_live_reference(deepcopy(net))
     loss, sums, _ = run(live, net, tree(build_pairs(), net.geometry))
     assert loss.item() == pytest.approx(4 * math.log(2))
     assert (sums["reward_margin"].item(), sums["accuracy"].item(), sums["kl"].item()) == (0, 0, 0)
@@ -305,7 +305,7 @@ def test_an_untrained_policy_has_zero_margin_and_zero_kl(net: AudioLM) -> None:
 
 def test_the_live_reference_is_neither_saved_nor_trained(net: AudioLM) -> None:
     live = DPO(reference="live")
-    live.freeze(deepcopy(net))
+    live.set_live_reference(deepcopy(net))
     assert live.state_dict() == {} and list(live.parameters()) == []
     run(live, net, tree(build_pairs(), net.geometry))
     assert all(parameter.grad is None for parameter in live._frozen[0].parameters())

@@ -1,5 +1,6 @@
 """Training objectives: the loss of a pack, and the responses to a pack of prompts.
 
-An objective returns the sum of its loss and, from `count(pack)`, the number by which the sum is divided. The division
-happens once, over all packs and ranks, so that micro-batches and packing do not change the mean.
+An objective returns the summed loss of a pack and, from `count(pack)`, the number by which the sum is divided. The
+LightningModule sums both over all packs and ranks and divides once, so that neither micro-batches nor packing change
+the mean.
 """

@@ -1,7 +1,7 @@
 """Connectionist temporal classification (Graves et al. 2006) on the encoder alone.
 
-It trains the small encoder of the demo, which takes the place of Whisper's weights. Targets are the text tokens of the
-language model, so that the encoder learns to respond at the frames that the projector has to translate later.
+It trains the small encoder of the demo, which replaces Whisper's pre-trained encoder. Targets are the text tokens of
+the language model, so that the encoder learns to respond at the frames that the projector has to translate later.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class CTC(Objective):
 
     Args:
         width: Width of the encoder.
-        n_text: Number of text tokens in the vocabulary; the blank is an additional one.
+        n_text: Number of text tokens in the vocabulary. The blank has the next id.
     """
 
     views = ("transcript",)
@@ -41,7 +41,10 @@ class CTC(Objective):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Set the bias of the blank such that about 90 % of the frames are blank, which saves the first steps."""
+        """Set the bias of the blank so that about 90 % of the frames are blank.
+
+        CTC would otherwise learn this in its first steps.
+        """
         with torch.no_grad():
             self.head.bias[self.blank] = math.log(9 * self.blank)
 
@@ -50,9 +53,9 @@ class CTC(Objective):
         return pack["cu_seqlens"][len(pack["rows"])]
 
     def forward(self, net: AudioLM, pack: Pack) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the summed loss, and the number of rows with fewer frames than their text needs.
+        """Return the summed loss, and the number of rows that have fewer frames than CTC needs for their text.
 
-        These rows do not contribute to the loss.
+        Such rows do not contribute to the loss.
         """
         scores, lengths = self.scores(net, pack)
         target_lengths = pack["cu_seqlens"].diff().to(lengths)
@@ -76,29 +79,29 @@ class CTC(Objective):
         next_pack: NextPack = no_more_prompts,
         **options: Any,
     ) -> list[list[int]]:
-        """Return the best path of each row without repeats and blanks, up to a stop token or `max_new_tokens`.
+        """Return the most likely path of each row without repeats and blanks, up to a stop token or `max_new_tokens`.
 
         Args:
             net: The model.
             pack: The rows.
-            settings: Only `max_new_tokens` and `stop` may be set.
+            settings: Settings in which only `max_new_tokens` and `stop` differ from their defaults.
             next_pack: Returns further packs, as in `generation.generate`.
-            **options: Without effect, because nothing is sampled and each pack takes a single forward.
+            **options: Ignored, because nothing is sampled and each pack takes a single forward.
 
         Raises:
-            UserError: The settings choose tokens in another way.
+            UserError: Another setting differs from its default.
         """
         if settings != GenerationSettings(max_new_tokens=settings.max_new_tokens, stop=settings.stop):
             raise UserError(
                 f"{settings}: CTC decodes the best path, expected no settings except max_new_tokens and stop "
                 "(do_sample=false min_new_tokens=0 repetition_penalty=1)"
             )
-        answers = self._best_paths(net, pack, settings)
-        while (further := next_pack(0)) is not None:
-            answers += self._best_paths(net, further, settings)
+        answers = self._decode_best_paths(net, pack, settings)
+        while (further_pack := next_pack(0)) is not None:
+            answers += self._decode_best_paths(net, further_pack, settings)
         return answers
 
-    def _best_paths(self, net: AudioLM, pack: Pack, settings: GenerationSettings) -> list[list[int]]:
+    def _decode_best_paths(self, net: AudioLM, pack: Pack, settings: GenerationSettings) -> list[list[int]]:
         scores, lengths = self.scores(net, pack)
         paths = scores.argmax(-1).split(lengths.tolist())
         collapsed = [torch.unique_consecutive(path) for path in paths][: len(pack["rows"])]
@@ -107,17 +110,21 @@ class CTC(Objective):
         return [list(answer)[: settings.max_new_tokens] for answer in until_stop]
 
     def scores(self, net: AudioLM, pack: Pack) -> tuple[Tensor, Tensor]:
-        """Return the log-probabilities (C, V) of the frames of all clips, and the frame counts (A,) of the clips."""
+        """Return the log-probabilities (C, V) of all frames of all clips, and the number of frames (A,) of each clip.
+
+        V includes the blank.
+        """
         frames, lengths = net.encode_frames(pack["mel"], pack["frames"])
         return self.head(frames).float().log_softmax(-1), lengths
 
 
 def _pad(scores: Tensor, lengths: Tensor) -> Tensor:
-    """Pad the packed frames (C, V) of clips to (longest, A, V).
+    """Pad the packed frames (C, V) of clips to (number of frames of the longest clip, A, V).
 
     A single indexed copy is faster than pad_sequence, which copies clip by clip.
     """
-    longest = int(lengths.max())
-    index = torch.cat([torch.arange(n) + clip * longest for clip, n in enumerate(lengths.tolist())])
-    padded = scores.new_zeros(len(lengths) * longest, scores.shape[-1]).index_copy(0, index.to(scores.device), scores)
-    return rearrange(padded, "(a c) v -> c a v", c=longest)
+    max_length = int(lengths.max())
+    index = torch.cat([torch.arange(n) + clip * max_length for clip, n in enumerate(lengths.tolist())])
+    padded = scores.new_zeros(len(lengths) * max_length, scores.shape[-1])
+    padded = padded.index_copy(0, index.to(scores.device), scores)
+    return rearrange(padded, "(a c) v -> c a v", c=max_length)

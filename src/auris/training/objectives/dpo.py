@@ -1,9 +1,9 @@
 """Direct preference optimisation (Rafailov et al. 2023; Qwen2-Audio equation 2) and related losses on pairs of answers.
 
 The prompt of a pair, including its clips, is computed once for both answers (`model.pack.Pack`). The log-probabilities
-of the reference model come with the pack, or from a frozen model in memory.
+under the reference model are in the pack, or are computed by a frozen model in memory.
 
-Shapes: P pairs. The order of the answers of a pair is chosen, rejected.
+Shapes: P pairs. In a dimension of size 2, the chosen answer precedes the rejected answer.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from auris.errors import UserError
 from auris.model.pack import Pack
-from auris.training.objectives.logps import score
+from auris.training.objectives.logps import label_logps
 from auris.training.objectives.objective import Objective, task_sums
 
 if TYPE_CHECKING:
@@ -31,20 +31,21 @@ REFERENCES = ("cached", "live")
 class DPO(Objective):
     """Objective: prefer the chosen to the rejected answer, relative to a frozen reference model.
 
-    With x = reward(chosen) - reward(rejected) and reward = beta * (log p - log p of the reference), the losses are:
+    The reward of an answer is beta * (log p(answer) - log p_reference(answer)). With x = reward(chosen) -
+    reward(rejected), the losses are:
 
     * `sigmoid`: -(1 - s) log sigmoid(x) - s log sigmoid(-x) with label smoothing s (Mitchell 2023), by default 0;
     * `ipo`: (x / beta - 1 / (2 beta))^2 (Azar et al. 2023; equal to TRL's with `average=true`);
     * `hinge`: max(0, 1 - x) (Zhao et al. 2023).
 
     Args:
-        beta: Strength of the reference; a larger value keeps the policy closer to it.
+        beta: Strength of the reference; a larger value keeps the policy closer to the reference.
         loss: One of `LOSSES`.
-        label_smoothing: Assumed share of pairs with swapped labels; only for `sigmoid`.
+        label_smoothing: Assumed share of pairs in which the labels chosen and rejected are swapped; only for `sigmoid`.
         nll_weight: Weight of the negative log-likelihood per token of the chosen answer (Pang et al. 2024).
         average: Whether log p of an answer is the mean over its tokens instead of the sum.
-        reference: "cached" uses log-probabilities of the initial weights, computed once before training. "live"
-            computes a frozen copy of the initial net in every step, which augmented audio requires.
+        reference: "cached" uses log-probabilities under the initial weights, which are computed once before training.
+            "live" computes a frozen copy of the initial net in every step, which is required if audio is augmented.
 
     Raises:
         UserError: A value is out of range or has no effect.
@@ -67,7 +68,7 @@ class DPO(Objective):
             if isinstance(value, bool) or not isinstance(value, (int, float)):
                 raise UserError(f"objective.{name}={value!r}: expected a number")
         checks = {
-            "beta": (beta, 0 < beta < math.inf, "a number above 0 (Qwen2-Audio gives none; 0.1 is customary)"),
+            "beta": (beta, 0 < beta < math.inf, "a number above 0 (Qwen2-Audio reports no value; 0.1 is customary)"),
             "loss": (loss, loss in LOSSES, " or ".join(LOSSES)),
             "label_smoothing": (label_smoothing, 0 <= label_smoothing < 0.5, "at least 0 and below 0.5"),
             "nll_weight": (nll_weight, 0 <= nll_weight < math.inf, "0 or more"),
@@ -83,11 +84,11 @@ class DPO(Objective):
             )
         self.beta, self.loss, self.average = beta, loss, average
         self.label_smoothing, self.nll_weight, self.reference = label_smoothing, nll_weight, reference
-        # In a tuple, the frozen net is no submodule, so that checkpoints and optimizers do not include it.
+        # In a tuple, the frozen net is not a submodule, so that checkpoints and optimizers do not include it.
         self._frozen: tuple[AudioLM, ...] = ()
 
-    def freeze(self, net: AudioLM) -> None:
-        """Freeze a copy of the policy and use it as the reference of `reference="live"`."""
+    def set_live_reference(self, net: AudioLM) -> None:
+        """Freeze a net, which must be a copy of the policy, and use it as the reference of `reference="live"`."""
         self._frozen = (net.requires_grad_(False).eval(),)
 
     def count(self, pack: Pack) -> Tensor:
@@ -97,9 +98,10 @@ class DPO(Objective):
     def forward(self, net: AudioLM, pack: Pack) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the summed loss, and sums over pairs to be logged.
 
-        `kl` is log p of the reference - log p, averaged over both answers. It is an unbiased estimate of KL(reference,
-        policy) if the reference generated the answers (`auris.evaluation.preferences`); otherwise it measures drift.
-        `tasks` (2, K) contains the summed loss and the number of pairs for each of `tasks.CURVES`.
+        `kl` is log p_reference - log p, averaged over both answers. It is an unbiased estimate of the KL divergence of
+        the policy from the reference if the reference model generated the answers (`auris.evaluation.preferences`).
+        Otherwise it only measures how far the policy has drifted. `tasks` (2, K) contains the summed loss and the
+        number of pairs for each of `tasks.CURVES`.
         """
         logps, lengths = answer_logps(net, pack)
         reference = self.reference_logps(pack)
@@ -123,7 +125,7 @@ class DPO(Objective):
         Args:
             logps: (P, 2) log-probabilities under the policy, summed over tokens.
             reference: (P, 2) log-probabilities under the reference, summed over tokens.
-            lengths: (P, 2) numbers of tokens.
+            lengths: (P, 2) numbers of tokens of the answers.
         """
         ratios = logps - reference
         return self.beta * (ratios / lengths if self.average else ratios)
@@ -141,10 +143,10 @@ class DPO(Objective):
         return losses - self.nll_weight * logps[:, 0] / lengths[:, 0]
 
     def reference_logps(self, pack: Pack) -> Tensor:
-        """Return the log-probabilities (P, 2) of the reference, from the pack or from the frozen net.
+        """Return the log-probabilities (P, 2) under the reference, from the pack or from the frozen net.
 
         Raises:
-            UserError: There are neither log-probabilities in the pack nor a frozen net.
+            UserError: The pack contains no log-probabilities, and there is no frozen net.
         """
         if "reference" in pack:
             return pack["reference"]
@@ -153,9 +155,9 @@ class DPO(Objective):
         if not self._frozen:
             raise UserError(
                 "the pairs have no reference log-probabilities and there is no frozen reference: call "
-                "references.attach_cached or references.start_live before the first step"
+                "references.attach_cached_logps or references.start_live_reference before the first step"
             )
-        # An empty pack is computed as well, because a sharded net needs all processes in each forward.
+        # A pack without rows is computed as well, because a sharded net needs all processes in each forward.
         with torch.no_grad():
             return answer_logps(self._frozen[0], pack)[0]
 
@@ -165,8 +167,8 @@ def answer_logps(net: AudioLM, pack: Pack) -> tuple[Tensor, Tensor]:
 
     The answers of pair p are the labels of segments 2 p and 2 p + 1.
     """
-    logps, where, _ = score(net, pack)
-    segment = torch.searchsorted(pack["cu_seqlens"][1:].long(), where, right=True)
-    zeros = logps.new_zeros(2 * len(pack["rows"]))  # the extra segment of an empty pack has no labels
-    sums, lengths = (zeros.index_add(0, segment, x) for x in (logps, torch.ones_like(logps)))
+    logps, positions, _ = label_logps(net, pack)
+    segments = torch.searchsorted(pack["cu_seqlens"][1:].long(), positions, right=True)
+    zeros = logps.new_zeros(2 * len(pack["rows"]))  # the dummy segment of a pack without rows has no labels
+    sums, lengths = (zeros.index_add(0, segments, x) for x in (logps, torch.ones_like(logps)))
     return rearrange(sums, "(p two) -> p two", two=2), rearrange(lengths, "(p two) -> p two", two=2)

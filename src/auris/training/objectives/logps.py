@@ -1,4 +1,4 @@
-"""Log-probabilities of the labels of a pack, for next-token training, preference training and its reference."""
+"""Log-probabilities of the labels of a pack, for next-token and preference training."""
 
 from __future__ import annotations
 
@@ -14,34 +14,34 @@ from auris.model.pack import IGNORE, Pack
 if TYPE_CHECKING:
     from auris.model.audio_lm import AudioLM
 
-# Number of positions whose logits are in memory at the same time. Larger packs are divided into chunks, which are
-# recomputed in backward.
+# Largest number of positions whose logits are in memory at the same time. More positions are divided into chunks, whose
+# logits are recomputed in backward.
 CHUNK = 4096
 
 
-def score(net: AudioLM, pack: Pack) -> tuple[Tensor, Tensor, Tensor]:
+def label_logps(net: AudioLM, pack: Pack) -> tuple[Tensor, Tensor, Tensor]:
     """Return the log-probabilities of the labels of a pack. Logits are computed only at positions with a label.
 
     Returns:
-        Log-probabilities (R,) of the labels in float32, their positions (R,) in the pack, and whether each label is a
-        most likely token (R,).
+        The log-probabilities (R,) of the labels in float32, the positions (R,) of the labels in the pack, and whether
+        no other token is more likely than the label (R,).
     """
-    where = (pack["labels"] != IGNORE).nonzero().squeeze(-1)  # (R,)
-    hidden = net.hidden_states(pack, where)  # (R, H)
-    labels = pack["labels"][where]
-    if len(where) <= CHUNK:
-        logps, likeliest = _score(net, hidden, labels)
+    positions = (pack["labels"] != IGNORE).nonzero().squeeze(-1)  # (R,)
+    hidden = net.hidden_states(pack, positions)  # (R, H)
+    labels = pack["labels"][positions]
+    if len(positions) <= CHUNK:
+        logps, is_likeliest = _score(net, hidden, labels)
     else:
-        parts = zip(hidden.split(CHUNK), labels.split(CHUNK), strict=True)
-        scored = [checkpoint(_score, net, h, y, use_reentrant=False) for h, y in parts]
-        logps, likeliest = (torch.cat(parts) for parts in zip(*scored, strict=True))
-    return logps, where, likeliest
+        chunks = zip(hidden.split(CHUNK), labels.split(CHUNK), strict=True)
+        scored_chunks = [checkpoint(_score, net, h, y, use_reentrant=False) for h, y in chunks]
+        logps, is_likeliest = (torch.cat(parts) for parts in zip(*scored_chunks, strict=True))
+    return logps, positions, is_likeliest
 
 
 def _score(net: AudioLM, hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the log-probabilities (R,) of labels, and whether each label is a most likely token (R,)."""
+    """Return the log-probabilities (R,) of labels, and whether no other token is more likely than the label (R,)."""
     logits = net.head(hidden).float()
-    of_labels = logits.detach().gather(-1, labels[:, None]).squeeze(-1)
-    # Comparing with the maximum avoids argmax, which is 10 times slower on a CPU and takes 2 % of a step of a small
-    # model.
-    return -F.cross_entropy(logits, labels, reduction="none"), of_labels == logits.detach().amax(-1)
+    label_logits = logits.detach().gather(-1, labels[:, None]).squeeze(-1)
+    # argmax would be 10 times slower on a CPU than this comparison with the maximum, and would take 2 % of the time of
+    # a step of a small model.
+    return -F.cross_entropy(logits, labels, reduction="none"), label_logits == logits.detach().amax(-1)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from auris.model.pack import IGNORE, Pack
-from auris.training.objectives.logps import score
+from auris.training.objectives.logps import label_logps
 from auris.training.objectives.objective import Objective, task_sums
 
 if TYPE_CHECKING:
@@ -27,12 +27,12 @@ class NextToken(Objective):
     def forward(self, net: AudioLM, pack: Pack) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the summed loss, and sums to be logged.
 
-        `accuracy` is the number of tokens predicted correctly under teacher forcing. `tasks` (2, K) contains the summed
-        loss and the number of supervised tokens for each of `tasks.CURVES`.
+        `accuracy` is the number of supervised tokens that are predicted correctly under teacher forcing. `tasks` (2, K)
+        contains the summed loss and the number of supervised tokens for each of `tasks.CURVES`.
         """
-        logps, where, likeliest = score(net, pack)
-        sums = {"accuracy": likeliest.sum()}
+        logps, positions, is_likeliest = label_logps(net, pack)
+        sums = {"accuracy": is_likeliest.sum()}
         if "tasks" in pack:
-            row = torch.searchsorted(pack["cu_seqlens"][1:].long(), where, right=True)
-            sums["tasks"] = task_sums(-logps, pack["tasks"][row])
+            segments = torch.searchsorted(pack["cu_seqlens"][1:].long(), positions, right=True)
+            sums["tasks"] = task_sums(-logps, pack["tasks"][segments])
         return -logps.sum(), sums

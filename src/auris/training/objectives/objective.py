@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 class Objective(nn.Module):
-    """Base class of objectives: a loss over packs, and responses to prompts.
+    """Base class of objectives: the loss of a pack, and the responses to a pack of prompts.
 
     Attributes:
-        views: Names of the views (`data.view`) whose packs the objective accepts.
+        views: Values of `data.view` with which the objective can be used.
     """
 
     views: tuple[str, ...]
@@ -38,21 +38,21 @@ class Objective(nn.Module):
         Args:
             net: The model.
             pack: The prompts.
-            settings: How tokens are chosen.
+            settings: Settings that determine how tokens are chosen.
             **options: Options of `generation.generate`.
         """
         return net.generate(pack, settings, **options)
 
 
 def task_sums(losses: Tensor, curves: Tensor) -> Tensor:
-    """Return the summed losses and the number of losses for each of `tasks.CURVES`: (2, K).
+    """Return (2, K): the summed loss and the number of losses, for each of `tasks.CURVES`.
 
-    Curves without rows are included, so that tensors of different ranks can be added.
+    Curves without a loss are included, so that the tensors of all ranks have the same shape and can be added.
 
     Args:
-        losses: (N,).
-        curves: (N,) index into `CURVES` of the row of each loss.
+        losses: (N,) losses of tokens or pairs.
+        curves: (N,) index of each loss's curve in `CURVES`.
     """
     losses = losses.detach()
-    pairs = torch.stack([losses, torch.ones_like(losses)])
-    return losses.new_zeros(2, len(CURVES)).index_add(1, curves, pairs)
+    losses_and_counts = torch.stack([losses, torch.ones_like(losses)])
+    return losses.new_zeros(2, len(CURVES)).index_add(1, curves, losses_and_counts)
