@@ -255,7 +255,7 @@ def test_a_signalled_run_saves_and_asks_to_be_requeued(compose_run, undisturbed,
     ):
         with pytest.raises(Preempted) as error:
             fit(run_config, RunAction(send_sigterm, **action_times))
-        assert error.value.code == REQUEUE_STATUS == 75 and f"continues from step {saved_step}" in str(error.value)
+        assert error.value.code == REQUEUE_STATUS == 75 and f"continues the run from step {saved_step}" in str(error.value)
         assert checkpoint_dir.list_steps(run / "checkpoints")[0] == saved_step and not (run / "finished.json").exists()
         (tmp_path / "requeue").unlink()  # this file tells a job script to requeue
     train.train(run_config)
@@ -373,7 +373,7 @@ def test_missing_write_permission_prevents_saving_but_not_training_and_is_counte
         return trainer
 
     monkeypatch.setattr(train, "build_trainer", disturbed)
-    with pytest.warns(UserWarning, match=r"event files.*Permission denied"):
+    with pytest.warns(UserWarning, match=r"event file .*Permission denied"):
         train.train(run_config)
     finished = json.loads((run / "finished.json").read_text())
     assert finished["faults/checkpoints"] == 1 and finished["faults/event_files"] >= 1

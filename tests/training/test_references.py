@@ -198,7 +198,7 @@ def test_augmentation_and_cached_references_are_refused_together(samples):
     samples.augment = SpecAugment(
         n_freq_masks=1, freq_mask_param=4, n_time_masks=1, time_mask_param=10, p=1.0, time_warp=0
     )
-    with pytest.raises(ValueError, match="data.augment=null, or objective.reference=live"):
+    with pytest.raises(ValueError, match="set data.augment=null .*, or objective.reference=live"):
         references.check_augmentation(DPO(), samples)
     references.check_augmentation(DPO(reference="live"), samples)
     references.check_augmentation(NextToken(), samples)
