@@ -229,7 +229,7 @@ def run(config: Config) -> None:
 
 
 def _output_fields(row: Row, task: str | None, words: Times | None, problem: str | None) -> RowDict:
-    """Return the fields of a row in the output file, with its `words`, or with the `problem` for which it has none."""
+    """Return the fields of a row in the output file, with its `words` or, if they are unknown, with its `problem`."""
     paths = [clip.path for clip in row.clips]
     fields = {"id": row.id, **row.labels, "audio": paths[0] if len(paths) == 1 else paths}
     for clip in row.clips[:1]:

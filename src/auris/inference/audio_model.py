@@ -74,6 +74,7 @@ class AudioModel:
 
     def check_can_respond(self) -> None:
         """Raise UserError if the model was not trained to respond to prompts."""
+        # Objectives with one of these values of `data.view` train the model on prompts and responses.
         if not {"audio", "pair"} & set(self.objective.views):
             raise UserError(
                 f"this model was trained on {type(self.objective).__name__} and does not respond to prompts: "
@@ -96,11 +97,11 @@ class AudioModel:
             audio: a file or samples (L,) at 16 kHz. A list has one entry per row; this entry is a list if the row has
                 several clips. All windows of a clip longer than 30 s go into one prompt. None for a prompt without
                 audio.
-            prompt: text after the audio, in which names of control tokens are encoded as these tokens; for a chat model
-                the user's message, which is plain text.
+            prompt: text after the audio. For a base model, names of control tokens in it are encoded as these tokens.
+                For a chat model, it is the user's message, and all of it is plain text.
             seed: seed of the sampling, to reproduce responses.
             stream: called with (row index, token id) as soon as a token is known.
-            control: keep control tokens (word times, notes) in the responses.
+            control: keep control tokens (such as word times and musical notes) in the responses.
             settings: fields of `GenerationSettings` that replace the model's own settings.
 
         Raises:
@@ -131,6 +132,7 @@ class AudioModel:
         clips: list[Any] = list(audio) if isinstance(audio, (list, tuple)) else [audio]
         windows_of_clips = [self._cut_windows(clip) for clip in clips]
         rows = [[window] for clip_windows in windows_of_clips for window in clip_windows]
+        # The transcript "-" is a placeholder, because only the turns of the prompt are used.
         row_turns = self.prompt.turns({"task": "asr", "language": language, "text": "-"}, 1)
         prompt_turns = [turn for turn in row_turns if turn.role == "prompt"]
         responses = iter(self._respond(rows, [prompt_turns] * len(rows), **settings))
@@ -173,7 +175,7 @@ class AudioModel:
 
     def pack(self, turns: Sequence[list[Turn]], clips: Sequence[Sequence[Audio]]) -> Pack:
         """Return a batch on the net's device, given the turns of each row and the clips to which its turns refer."""
-        labels = {"task": "chat", "mode": "audio_analysis"}
+        labels = {"task": "chat", "mode": "audio_analysis"}  # every sample has a task; it does not affect the response
         rows = [
             # The clips may also be arrays, which `_PromptSamples.read` accepts.
             Row(str(n), cast("tuple[Clip, ...]", tuple(row_clips)), {**labels, "turns": row_turns})
@@ -255,7 +257,7 @@ class _PromptSamples(AudioSamples):
 
 
 def _convert_segments(messages: Sequence[Message]) -> list[Message]:
-    """Replace each audio file that has an `offset` or a `duration` by a `Clip`. Arrays with these fields are an error.
+    """Replace each audio file that has an `offset` or a `duration` by a `Clip`.
 
     Raises:
         UserError: an array has an `offset` or a `duration`.

@@ -30,7 +30,7 @@ from auris.text.chat import Message, map_audios
 HELP = """\
 /audio FILE ...   attach audio files to the next message
 /reset            start a new conversation
-/save FILE        append the conversation to FILE.jsonl as a row
+/save FILE.jsonl  append the conversation to this file as a row
 /help             show this list
 /quit             quit (as does the end of the input)
 Any other line is sent as a message with the attached files. An empty line sends only the files (voice chat)."""
@@ -112,7 +112,9 @@ class Conversation:
 
 
 def talk(conversation: Conversation, lines: Iterable[str]) -> None:
-    """Execute commands and respond to messages until `/quit` or the last line. Errors are printed and do not end this.
+    """Execute commands and respond to messages until `/quit` or the last line.
+
+    Errors are printed and do not end the conversation.
 
     Args:
         conversation: the conversation.
@@ -197,7 +199,7 @@ def answer_file(
         options: options of `AudioModel.chat`.
 
     Returns:
-        The problem of each row without a response, by the row's id, or by its line if the id is used twice.
+        The problem of each row without a response, by the row's id, or by its line if an earlier row has the same id.
     """
     if not source.is_file():
         raise MissingFileError(f"input={source}: no such file, expected a JSONL file of chat rows")
@@ -250,6 +252,7 @@ def _check_dialogue(fields: Labels) -> None:
     """Raise UserError for a dialogue that would not be a valid row once the user's last message has a response."""
     messages = fields["messages"]
     last = messages[-1] if isinstance(messages, list) and messages else None
+    # A preference already has two responses to its last message, `chosen` and `rejected`.
     if isinstance(last, Mapping) and last.get("role") == "user" and fields.keys().isdisjoint({"chosen", "rejected"}):
         fields = {**fields, "messages": [*messages, {"role": "assistant", "content": "-"}]}
     if problem := decode_record(Record("", fields), Path()).problem:
@@ -257,7 +260,7 @@ def _check_dialogue(fields: Labels) -> None:
 
 
 def _prompt_messages(messages: Sequence[Message], system: str | None) -> list[Message]:
-    """Return the messages to which the model responds, with the system message if there was none."""
+    """Return the messages to which the model responds. If they have no system message, `system` is added."""
     prompt = list(messages[:-1] if messages[-1]["role"] == "assistant" else messages)
     has_system = bool(prompt) and prompt[0]["role"] == "system"
     return prompt if has_system or system is None else [{"role": "system", "content": system}, *prompt]

@@ -119,7 +119,7 @@ def make_generation_config(model: AudioModel, source: ModelSource) -> ConfigFile
     end_of_text = model.tokenizer.end
     chat_format, stop = ("chatml", model.dialogue.stop) if model.is_chat else ("raw", model.prompt.stop)
     # transformers stops a chat only at the tokens in `eos_token_id`. Qwen-Audio's code expects a single id there, and
-    # stops a chat by itself.
+    # its `chat` adds the other stop tokens of a chat.
     is_v2 = isinstance(model.dialogue, Qwen2AudioChat)
     stop_ids = [model.tokenizer.id(token) for token in stop] if is_v2 else [end_of_text]
     default = {

@@ -18,7 +18,7 @@ from auris.metrics.measures import measure
 from auris.model.audio_lm import AudioLM
 from auris.model.weights.identify import KINDS, ModelSource
 
-# Values of the label `provenance` of a row (or of a result row, joined by "+") -> descriptions.
+# Values of the label `provenance` -> descriptions. In a result, the values of all test rows are joined by "+".
 _PROVENANCE = {
     "real": "real recordings",
     "mixed": "partly synthetic",
@@ -53,7 +53,7 @@ def render_card(model: AudioModel, source: ModelSource, name: str, format: str, 
         reasons: a phrase for each reason why the model was not exported in a published format.
     """
     config = model.config
-    is_import = config["study"] == RELEASED
+    is_published_system = config["study"] == RELEASED
     library = "transformers" if format == "qwen2_audio" else "auris"
     sections = [
         f"---\nlibrary_name: {library}\ntags: [auris, audio-text-to-text]\n---",
@@ -65,7 +65,7 @@ def render_card(model: AudioModel, source: ModelSource, name: str, format: str, 
     ]
     if reasons:
         sections += ["Other formats do not support this model:", "\n".join(f"- {reason}" for reason in reasons)]
-    if is_import:
+    if is_published_system:
         sections.append("The weights are those of the source directory; the model was not trained further.")
     else:
         sections += ["## Data", "\n".join(_data_lines(config)), "## Results", "\n".join(_result_lines(source))]

@@ -45,8 +45,8 @@ NextPack = Callable[[int], Pack | None]
 _SAMPLING = frozenset({"temperature", "top_k", "top_p"})
 
 # Keys of generation_config.json that auris does not support, with the value at which they have no effect (null has no
-# effect either): transformers 5.23, GenerationConfig. Keys that affect only beam search are left out, because num_beams
-# excludes beam search.
+# effect either): transformers 5.23, GenerationConfig. Keys that affect only beam search are left out, because beam
+# search itself is refused (num_beams must be 1).
 _NEUTRAL_SAMPLING_VALUES = {"min_p": 0, "top_h": None, "typical_p": 1, "epsilon_cutoff": 0, "eta_cutoff": 0}
 _NEUTRAL_VALUES = {
     **dict.fromkeys(("num_beams", "num_return_sequences", "guidance_scale", "encoder_repetition_penalty"), 1),
@@ -271,7 +271,12 @@ class _DecodingState:
         return sample_tokens(scores, self.uniform.gather(1, n_generated[:, None])[:, 0].to(scores.device)).cpu()
 
     def advance(self, active: list[int], ids: Tensor) -> None:
-        """Compute the hidden states of the new tokens ids (R,) for the rows `active`, and drop the other rows."""
+        """Drop all rows except `active`, and compute the hidden states of the new tokens of these rows.
+
+        Args:
+            active: indices of the rows that continue.
+            ids: (R,) the new token of each row, including the rows that are dropped.
+        """
         order = self.cache.keep(active)
         ids, self.prompt_lengths = ids[order], self.prompt_lengths[order]
         self.response_indices = [self.response_indices[i] for i in order]
@@ -319,12 +324,12 @@ def process_logits(
         excluded = early[:, None] & torch.isin(torch.arange(scores.shape[1]), stop)
         scores = scores.masked_fill(excluded.to(scores.device), -torch.inf)
     if settings.do_sample:
-        unused: Any = None  # in place of the input ids, which these three processors do not read
-        scores = TemperatureLogitsWarper(float(settings.temperature))(unused, scores)
+        input_ids: Any = None  # these three processors do not read them
+        scores = TemperatureLogitsWarper(float(settings.temperature))(input_ids, scores)
         if settings.top_k:
-            scores = TopKLogitsWarper(settings.top_k)(unused, scores)
+            scores = TopKLogitsWarper(settings.top_k)(input_ids, scores)
         if settings.top_p < 1:
-            scores = TopPLogitsWarper(settings.top_p)(unused, scores)
+            scores = TopPLogitsWarper(settings.top_p)(input_ids, scores)
     return scores
 
 

@@ -224,12 +224,12 @@ def hidden_states(
 
     Args:
         llm: the language model.
-        embeds: (T, H) token embeddings of all rows. With a cache: the prompts for which `begin_prompts` was called, or
-            one token of each row after `extend`.
+        embeds: (T, H) token embeddings of all rows. With a cache, these are the tokens of the prompts after
+            `begin_prompts`, or one token of each row after `extend`.
         positions: (T,) position of each token in its row.
         cu_seqlens: (S + 1,) cumulative lengths of the rows.
         cache: keys and values of earlier tokens.
-        cu_k: (S + 1,) cumulative numbers of keys of the rows, with `key_index`.
+        cu_k: (S + 1,) cumulative numbers of keys of the rows; given together with `key_index`.
         prompt_lengths: (S,) number of tokens of each row's prompt, on the host; None in training. An LLM with a
             `train_length` needs them at inference.
         key_index: (Tk,) positions in `embeds` of each row's keys, so that rows can share a prompt. It cannot be

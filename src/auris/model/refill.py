@@ -15,8 +15,7 @@ class WaitingRows:
     """A source of further packs of prompts for a decoder whose rows finish one by one.
 
     Rows are taken in the order of the packs. As many rows are decoded together as there are in the pack of the next
-    waiting row. The composition of a batch thus depends on the packs and the responses only, not on the number of
-    processes.
+    waiting row. The composition of a batch thus depends only on the packs and the responses.
 
     Args:
         packs: Row numbers, in packs that fit in memory together.

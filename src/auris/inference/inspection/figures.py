@@ -14,7 +14,7 @@ from matplotlib.font_manager import get_font_names
 from matplotlib.style import context as style_context
 
 from auris.inference.align import TIME_KEYS
-from auris.inference.inspection.timing import TRUE
+from auris.inference.inspection.timing import LABELLED
 from auris.inference.inspection.trace import FRAME_SECONDS, Trace
 from auris.text.figure_style import CAPTION, COLOURS, GREY, STYLE
 from auris.text.tasks import is_synthetic
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from auris.inference.align import Times, WordTime
 
 # Fonts for characters that matplotlib's own font lacks; the first installed one is used.
-EAST_ASIAN = ("Noto Sans CJK SC", "Source Han Sans SC", "WenQuanYi Zen Hei", "Microsoft YaHei", "PingFang SC")
-FONTS = ["DejaVu Sans", *[font for font in EAST_ASIAN if font in get_font_names()][:1]]
+EAST_ASIAN_FONTS = ("Noto Sans CJK SC", "Source Han Sans SC", "WenQuanYi Zen Hei", "Microsoft YaHei", "PingFang SC")
+FONTS = ["DejaVu Sans", *[font for font in EAST_ASIAN_FONTS if font in get_font_names()][:1]]
 FIGURE_STYLE = [STYLE, {"font.family": FONTS}]
 
 FEATURE_COLOURS = "cividis"  # uniform in lightness and safe for colour blindness (Nunez et al. 2018)
@@ -69,7 +69,7 @@ def plot_sound(trace: Trace, times: Sequence[WordTime] = ()) -> Figure:
 def plot_attention(
     trace: Trace, times: Sequence[WordTime] = (), *, layer: int | None = None, head: int | None = None
 ) -> Figure:
-    """Plot how the attention of each response token is distributed over the audio, and its total share on audio.
+    """Plot how the attention of each response token is distributed over the audio, and which share of it is on audio.
 
     Args:
         trace: the trace.
@@ -83,7 +83,7 @@ def plot_attention(
     indices = (("layer", layer), ("head", head))
     selection = ", ".join(f"mean over {name}s" if index is None else f"{name} {index}" for name, index in indices)
     figure, axes = _make_panels(
-        trace, "Attention of the response to the audio", (1.5, 0.5 + 0.19 * len(weights)), side=True
+        trace, "Attention of the response to the audio", (1.5, 0.5 + 0.19 * len(weights)), with_side_panels=True
     )
     (mel, empty), (main, total) = axes
     _draw_mel(mel, trace, times)
@@ -182,7 +182,7 @@ def plot_times(trace: Trace, times: Mapping[str, Times]) -> Figure:
     _draw_mel(axes[0], trace, ())
     lanes = axes[1]
     for lane, (source, words) in enumerate(times.items()):
-        colour = GREY if source == TRUE else COLOURS[lane]
+        colour = GREY if source == LABELLED else COLOURS[lane]
         for word in words:
             duration = word["end"] - word["start"]
             lanes.barh(lane, duration, left=word["start"], height=0.72, color=colour, alpha=0.3, edgecolor=colour)
@@ -194,35 +194,40 @@ def plot_times(trace: Trace, times: Mapping[str, Times]) -> Figure:
         lanes.text(0.01, 0.5, "no word times for this row", transform=lanes.transAxes, va="center", color=GREY)
     lanes.tick_params(axis="y", length=0)
     lanes.grid(axis="y", visible=False)
-    for word in times.get(TRUE, ()):
+    for word in times.get(LABELLED, ()):
         for key in TIME_KEYS:
             lanes.axvline(word[key], color=GREY, linewidth=0.7, linestyle=":")
     return figure
 
 
 def _make_panels(
-    trace: Trace, title: str, heights: tuple[float, ...], *, height: float | None = None, side: bool = False
+    trace: Trace,
+    title: str,
+    heights: tuple[float, ...],
+    *,
+    height: float | None = None,
+    with_side_panels: bool = False,
 ) -> tuple[Figure, np.ndarray]:
     """Create a figure with panels one above the other, which share a time axis.
 
     Args:
         trace: the trace.
         title: title of the figure.
-        heights: height of each panel.
-        height: height of the figure; None: the sum of `heights`, and room for the title.
-        side: add a narrow panel to the right of each panel.
+        heights: relative height of each panel.
+        height: height of the figure in inches; None: the sum of `heights`, and room for the title.
+        with_side_panels: add a narrow panel to the right of each panel.
 
     Returns:
-        The figure, and its panels: an array (rows,), or (rows, 2) with `side`.
+        The figure, and its panels: an array (rows,), or (rows, 2) with side panels.
     """
     figure = Figure(figsize=(7.2, height or 1.2 + sum(heights)), layout="constrained")
-    ratios: dict[str, Any] = {"height_ratios": heights, **({"width_ratios": (6, 1)} if side else {})}
-    axes = figure.subplots(len(heights), 2 if side else 1, sharex="col", squeeze=False, **ratios)
+    ratios: dict[str, Any] = {"height_ratios": heights, **({"width_ratios": (6, 1)} if with_side_panels else {})}
+    axes = figure.subplots(len(heights), 2 if with_side_panels else 1, sharex="col", squeeze=False, **ratios)
     _add_title(figure, trace, title)
     main = axes[:, 0]
     main[-1].set_xlabel("seconds")
     main[-1].set_xlim(0, trace.seconds)
-    return figure, axes if side else main
+    return figure, axes if with_side_panels else main
 
 
 def _draw_mel(axis: Axes, trace: Trace, times: Sequence[WordTime]) -> None:
@@ -279,7 +284,7 @@ def _draw_first_component(axis: Axes, trace: Trace, ks: list[int]) -> None:
 
 
 def _principal_components(trace: Trace) -> tuple[np.ndarray, np.ndarray]:
-    """Return the frames in the first principal components (C, N_COMPONENTS), and the components (N_COMPONENTS, D)."""
+    """Return the projections of the frames (C, N_COMPONENTS), and the principal components (N_COMPONENTS, D)."""
     centred = trace.frames - trace.frames.mean(0)
     _, _, basis = np.linalg.svd(centred, full_matrices=False)
     return centred @ basis[:N_COMPONENTS].T, basis[:N_COMPONENTS]

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # Ridge penalty of the readout, relative to the mean variance of a token's channels. Without it, the fit would fail if
-# channels are equal.
+# two channels were equal.
 RIDGE = 1e-3
 
 
@@ -55,17 +55,18 @@ def compare_poolings(
         and `rows` (the number of these rows).
 
     Raises:
-        UserError: there are too few frames to fit the readout.
+        UserError: there are too few rows or windows to fit the readout.
     """
     import pandas as pd
 
     clips = _frames(model, rows, limit)
     width = model.net.encoder.width
-    n_fit = sum(len(clip) // max(ks) for clip in clips[::2])
-    if n_fit < 2 * width or len(clips) < 4:
+    n_fit_windows = sum(len(clip) // max(ks) for clip in clips[::2])
+    if n_fit_windows < 2 * width or len(clips) < 4:
         raise UserError(
-            f"{len(clips)} rows have {n_fit} windows of {max(ks)} frames to fit: expected {2 * width} or more, twice "
-            f"the encoder's width; use more rows (limit={limit}) or smaller windows (ks={tuple(ks)})"
+            f"the readout can be fitted on {n_fit_windows} windows of {max(ks)} frames, in every other one of "
+            f"{len(clips)} rows: expected {2 * width} or more windows (twice the encoder's width) and 4 or more rows; "
+            f"use more rows (limit={limit}) or smaller windows (ks={tuple(ks)})"
         )
     records = []
     for name, k, module in _build_poolings(model, ks, seed):
@@ -94,7 +95,8 @@ def _frames(model: AudioModel, rows: Sequence[Row], limit: int) -> list[torch.Te
         except (RowError, AudioError):
             continue
         n_frames = geometry.n_frames(len(wave))
-        mel = log_mel(wave, geometry.n_mels, geometry.n_computed_frames(n_frames)).to(model.device)
+        n_computed_frames = geometry.n_computed_frames(n_frames)  # includes frames after the clip, for the convolutions
+        mel = log_mel(wave, geometry.n_mels, n_computed_frames).to(model.device)
         clips.append(model.net.encoder(mel, torch.tensor([n_frames]))[0].float().cpu())
     return clips
 

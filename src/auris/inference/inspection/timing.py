@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from IPython.display import HTML
 
-TRUE, ALIGNED, ANSWERED = "true", "forced alignment", "answer with times"  # names of the sources
+LABELLED, ALIGNED, ANSWERED = "true", "forced alignment", "answer with times"  # names of the sources
 
 
 def word_times(subject: Subject, row: Row, *, prior_rows: int = 64) -> dict[str, Times]:
@@ -44,7 +44,7 @@ def word_times(subject: Subject, row: Row, *, prior_rows: int = 64) -> dict[str,
     """
     sources: dict[str, Times] = {}
     if row.labels.get("words"):
-        sources[TRUE] = list(row.labels["words"])
+        sources[LABELLED] = list(row.labels["words"])
     if subject.aligner is not None and (row.labels["task"] in tasks.TRANSCRIPTS or row.labels.get("transcript")):
         sources[ALIGNED] = _align(subject.aligner, subject.rows, row, prior_rows)
     if row.labels.get("words") and row.labels.get("language"):
@@ -86,11 +86,11 @@ def time_shifts(row: Row, times: Mapping[str, Times]) -> pd.DataFrame:
     import pandas as pd
 
     language_code = answer_language(row)
-    true_words = times.get(TRUE, [])
+    true_words = times.get(LABELLED, [])
     records = []
     for source, words in times.items():
         keys = [[normalize(word["word"], language_code) for word in side] for side in (true_words, words)]
-        for i, j in matches(*keys) if source != TRUE else ():
+        for i, j in matches(*keys) if source != LABELLED else ():
             true_word = true_words[i]
             shifts = [round(1000 * (words[j][key] - true_word[key])) for key in TIME_KEYS]
             records.append((source, true_word["word"], true_word["start"], true_word["end"], *shifts))

@@ -46,7 +46,7 @@ class Subject:
 
     Attributes:
         model: the model.
-        rows: rows that can be traced.
+        rows: the rows from which `choose_row` selects one. Some of them may be unusable.
         aligner: a run of `experiment=encoder_ctc`, which can align words with the audio; None if there is no such run.
     """
 
@@ -98,7 +98,7 @@ def load(
         runs: directory of all runs.
 
     Raises:
-        MissingFileError: there is no such run, or the files of its test rows were moved.
+        MissingFileError: there is no such run, or its config has no test rows, or their files were moved.
         UserError: the model cannot be loaded, or does not respond to prompts.
     """
     path = _newest_run(Path(runs)) if run is None else Path(run)
@@ -121,6 +121,7 @@ def load(
 def _newest_run(runs: Path) -> Path:
     newest_first = sorted(runs.glob("*/*/seed_*/finished.json"), key=lambda file: file.stat().st_mtime, reverse=True)
     for file in newest_first:
+        # The view "audio": the run was trained on clips with prompts and responses.
         if read_yaml(file.with_name("recipe.yaml"))["data"]["view"] == "audio":
             return file.parent
     raise MissingFileError(
@@ -246,7 +247,7 @@ def attention_weights(net: AudioLM, batch: Pack, queries: Tensor) -> Tensor:
 
 
 def _with_response(prompt: Sample, ids: Sequence[int]) -> Sample:
-    """Return a prompt followed by its response. No token of it has a label."""
+    """Return a prompt followed by its response, as a sample without labels."""
     return replace(
         prompt,
         ids=np.concatenate([prompt.ids, np.asarray(ids, dtype=np.int64)]),
@@ -260,7 +261,7 @@ def _pack(sample: Sample, model: AudioModel) -> Pack:
 
 
 def _token_texts(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
-    """Return the text that each token adds. The last of several tokens of a character adds it."""
+    """Return the text that each token adds. A character of several tokens is added by the last one of them."""
     decoder = StreamingDecoder(partial(tokenizer.decode, control=True))
     *pieces, last = (decoder.add(token) for token in ids)
     return [*pieces, last + decoder.finish()]

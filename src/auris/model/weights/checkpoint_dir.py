@@ -327,8 +327,8 @@ def recover(folder: str | Path) -> None:
 def prune(folder: str | Path, step: int, keep: int, best: int | None = None) -> None:
     """Delete old checkpoints and leftovers of killed processes.
 
-    Checkpoints of later steps than `step` are damaged, because the run was not resumed from them. They are renamed, not
-    deleted.
+    A run resumes from its newest intact checkpoint, so checkpoints of later steps than `step` must be damaged. They are
+    renamed, not deleted.
 
     Args:
         folder: `RUN/checkpoints`.

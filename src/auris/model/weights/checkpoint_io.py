@@ -110,8 +110,8 @@ def _make_empty(partial: Path) -> None:
 def _assign_writers(tensors: Mapping[str, Tensor]) -> dict[str, int]:
     """Return which rank writes this rank's piece of each tensor, or -1 for an empty piece. Collective.
 
-    If several ranks hold the same piece, they take turns. The result depends on the pieces, not on device meshes: a
-    tensor that is sharded over a part of a mesh does not know the whole mesh.
+    If several ranks hold the same pieces, they take turns from tensor to tensor. The result depends on the pieces, not
+    on device meshes: a tensor that is sharded over a part of a mesh does not know the whole mesh.
     """
     pieces = {name: local_part(tensor.detach()) for name, tensor in sorted(tensors.items())}
     # Pieces do not overlap, so the offset identifies a piece.
@@ -149,8 +149,8 @@ def _write_own(
 def _write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> StoredFile:
     """Write a safetensors file tensor by tensor, and compute its checksum meanwhile.
 
-    safetensors' own `save_file` needs all tensors in the memory of the host at once. After it, a checksum would have to
-    read the file again, which would describe the content of the page cache and not the data that was to be written.
+    safetensors' own `save_file` needs all tensors in the memory of the host at once. A checksum would then have to be
+    computed from the file. It would describe the content of the page cache, not the data that was to be written.
     """
     # Tensors with larger elements come first, so that all tensors are aligned.
     ordered = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
@@ -208,7 +208,7 @@ def _seal(
     manifest = json.dumps({"content": content, "sha256": content_digest(content)})
     _write(partial / MANIFEST, [manifest.encode()])
     sync_directory(partial)
-    # An existing checkpoint of the step is damaged, or the run was resumed before it and repeated the step.
+    # The step may already have a checkpoint: a damaged one, or one saved before the validation of the step was finished.
     removed = set_aside(final, REMOVED) if final.exists() else None
     partial.rename(final)
     sync_directory(final.parent)

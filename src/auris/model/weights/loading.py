@@ -81,8 +81,8 @@ def load(
     label = f"{label} ({layout} layout)"
     match = _match(net, source, LAYOUTS[layout], _choose_parts(net, parts, LAYOUTS[layout], label))
     if match.faults:
-        n_hidden = len(match.faults) - _MAX_SHOWN
-        more = f"; and {n_hidden} more" if n_hidden > 0 else ""
+        n_not_shown = len(match.faults) - _MAX_SHOWN
+        more = f"; and {n_not_shown} more" if n_not_shown > 0 else ""
         raise UserError(f"{label} does not fit the model: {'; '.join(match.faults[:_MAX_SHOWN])}{more}")
     assert not any(tensor.is_meta for tensor in match.targets.values()), "materialise the net first"
     # Tensors are read in the order of the source, so that each file is opened once.
@@ -134,14 +134,16 @@ def _match(net: AudioLM, source: TensorSource, layout: Layout, parts: Collection
         for layout_name, stored_name in stored_names.items()
         if layout_name not in model_names and all(_part(name) in parts for name in layout.model_names(layout_name))
     ]
-    is_llm = all(_part(name) == "llm" for layout_name in stored_names for name in layout.model_names(layout_name))
+    source_is_llm = all(
+        _part(name) == "llm" for layout_name in stored_names for name in layout.model_names(layout_name)
+    )
     vocabulary_names, grown = _vocabulary_names(net), set()
     for layout_name in filter(stored_names.__contains__, model_names):
         first_name = model_names[layout_name][0]
         shape = source.shape(stored_names[layout_name])
         expected = _concatenated_shape([targets[name] for name in model_names[layout_name]])
         differs_in_rows = first_name in vocabulary_names and shape[1:] == expected[1:] and shape[0] != expected[0]
-        if differs_in_rows and is_llm and shape[0] < expected[0]:
+        if differs_in_rows and source_is_llm and shape[0] < expected[0]:
             grown.add(first_name)
         elif shape != expected:
             hint = f" (set model.vocab_rows={shape[0]} to match its vocabulary)" if differs_in_rows else ""
@@ -204,7 +206,7 @@ def _concatenated_shape(tensors: list[Tensor]) -> tuple[int, ...]:
 
 
 def _copy(tensor: Tensor, source: TensorSource, name: str, *, first_row: int) -> None:
-    """Fill a tensor from a stored tensor. If that is a concatenation, the rows from `first_row` on are copied."""
+    """Fill a tensor from a stored tensor. If this is a concatenation, the rows of `tensor` begin at `first_row` in it."""
     local, index = local_part(tensor)
     if not local.numel():  # there are more processes than rows, and files do not support empty slices
         return
