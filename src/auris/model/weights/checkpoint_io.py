@@ -208,7 +208,7 @@ def _seal(
     manifest = json.dumps({"content": content, "sha256": content_digest(content)})
     _write(partial / MANIFEST, [manifest.encode()])
     sync_directory(partial)
-    # The step may already have a checkpoint: a damaged one, or one saved before the validation of the step was finished.
+    # The step may already have a checkpoint: a damaged one, or one saved before the step's validation was finished.
     removed = set_aside(final, REMOVED) if final.exists() else None
     partial.rename(final)
     sync_directory(final.parent)

@@ -206,7 +206,7 @@ def _concatenated_shape(tensors: list[Tensor]) -> tuple[int, ...]:
 
 
 def _copy(tensor: Tensor, source: TensorSource, name: str, *, first_row: int) -> None:
-    """Fill a tensor from a stored tensor. If this is a concatenation, the rows of `tensor` begin at `first_row` in it."""
+    """Fill a tensor from a stored tensor. If that is a concatenation, its rows from `first_row` on are copied."""
     local, index = local_part(tensor)
     if not local.numel():  # there are more processes than rows, and files do not support empty slices
         return
