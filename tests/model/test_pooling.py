@@ -46,7 +46,7 @@ def test_the_number_of_tokens_is_that_of_the_geometry(pool: torch.nn.Module, cli
     out, tokens = pool(*clips)
     geometry = Geometry(n_mels=80, pool=pool.k)
     assert tokens.tolist() == [geometry.n_tokens(n) for n in MEL_FRAMES]
-    assert out.shape == (sum(tokens), pool.groups, WIDTH)
+    assert out.shape == (sum(tokens), pool.vectors_per_token, WIDTH)
 
 
 def test_pooling_a_clip_does_not_depend_on_other_clips(pool: torch.nn.Module, clips: tuple) -> None:

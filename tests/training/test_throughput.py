@@ -101,7 +101,7 @@ def test_useful_flops_equal_the_count_of_torch(trainable: tuple[str, ...], share
 @pytest.mark.parametrize("kind", [pooling.Mean, pooling.Conv, partial(pooling.Attention, n_heads=4), pooling.Stack])
 def test_the_cost_of_each_pooling_and_projector_equals_torch_s_count(kind: Callable[..., nn.Module]):
     net = SimpleNamespace(pooling=kind(k=2, width=64), geometry=SimpleNamespace(pool=2))
-    net.projector = projector.Linear(in_width=64 * net.pooling.groups, out_width=32)
+    net.projector = projector.Linear(in_width=64 * net.pooling.vectors_per_token, out_width=32)
     frames = torch.randn(60, 64, requires_grad=True)
     with FlopCounterMode(display=False) as counter:
         pooled, _ = net.pooling(frames, torch.tensor([40, 20]))

@@ -70,7 +70,7 @@ class AudioLM(nn.Module):
         self.pooling = pooling(width=encoder.width)
         self.llm = llm(vocab_size=vocab_rows or vocab_size)
         width = input_table(self.llm).embedding_dim
-        self.projector = projector(in_width=self.pooling.groups * encoder.width, out_width=width)
+        self.projector = projector(in_width=self.pooling.vectors_per_token * encoder.width, out_width=width)
         self.boundary = boundary(width=width)
         self.geometry = replace(encoder.geometry, pool=self.pooling.k, boundary=self.boundary.learned)
 

@@ -27,11 +27,11 @@ class Pooling(Protocol):
 
     Attributes:
         k: Number of frames in a window.
-        groups: Number of vectors per token (G), each of the encoder's width.
+        vectors_per_token: Number of vectors per token (G), each of the encoder's width.
     """
 
     k: int
-    groups: int
+    vectors_per_token: int
 
     def __call__(self, x: Tensor, lengths: Tensor, /) -> tuple[Tensor, Tensor]: ...  # noqa: D102
 
@@ -55,7 +55,7 @@ class Mean(nn.Module):
 
     def __init__(self, *, k: int, width: int) -> None:
         super().__init__()
-        self.k, self.groups = k, 1
+        self.k, self.vectors_per_token = k, 1
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Average each window: (C, D), (A,) -> (T, 1, D), (A,)."""
@@ -68,7 +68,7 @@ class Conv(nn.Module):
 
     def __init__(self, *, k: int, width: int, kernel: int = 3) -> None:
         super().__init__()
-        self.k, self.groups = k, 1
+        self.k, self.vectors_per_token = k, 1
         self.conv = nn.Conv1d(width, width, kernel)
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
@@ -97,7 +97,7 @@ class Attention(nn.Module):
         super().__init__()
         if width % n_heads:
             raise UserError(f"model.pooling.n_heads={n_heads}: expected a divisor of the encoder's width, {width}")
-        self.k, self.groups = k, 1
+        self.k, self.vectors_per_token = k, 1
         self.weight_uses = k  # how often each weight is used per token, because keys are computed for every frame
         self.query = nn.Parameter(torch.empty(n_heads, width // n_heads))
         self.key = nn.Linear(width, width, bias=False)
@@ -124,7 +124,7 @@ class Stack(nn.Module):
 
     def __init__(self, *, k: int, width: int) -> None:
         super().__init__()
-        self.k, self.groups = k, k
+        self.k, self.vectors_per_token = k, k
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Cut each clip into windows: (C, D), (A,) -> (T, k, D), (A,)."""

@@ -73,8 +73,9 @@ def compare_poolings(
         weights = "none" if not list(module.parameters()) else "as initialised"
         if module is model.net.pooling and weights != "none":
             weights = "trained"
-        share_and_interval = (1.0,) * 3 if k == 1 or module.groups == k else explained_variance(module, clips, k, seed)
-        rate_and_width = (1 / (k * FRAME_SECONDS), module.groups * width)
+        keeps_all_frames = k == 1 or module.vectors_per_token == k
+        share_and_interval = (1.0,) * 3 if keeps_all_frames else explained_variance(module, clips, k, seed)
+        rate_and_width = (1 / (k * FRAME_SECONDS), module.vectors_per_token * width)
         records.append((name, k, weights, *rate_and_width, *share_and_interval, len(clips[1::2])))
     columns = ["pooling", "k", "weights", "tokens per second", "width", "kept", "low", "high", "rows"]
     return pd.DataFrame(records, columns=columns)
