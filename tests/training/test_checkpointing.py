@@ -255,7 +255,8 @@ def test_a_signalled_run_saves_and_asks_to_be_requeued(compose_run, undisturbed,
     ):
         with pytest.raises(Preempted) as error:
             fit(run_config, RunAction(send_sigterm, **action_times))
-        assert error.value.code == REQUEUE_STATUS == 75 and f"continues the run from step {saved_step}" in str(error.value)
+        assert error.value.code == REQUEUE_STATUS == 75
+        assert f"continues the run from step {saved_step}" in str(error.value)
         assert checkpoint_dir.list_steps(run / "checkpoints")[0] == saved_step and not (run / "finished.json").exists()
         (tmp_path / "requeue").unlink()  # this file tells a job script to requeue
     train.train(run_config)
