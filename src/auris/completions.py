@@ -158,7 +158,7 @@ class Endpoint:
                     raise UserError(
                         f"{self.config_key}.url={self.url} gave no chat completion ({error}); earlier replies are saved"
                     ) from None
-                # The random factor prevents requests that were rejected at the same time from being repeated at once.
+                # With the random factor, requests that were rejected at the same time are repeated at different times.
                 time.sleep(min(_MAX_PAUSE, max(pause, error.wait) * random.uniform(1, 1.25)))
                 pause *= 2
         raise AssertionError("the last attempt returns or raises")
@@ -210,9 +210,9 @@ class ReplyLog:
 
     A request that is not in the file is sent to the endpoint, if there is one, and its reply is added to the file.
 
-    The first line describes the file and names the first model, or the script that replaced it. Every other line is one
-    reply with its request and the name of its model. A request is identified by its messages and, if it has any, its
-    settings. If the last line was cut off when a process died, its reply is requested again.
+    The first line describes the file and names the source of the first reply: a model, or a script that replaces one.
+    Every other line is one reply with its request and the name of its model. A request is identified by its messages
+    and, if it has any, its settings. If the last line was cut off when a process died, its reply is requested again.
 
     Args:
         path: The file. It may be missing if there is an endpoint.
@@ -227,8 +227,8 @@ class ReplyLog:
 
     Raises:
         MissingFileError: The file does not exist, and there is no endpoint.
-        UserError: The file is broken, or its replies are from a script and new ones would be from a language model, or
-            the other way round.
+        UserError: The file is broken, or the endpoint has another `stand_in` than the replies in the file: they come
+            from a script and new replies would come from a language model, for instance.
     """
 
     def __init__(

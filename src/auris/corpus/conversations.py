@@ -92,7 +92,7 @@ def write_sv(spec: RowSpec, rng: Rng) -> Script:
 
 
 def _draw_lines(rng: Rng, spec: RowSpec, texts: Sequence[str]) -> list[speech.Line]:
-    """Return a line for each English text, all in different voices. Texts in excess of the voices are dropped."""
+    """Return a line for each English text, all in different voices. If voices run out, the last texts have no line."""
     voices = [voice for voices in speech.VOICES[spec.split].values() for voice in voices if voice not in speech.TWINS]
     voices = rng.choice(voices, min(len(texts), len(voices)), replace=False)
     return [draw_line(rng, spec, text, "en", voice=str(voice)) for text, voice in zip(texts, voices, strict=False)]

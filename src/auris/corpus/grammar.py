@@ -6,9 +6,9 @@ test sentence is unseen in every language and task.
 
 The grammar is restricted so that agreement is easy to get right. It has only definite articles, verbs in the third
 person singular, nouns that need no elision in French and Italian, subjects in the nominative and objects in the
-accusative. Its Chinese words are words that eSpeak pronounces the same when it reads one character at a time. Japanese
-is written in kana, with spaces between phrases and the topic particle as it is pronounced (わ). Korean particles depend
-on the last sound of the noun.
+accusative. eSpeak pronounces its Chinese words in the same way whether it reads whole words or one character at a time.
+Japanese is written in kana, with spaces between phrases and the topic particle as it is pronounced (わ). Korean
+particles depend on the last sound of the noun.
 """
 
 from __future__ import annotations

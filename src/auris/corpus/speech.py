@@ -104,8 +104,8 @@ def say(lines: Sequence[Line]) -> list[Utterance]:
     """Synthesise lines in order. An utterance depends only on its line and on the lines before it.
 
     Raises:
-        RuntimeError: eSpeak fails, or does not report one start time per word. It reports them for every sentence of
-            the corpus.
+        RuntimeError: eSpeak fails, or does not report one start time per word, which happens with no sentence of the
+            corpus.
         ImportError: eSpeak NG is not installed.
     """
     _, rate = _load_espeak()  # before the fork, so that every child starts from the same state

@@ -236,9 +236,8 @@ class Tokenizer:
 
     def _encode_tags(self, text: str) -> tuple[int, ...]:
         normalizer = self.fast.backend_tokenizer.normalizer
-        text = (
-            normalizer.normalize_str(text) if normalizer else text
-        )  # like the released code, search for tags after this
+        if normalizer:  # like the released code, search for tags in the normalised text
+            text = normalizer.normalize_str(text)
         ids: list[int] = []
         plain_text = ""
         for piece in _BRACKETED.split(text):

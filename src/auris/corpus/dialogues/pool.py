@@ -70,7 +70,7 @@ class Pool:
         return available
 
     def draw_row(self, rng: Rng, task: str, label: str | None = None) -> Row:
-        """Draw a row of `task` with the label `label`. If it is None, every label has the same probability."""
+        """Draw a row of `task` with the label `label`; None: draw the label too, all with equal probability."""
         return pick(rng, self.rows[task][label or pick(rng, self.rows[task])])
 
     def draw_wrong_label(self, rng: Rng, row: Row) -> str | None:

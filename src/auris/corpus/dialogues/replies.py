@@ -102,11 +102,11 @@ def make_follow_up_replies(rng: Rng, pool: Pool, row: Row) -> dict[str, Reply]:
     """Return replies to further questions that can be answered from a row's labels, by family of question."""
     labels, task = row.labels, row.labels["task"]
     if task in INFERENCES:
-        family, table, conclusion = INFERENCES[task]
-        right = next((heading for heading, items in table.items() if answer_text(row) in items), None)
+        family, labels_by_answer, conclusion = INFERENCES[task]
+        right = next((answer for answer, labels in labels_by_answer.items() if answer_text(row) in labels), None)
         if right is None:
             return {}
-        wrong = pick(rng, [heading for heading in table if heading != right])
+        wrong = pick(rng, [answer for answer in labels_by_answer if answer != right])
         return {f"then {family}": make_reply(f"{conclusion.capitalize()}.", right, wrong)}
     replies = {}
     language = LANGUAGES.get(labels.get("language") or "")  # rows of some tasks may lack this label

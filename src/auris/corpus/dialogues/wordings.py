@@ -20,8 +20,8 @@ FORMS = ("terse", "sentence", "polite")
 _DATA = read_yaml(Path(__file__).with_name("wordings.yaml"))
 _CLOSINGS: list[str] = _DATA["closings"]
 _SPOKEN_OPENINGS: list[str] = _DATA["spoken_openings"]
-_TYPED: dict[str, list[str]] = _DATA["typed"]
-_SPOKEN: dict[str, list[str]] = _DATA["spoken"]
+_TYPED_QUESTIONS: dict[str, list[str]] = _DATA["typed"]
+_SPOKEN_QUESTIONS: dict[str, list[str]] = _DATA["spoken"]
 SENTENCES: dict[str, str] = _DATA["sentences"]
 NOUN_PHRASES: dict[str, str] = _DATA["named"]
 LABEL_NOUNS: dict[str, str] = _DATA["things"]
@@ -53,13 +53,15 @@ def select_split(wordings: Sequence[str], split: str) -> tuple[str, ...]:
 def select_questions(family: str, split: str, *, spoken: bool = False) -> tuple[str, ...]:
     """Return the wordings of a family of questions that belong to `split`. They are templates with braces."""
     if spoken:
-        return select_split([opening + body for opening in _SPOKEN_OPENINGS for body in _SPOKEN[family]], split)
-    return select_split([body + closing for closing in _CLOSINGS for body in _TYPED[family]], split)
+        return select_split(
+            [opening + body for opening in _SPOKEN_OPENINGS for body in _SPOKEN_QUESTIONS[family]], split
+        )
+    return select_split([body + closing for closing in _CLOSINGS for body in _TYPED_QUESTIONS[family]], split)
 
 
 def question_families(*, spoken: bool = False) -> tuple[str, ...]:
-    """Return the names of all families of questions."""
-    return tuple(_SPOKEN if spoken else _TYPED)
+    """Return the names of all families of typed or spoken questions."""
+    return tuple(_SPOKEN_QUESTIONS if spoken else _TYPED_QUESTIONS)
 
 
 def draw_question(rng: Rng, family: str, split: str, *, spoken: bool = False, **fields: str) -> str:
@@ -76,5 +78,5 @@ def _capitalise(text: str) -> str:
 @cache
 def fixed_typed_questions() -> frozenset[str]:
     """Return the final form of every typed question whose template has no braces."""
-    bodies = (_capitalise(body) for questions in _TYPED.values() for body in questions if "{" not in body)
+    bodies = (_capitalise(body) for questions in _TYPED_QUESTIONS.values() for body in questions if "{" not in body)
     return frozenset(body + closing for body in bodies for closing in _CLOSINGS)
