@@ -34,7 +34,9 @@ class Recipe:
     optional_variants: tuple[str, ...] = ()
 
 
-_OPTIONAL_SRWT_LANGUAGES = tuple(language for language in LANGUAGES if language not in ("en", "zh", *speech.UNTIMED))
+_OPTIONAL_SRWT_LANGUAGES = tuple(
+    language for language in LANGUAGES if language not in ("en", "zh", *speech.UNTIMED_LANGUAGES)
+)
 _INTENTS = tuple(requests.INTENTS)
 
 RECIPES = {

@@ -33,7 +33,7 @@ _CLOSED_LABELS: dict[str, tuple[str, Collection[str]]] = {
 }
 
 # Tasks whose `text` is a verbatim transcript in the language of the speech.
-TRANSCRIPTS = ("asr", "dialect_asr")
+TRANSCRIPT_TASKS = ("asr", "dialect_asr")
 
 # Grades of evaluation data: see `Task.grade`.
 GRADES = {
@@ -200,7 +200,7 @@ def result_group(labels: Labels) -> str:
 
 # Names of the curves of the training loss in TensorBoard. There is one curve for each task and, for tasks with
 # dialogues, one for each mode.
-CURVES = tuple(
+LOSS_CURVES = tuple(
     name
     for code, task in TASKS.items()
     for name in ([f"{code} {mode}" for mode in MODES] if "mode" in task.needs else [code])
@@ -208,7 +208,7 @@ CURVES = tuple(
 
 
 def loss_curve(labels: Labels) -> str:
-    """Return the entry of `CURVES` to which the loss of a row belongs."""
+    """Return the entry of `LOSS_CURVES` to which the loss of a row belongs."""
     task = get_task(labels["task"])
     return f"{task.code} {labels['mode']}" if "mode" in task.needs else task.code
 

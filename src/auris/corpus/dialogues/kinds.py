@@ -26,14 +26,14 @@ class Exchange:
 
     Attributes:
         reply: The assistant's answer.
-        clips: Rows whose clips are part of the user's message.
+        clip_rows: Rows whose clips are part of the user's message.
         text: Written part of the message.
-        spoken: Spoken part of the message. A new clip is recorded for it, in which it is followed by `clips`.
+        spoken: Spoken part of the message. A new clip is recorded for it, in which the clips of `clip_rows` follow it.
         written_by: Author of the question and answer.
     """
 
     reply: Reply
-    clips: tuple[Row, ...] = ()
+    clip_rows: tuple[Row, ...] = ()
     text: str | None = None
     spoken: str | None = None
     written_by: str = TEMPLATES
@@ -151,7 +151,7 @@ def _make_story(rng: Rng, pool: Pool, row: Row) -> Exchange:
 
 def make_command(rng: Rng, pool: Pool) -> list[Exchange]:
     """Make one exchange: a spoken command, followed in the same recording by the clip that it is about."""
-    tasks = [task for task in wordings.question_families(spoken=True) if task in wordings.SENTENCES]
+    tasks = [task for task in wordings.question_families(spoken=True) if task in wordings.ANSWER_SENTENCES]
     row = pool.draw_row(rng, pick(rng, pool.select_tasks("command", tasks)))
     question = draw_question(rng, row.labels["task"], pool.split, spoken=True)
     return [Exchange(reply_to_row(rng, pool, row), (row,), spoken=question)]

@@ -16,7 +16,7 @@ from auris.metrics.judges.rating import POLITE_OPENINGS
 from auris.text.tasks import LANGUAGES
 
 _GENDER_BY_VOICE = {
-    variant: gender for voices in speech.VOICES.values() for gender, names in voices.items() for variant in names
+    voice: gender for voices in speech.VOICES.values() for gender, names in voices.items() for voice in names
 }
 # Conclusions that can be drawn from the label of a sound. For each task: the family of the question, the labels by
 # answer, and the sentence of the conclusion.
@@ -65,7 +65,7 @@ def reply_to_row(rng: Rng, pool: Pool, row: Row) -> Reply:
 
     def write_sentence(label: str) -> str:
         fields = {"answer": label, "named": noun_phrase(task, label), "target": LANGUAGES.get(target, "")}
-        return wordings.SENTENCES[task].format(**fields)
+        return wordings.ANSWER_SENTENCES[task].format(**fields)
 
     right, wrong = answer_text(row), pool.draw_wrong_label(rng, row)
     return Reply(right, write_sentence(right), right, wrong and write_sentence(wrong), key_languages.get(task) or "en")

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 
 from auris.corpus.draws import Rng, pick
-from auris.corpus.grammar import SHARES
+from auris.corpus.grammar import SPLIT_PERCENTAGES
 from auris.files import read_yaml
 
 # Forms of an answer: only the content, a sentence, or a sentence with a polite opening.
@@ -22,7 +22,7 @@ _CLOSINGS: list[str] = _DATA["closings"]
 _SPOKEN_OPENINGS: list[str] = _DATA["spoken_openings"]
 _TYPED_QUESTIONS: dict[str, list[str]] = _DATA["typed"]
 _SPOKEN_QUESTIONS: dict[str, list[str]] = _DATA["spoken"]
-SENTENCES: dict[str, str] = _DATA["sentences"]
+ANSWER_SENTENCES: dict[str, str] = _DATA["sentences"]
 NOUN_PHRASES: dict[str, str] = _DATA["named"]
 LABEL_NOUNS: dict[str, str] = _DATA["things"]
 NUMBERS: list[str] = _DATA["numbers"]
@@ -35,12 +35,12 @@ INSTRUMENT_FAMILIES: dict[str, list[str]] = _DATA["families"]
 def select_split(wordings: Sequence[str], split: str) -> tuple[str, ...]:
     """Return the wordings that belong to `split`.
 
-    Each split has the same share of the wordings as of the corpus's sentences (`grammar.SHARES`), but valid and test
-    have at least one wording each.
+    Each split has the same share of the wordings as of the corpus's sentences (`grammar.SPLIT_PERCENTAGES`), but valid
+    and test have at least one wording each.
     """
     assert len(wordings) > 2, wordings
     by_hash = sorted(set(wordings), key=lambda wording: hashlib.sha256(wording.encode()).digest())
-    n_valid, n_test = (max(1, round(SHARES[name] / 100 * len(by_hash))) for name in ("valid", "test"))
+    n_valid, n_test = (max(1, round(SPLIT_PERCENTAGES[name] / 100 * len(by_hash))) for name in ("valid", "test"))
     by_split = {
         "test": by_hash[:n_test],
         "valid": by_hash[n_test : n_test + n_valid],

@@ -201,7 +201,7 @@ def trace_row(model: AudioModel, row: Row) -> Trace:
         pooled=_array(rearrange(pooled, "m g d -> m (g d)")),
         token_seconds=net.pooling.k * FRAME_SECONDS,
         tokens=_token_texts(tokenizer, ids),
-        answer=tokenizer.decode(ids, control=True),
+        answer=tokenizer.decode(ids, keep_control=True),
         attention=_array(attention_weights(net, batch, queries)[..., keys]),
     )
 
@@ -261,7 +261,7 @@ def _pack(sample: Sample, model: AudioModel) -> Pack:
 
 def _token_texts(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
     """Return the text that each token adds. The last of several tokens of a character adds it."""
-    decoder = StreamingDecoder(partial(tokenizer.decode, control=True))
+    decoder = StreamingDecoder(partial(tokenizer.decode, keep_control=True))
     *pieces, last = (decoder.add(token) for token in ids)
     return [*pieces, last + decoder.finish()]
 
