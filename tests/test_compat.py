@@ -51,7 +51,7 @@ class StartAtStep(L.Callback):
 
     def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         compat.disable_signal_handlers(trainer)
-        compat.set_loop_position(trainer, self.step, max_steps=6, validating=self.validating)
+        compat.set_loop_position(trainer, self.step, max_steps=6, repeat_validation=self.validating)
 
 
 @pytest.mark.parametrize(

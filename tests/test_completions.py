@@ -203,10 +203,10 @@ def test_the_api_key_is_not_leaked_to_messages_recipes_or_other_hosts(monkeypatc
 
 def test_an_empty_reply_is_accepted_with_blank_true(tmp_path: Path) -> None:
     with stand_in.serve(lambda messages: None) as (url, _):
-        assert Endpoint(url=url, model="m", blank=True).complete(DOG).text == ""
+        assert Endpoint(url=url, model="m", accept_empty=True).complete(DOG).text == ""
     filtered = stand_in.Refused(400, '{"error": {"code": "content_filter"}}')
     with stand_in.serve(lambda messages: filtered) as (url, _):
-        reply = Endpoint(url=url, model="m", blank=True).complete(DOG)
+        reply = Endpoint(url=url, model="m", accept_empty=True).complete(DOG)
         assert reply.text == "" and reply.details == {"finish_reason": "content_filter"}
 
 

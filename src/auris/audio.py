@@ -3,8 +3,8 @@
 Unlike Whisper's, the features are only as long as their clip. They equal the first frames of the features that Whisper
 computes for the clip padded to 30 s.
 
-Shapes: L samples at 16 kHz, N valid mel frames, S = n_computed_frames(N) computed frames, which
-include some silence after the clip.
+Shapes: L samples at 16 kHz, N valid mel frames, S = n_computed_frames(N) computed frames, which include some silence
+after the clip.
 """
 
 from __future__ import annotations
@@ -210,7 +210,7 @@ def n_samples(path: Source, offset: float = 0.0, duration: float | None = None) 
     bound: libsndfile estimates the length from the file's size and first bit rate, and does not decode beyond it.
 
     Raises:
-        AudioError: `read` would raise this error too, and the header already shows it.
+        AudioError: An error that `read` lists and that can be found from the header alone.
     """
     length_in_header = None if isinstance(path, (str, Path)) else path.n_samples
     if length_in_header is not None and offset == 0.0 and duration is None:

@@ -33,7 +33,7 @@ def disable_signal_handlers(trainer: L.Trainer) -> None:
     trainer._signal_connector.register_signal_handlers = lambda: None
 
 
-def set_loop_position(trainer: L.Trainer, step: int, *, max_steps: int, validating: bool) -> None:
+def set_loop_position(trainer: L.Trainer, step: int, *, max_steps: int, repeat_validation: bool) -> None:
     """Make Lightning's loops continue after a step.
 
     Checkpoints of auris store the number of steps. Lightning's loop counters are derived from this number here.
@@ -42,7 +42,7 @@ def set_loop_position(trainer: L.Trainer, step: int, *, max_steps: int, validati
         trainer: Trainer that is about to fit.
         step: Number of steps taken.
         max_steps: Number of steps of the whole run.
-        validating: Whether the validation after this step has not been finished.
+        repeat_validation: Whether the validation after this step was interrupted and must be repeated.
     """
 
     def progress(n: int, **overrides: int) -> dict[str, dict[str, int]]:
@@ -52,13 +52,13 @@ def set_loop_position(trainer: L.Trainer, step: int, *, max_steps: int, validati
     loops = trainer.fit_loop.state_dict()
     loops["epoch_progress"] = progress(1, processed=0, completed=0)
     # If the batch counts as incomplete, Lightning assumes that the checkpoint was saved at the end of this batch, after
-    # its validation. If the batch is complete and a validation batch is not, it restarts the interrupted validation.
-    batch_progress = progress(step) if validating else progress(step, completed=step - 1)
+    # its validation. If the batch is complete and a validation batch is not, Lightning restarts the validation.
+    batch_progress = progress(step) if repeat_validation else progress(step, completed=step - 1)
     loops["epoch_loop.batch_progress"] = {**batch_progress, "is_last_batch": step >= max_steps}
-    loops["epoch_loop.state_dict"] = {"_batches_that_stepped": step - 1}  # Lightning adds 1 in both cases
+    loops["epoch_loop.state_dict"] = {"_batches_that_stepped": step - 1}  # Lightning adds 1 before the next step
     step_counts = {"ready": step, "completed": step}
     loops["epoch_loop.manual_optimization.optim_step_progress"] = {"total": step_counts, "current": dict(step_counts)}
-    if validating:
+    if repeat_validation:
         loops["epoch_loop.val_loop.batch_progress"]["total"] = progress(1, processed=0, completed=0)["total"]
     trainer.fit_loop.load_state_dict(loops)
 

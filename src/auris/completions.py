@@ -105,7 +105,8 @@ class Endpoint:
         pause: Seconds before the first retry. The pause is doubled for each further retry, and the server may ask for a
             longer one.
         per_minute: Maximum number of requests per minute; None for no limit.
-        blank: Whether to accept a reply without content, and a refusal by the provider's filter, as an empty reply.
+        accept_empty: Whether to accept a reply without content, as its `refusal` text or an empty reply. A request that
+            the provider's filter refuses then has an empty reply too.
         stand_in: Description of the script at `url`; None if a language model replies.
         config_key: Config key of the endpoint, for messages.
     """
@@ -118,7 +119,7 @@ class Endpoint:
     retries: int = 0
     pause: float = 1.0
     per_minute: float | None = None
-    blank: bool = False
+    accept_empty: bool = False
     stand_in: str | None = None
     config_key: str = "llm"
     _limiter: _RateLimiter = field(default_factory=_RateLimiter, init=False, repr=False, compare=False)
@@ -158,7 +159,7 @@ class Endpoint:
                     raise UserError(
                         f"{self.config_key}.url={self.url} gave no chat completion ({error}); earlier replies are saved"
                     ) from None
-                # The random factor prevents requests that were rejected at the same time from being repeated at once.
+                # With the random factor, requests that were rejected at the same time are repeated at different times.
                 time.sleep(min(_MAX_PAUSE, max(pause, error.wait) * random.uniform(1, 1.25)))
                 pause *= 2
         raise AssertionError("the last attempt returns or raises")
@@ -181,7 +182,7 @@ class Endpoint:
                 return self._parse(json.loads(response.read()))
         except urllib.error.HTTPError as error:
             content = error.read(2000).decode(errors="replace")
-            if self.blank and error.code == 400 and any(code in content for code in _FILTER_CODES):
+            if self.accept_empty and error.code == 400 and any(code in content for code in _FILTER_CODES):
                 return Reply("", self.model, {"finish_reason": "content_filter"})
             is_temporary = error.code in (408, 409, 425, 429) or error.code >= 500
             retry_after = error.headers.get("Retry-After", "")
@@ -197,7 +198,7 @@ class Endpoint:
     def _parse(self, completion: Mapping[str, Any]) -> Reply:
         choice = completion["choices"][0]
         text = choice["message"].get("content")
-        if text is None and self.blank:
+        if text is None and self.accept_empty:
             text = choice["message"].get("refusal") or ""
         if not isinstance(text, str):
             raise UserError(f"its content is {text!r}")
@@ -210,9 +211,9 @@ class ReplyLog:
 
     A request that is not in the file is sent to the endpoint, if there is one, and its reply is added to the file.
 
-    The first line describes the file and names the first model, or the script that replaced it. Every other line is one
-    reply with its request and the name of its model. A request is identified by its messages and, if it has any, its
-    settings. If the last line was cut off when a process died, its reply is requested again.
+    The first line describes the file and names the source of the first reply: a model, or a script that replaces one.
+    Every other line is one reply with its request and the name of its model. A request is identified by its messages
+    and, if it has any, its settings. If the last line was cut off when a process died, its reply is requested again.
 
     Args:
         path: The file. It may be missing if there is an endpoint.
@@ -227,8 +228,8 @@ class ReplyLog:
 
     Raises:
         MissingFileError: The file does not exist, and there is no endpoint.
-        UserError: The file is broken, or its replies are from a script and new ones would be from a language model, or
-            the other way round.
+        UserError: The file is broken, or the endpoint has another `stand_in` than the replies in the file: they come
+            from a script and new replies would come from a language model, for instance.
     """
 
     def __init__(

@@ -37,7 +37,7 @@ OPTIONS: dict[str, Any] = {
         "rows": {"train": 180, "valid": 60, "test": 90},
         "preferences": {"train": 80, "valid": 16, "test": 40},
         "mix": ALL,
-        "tasks": {task: 1 for task in wordings.SENTENCES},
+        "tasks": {task: 1 for task in wordings.ANSWER_SENTENCES},
     },
     "forms": {"terse": 1, "sentence": 1, "polite": 1},
     "faults": {"wrong": 2, "terse": 1, "plain": 1},
@@ -547,7 +547,7 @@ def test_the_default_config_has_two_thousand_rows_and_its_keys_are_arguments() -
     assert set(defaults) == set(inspect.signature(instruct).parameters)
     assert set(dialogues) == set(OPTIONS["dialogues"])
     assert set(dialogues["mix"]) == set(KINDS)
-    assert set(dialogues["tasks"]) == set(wordings.SENTENCES)
+    assert set(dialogues["tasks"]) == set(wordings.ANSWER_SENTENCES)
     assert set(defaults["llm"]) == set(OPTIONS["llm"])
     assert defaults["llm"]["pairs"] == stand_in.PAIRS
     assert SHIPPED_REPLIES.is_file()

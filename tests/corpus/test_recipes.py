@@ -134,7 +134,7 @@ def test_splits_share_no_texts_voices_clips_or_notes(rows: list[Row]) -> None:
         turns = labels.get("turns", [])
         contents["voices"] |= {labels.get("speaker"), *labels.get("speakers", []), *(turn["speaker"] for turn in turns)}
         texts = {labels.get("transcript"), *labels.get("transcripts", []), *(turn["text"] for turn in turns)}
-        contents["texts"] |= texts | {labels["text"]} if labels["task"] in tasks.TRANSCRIPTS else texts
+        contents["texts"] |= texts | {labels["text"]} if labels["task"] in tasks.TRANSCRIPT_TASKS else texts
         contents["seeds"].add(labels["seed"])
         contents["sounds"] |= {read_clip(row, clip).tobytes() for clip in range(len(row.clips))}
         if labels["task"] == "mna":
@@ -199,7 +199,7 @@ def test_only_languages_with_word_times_have_words(rows: list[Row]) -> None:
     spoken = [row for row in rows if "speaker" in row.labels]
     assert {row.labels["language"] for row in spoken} >= {"ko", "yue"}
     for row in spoken:
-        assert ("words" in row.labels) == (row.labels["language"] not in speech.UNTIMED), row.id
+        assert ("words" in row.labels) == (row.labels["language"] not in speech.UNTIMED_LANGUAGES), row.id
 
 
 # --- requests -----------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import pytest
 
 from auris.corpus import signal, speech
 from auris.corpus.grammar import KEYWORDS, LANGUAGES, render, split_words
-from auris.corpus.speech import UNTIMED, VOICES, Line, say
+from auris.corpus.speech import UNTIMED_LANGUAGES, VOICES, Line, say
 from auris.corpus.spoken import DIALECTS
 from support.corpus_words import cover
 
@@ -21,7 +21,7 @@ DOG = ("the", "dog", "works", "in", "the", "garden")
 
 
 def line(units: tuple[str, ...] = DOG, language: str = "en", variant: str = "m3", pitch: int = 50) -> Line:
-    return Line(words=units, language=language, variant=variant, rate=180, pitch=pitch)
+    return Line(words=units, language=language, voice=variant, rate=180, pitch=pitch)
 
 
 def pitch_of(samples: np.ndarray) -> float:
@@ -47,7 +47,7 @@ def sentences_with_all_words(language: str) -> Iterator[tuple[str, ...]]:
             yield units
 
 
-@pytest.mark.parametrize("language", [language for language in LANGUAGES if language not in UNTIMED])
+@pytest.mark.parametrize("language", [language for language in LANGUAGES if language not in UNTIMED_LANGUAGES])
 def test_every_word_of_the_grammar_has_a_start_and_end_time(language: str) -> None:
     lines = [line(units, language) for units in sentences_with_all_words(language)]
     if language == "en":
@@ -57,7 +57,7 @@ def test_every_word_of_the_grammar_has_a_start_and_end_time(language: str) -> No
         assert np.all(np.diff(utterance.boundaries) > 0.02), spoken
 
 
-@pytest.mark.parametrize("language", UNTIMED)
+@pytest.mark.parametrize("language", UNTIMED_LANGUAGES)
 def test_languages_without_word_times_have_two_boundaries_per_utterance(language: str) -> None:
     lines = [line(units, language) for units in sentences_with_all_words(language)]
     for spoken, utterance in zip(lines, say(lines), strict=True):

@@ -452,7 +452,9 @@ def supervised_parts(sample) -> list[tuple[str, bool]]:
     for start, stop in itertools.pairwise(edges):
         is_audio = sample.audio_mask[start:stop]
         ids = sample.ids[start:stop]
-        text = "".join("*" if mark else tok.decode([i], control=True) for i, mark in zip(ids, is_audio, strict=True))
+        text = "".join(
+            "*" if mark else tok.decode([i], keep_control=True) for i, mark in zip(ids, is_audio, strict=True)
+        )
         parts.append((text, bool(sample.supervise[start])))
     return parts
 
@@ -645,7 +647,7 @@ def test_a_row_of_every_task_is_planned_and_built(tmp_path, code, prompt):
     assert row.problem is None
     assert planned_length(samples, row) >= max_built_length(samples, row, epochs=3)
     sample = samples.build(row, 0, None)
-    decoded = tokenizer().decode(sample.ids[sample.supervise].tolist(), control=True)
+    decoded = tokenizer().decode(sample.ids[sample.supervise].tolist(), keep_control=True)
     assert decoded.endswith(task.render(labels, tags=not prompt.natural) + "<|endoftext|>")
 
 

@@ -28,7 +28,7 @@ def make_row(number: int, task: str, **labels: object) -> Row:
 def judge_rows(path: Path, rows: list[Row], answer) -> tuple[dict, dict[str, str], str]:
     console = Console(file=StringIO(), width=200)
     with stand_in.serve(answer) as (url, _):
-        endpoint = Endpoint(url=url, model="m", blank=True, stand_in="a test's script", config_key="judge")
+        endpoint = Endpoint(url=url, model="m", accept_empty=True, stand_in="a test's script", config_key="judge")
         judge = air_bench.AirBenchJudge(ReplyLog(path, endpoint, config_key="judge"), model="m", workers=2)
         responses = [Response(row, "an answer") for row in rows]
         predictions, unrated = judging.rate_responses(responses, judge, console)

@@ -111,7 +111,7 @@ def test_decoding_drops_control_tokens_by_default():
     tok = tokenizer()
     ids = [tok.id("<|en|>"), *tok.encode_plain("the cat"), tok.end]
     assert tok.decode(ids) == "the cat"
-    assert tok.decode(ids, control=True) == "<|en|>the cat<|endoftext|>"
+    assert tok.decode(ids, keep_control=True) == "<|en|>the cat<|endoftext|>"
 
 
 @pytest.mark.parametrize("token", ["<|endoftext|>", "<audio>", "<|AUDIO|>", "[[[AUDIO:modality]]]", "<|0.54|>"])
@@ -275,7 +275,7 @@ def test_audio_tags_are_the_only_control_tokens_that_dialogue_text_may_contain(t
     ids = tok.ids(text, Control.TAGS)
     tags = [tok.id(tag) for tag in re.findall(r"<\|(?:en|0\.54|0\.86|sil)\|>", text)]
     assert [number for number in ids if number >= tok.n_text] == tags
-    assert tok.decode(ids, control=True) == text
+    assert tok.decode(ids, keep_control=True) == text
 
 
 @pytest.mark.parametrize("chat", [QwenAudioChat(), Qwen2AudioChat()])
@@ -311,7 +311,7 @@ def test_a_vocabulary_with_audio_tokens_is_not_changed(tmp_path):
     assert tok.fast.get_vocab() == before and tok.size == max(before.values()) + 1
     assert tok.pads == {before["<|AUDIO|>"]} and tok.end == before["<|endoftext|>"]
     tok.save(tmp_path)
-    assert Tokenizer.load(tmp_path, grow=False).fast.get_vocab() == before
+    assert Tokenizer.load(tmp_path, add_control_tokens=False).fast.get_vocab() == before
 
 
 def test_the_unknown_token_of_a_vocabulary_is_a_valid_token():
@@ -344,13 +344,13 @@ def test_the_error_for_a_vocabulary_without_an_audio_token_names_its_directory(t
     plain().save_pretrained(tmp_path)
     message = f"tokenizer={tmp_path}: the vocabulary has no audio token, expected <|AUDIO|> or [[[AUDIO:modality]]]"
     with pytest.raises(ValueError, match=re.escape(message)):
-        Tokenizer.load(tmp_path, grow=False)
+        Tokenizer.load(tmp_path, add_control_tokens=False)
     assert Tokenizer.load(tmp_path).pads
 
 
 def test_a_vocabulary_can_be_rebuilt_from_its_bpe_ranks(tmp_path):
     write_ranks(tmp_path / RANKS_FILE, rank_lines())
-    tok, reference = Tokenizer.load(tmp_path, grow=False), tokenizer()
+    tok, reference = Tokenizer.load(tmp_path, add_control_tokens=False), tokenizer()
     for text in (*TEXTS, "the cat sat, und ein Hund: 猫 😀", "  the\n\nmat", "detect detects"):
         assert tok.encode_plain(text) == reference.encode_plain(text)
     assert len(tok.encode_plain("the cat sat on the mat")) < len("the cat sat on the mat")  # merges are applied
@@ -365,7 +365,7 @@ def test_a_vocabulary_can_be_rebuilt_from_its_bpe_ranks(tmp_path):
 def test_bpe_ranks_can_be_loaded_from_a_file_and_saved(tmp_path):
     tok = Tokenizer.load(write_ranks(tmp_path / "any.tiktoken", rank_lines()))
     tok.save(tmp_path / "saved")
-    loaded = Tokenizer.load(tmp_path / "saved", grow=False)
+    loaded = Tokenizer.load(tmp_path / "saved", add_control_tokens=False)
     assert loaded.fast.backend_tokenizer.to_str() == tok.fast.backend_tokenizer.to_str()
     text = "<|en|>the cat<|endoftext|><|extra_7|>"
     assert all(loaded.ids(text, control) == tok.ids(text, control) for control in Control)

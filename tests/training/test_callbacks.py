@@ -13,7 +13,7 @@ from torch import nn
 
 from auris.data.loader import LoaderError
 from auris.errors import RunStopped
-from auris.text.tasks import CURVES
+from auris.text.tasks import LOSS_CURVES
 from auris.training import callbacks
 from auris.training.callbacks import Faults, ProgressFile, TaskLosses, UnusableRows
 from auris.training.faults import Fault
@@ -71,7 +71,7 @@ class CurveLogger(dict[str, dict[int, float]]):
 
 def run_step(callback: TaskLosses, curves: CurveLogger, step: int, **sums: tuple[float, float]) -> None:
     """Run the callback for one step with the given (loss, tokens) sums of tasks."""
-    values = torch.tensor([sums.get(code, (0.0, 0.0)) for code in CURVES]).T
+    values = torch.tensor([sums.get(code, (0.0, 0.0)) for code in LOSS_CURVES]).T
     state = trainer(global_step=step, log_every_n_steps=2, loggers=[curves])
     callback.on_train_batch_end(state, MODULE, {"tasks": values})
 

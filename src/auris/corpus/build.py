@@ -133,7 +133,7 @@ def make_rows(specs: Sequence[RowSpec], folder: Path, engine: str) -> list[Finis
     Args:
         specs: The rows to make, all of one task.
         folder: Directory of the corpus.
-        engine: Name and version of the speech synthesiser, written to rows with speech as `generator`.
+        engine: Name and version of the speech synthesiser. Rows with speech have it in their field `generator`.
     """
     recipe_results = [RECIPES[spec.task].make(spec, np.random.default_rng(spec.seed)) for spec in specs]
     lines = [line for result in recipe_results if isinstance(result, Script) for line in result.lines]
@@ -157,7 +157,7 @@ def _finish_row(spec: RowSpec, recording: Recording, origin: Mapping[str, str], 
     # In a manifest, only rows with one clip have a duration.
     audio_fields = {"audio": paths[0], "duration": seconds} if len(paths) == 1 else {"audio": paths}
     row = {"id": spec.id, **audio_fields, "task": spec.task, **recording.fields}
-    # `content` is text that stands for the audio. For labels such as times and notes, it is the answer.
+    # `content` is the text that a text-only model gets in place of the audio. By default it is the answer.
     if "content" not in row and len(paths) == 1:
         row["content"] = TASKS[spec.task].render(row, tags=False)
     row |= {"split": spec.split, **origin, "seed": spec.seed, "licence": LICENCE}

@@ -15,7 +15,7 @@ from auris.text.tasks import TASKS
 
 
 def run(config: Mapping[str, Any]) -> None:
-    """Build the corpus and its tokenizer, and print the number of rows of each task."""
+    """Build the corpus and its tokenizer, and print the number of rows and the grade (`tasks.GRADES`) of each task."""
     # Imported here because worker processes import this module too and must not load torch.
     from auris.corpus.vocabulary import train_tokenizer
 

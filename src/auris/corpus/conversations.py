@@ -84,7 +84,7 @@ def write_sv(spec: RowSpec, rng: Rng) -> Script:
             record_utterance({}, line, utterance, rng).clips[0]
             for line, utterance in zip(lines, utterances, strict=True)
         ]
-        speakers = [line.variant for line in lines]
+        speakers = [line.voice for line in lines]
         labels = {"language": "en", "text": spec.variant, "transcripts": texts, "speakers": speakers}
         return Recording(labels, tuple(clips))
 
@@ -92,7 +92,7 @@ def write_sv(spec: RowSpec, rng: Rng) -> Script:
 
 
 def _draw_lines(rng: Rng, spec: RowSpec, texts: Sequence[str]) -> list[speech.Line]:
-    """Return a line for each English text, all in different voices. Texts in excess of the voices are dropped."""
+    """Return a line for each English text, all in different voices. If voices run out, the last texts have no line."""
     voices = [voice for voices in speech.VOICES[spec.split].values() for voice in voices if voice not in speech.TWINS]
     voices = rng.choice(voices, min(len(texts), len(voices)), replace=False)
     return [draw_line(rng, spec, text, "en", voice=str(voice)) for text, voice in zip(texts, voices, strict=False)]
@@ -114,14 +114,14 @@ def _mix(
     """Mix utterances that begin at `starts` (seconds); return the turns with their times in the clip, and the clip."""
     ends = [n_samples(start) + len(utterance.samples) for start, utterance in zip(starts, utterances, strict=True)]
     mixed: Signal = np.zeros(max(ends))
-    levels = {line.variant: rng.uniform(0, _MAX_GAIN) for line in lines}
+    levels = {line.voice: rng.uniform(0, _MAX_GAIN) for line in lines}
     for line, utterance, start in zip(lines, utterances, starts, strict=True):
-        gain = 10 ** (levels[line.variant] / 20) / np.sqrt(power(utterance.samples))
+        gain = 10 ** (levels[line.voice] / 20) / np.sqrt(power(utterance.samples))
         add(mixed, gain * utterance.samples, start)
     lead, signal = pad_with_silence(mixed, rng)
     turns = []
     for line, utterance, start in zip(lines, utterances, starts, strict=True):
         offset = lead + n_samples(start) / SAMPLE_RATE
         begin, end = (round(offset + utterance.boundaries[edge], 4) for edge in (0, -1))
-        turns.append({"speaker": line.variant, "start": begin, "end": end, "text": " ".join(line.words)})
+        turns.append({"speaker": line.voice, "start": begin, "end": end, "text": " ".join(line.words)})
     return turns, record_speech(signal, rng)

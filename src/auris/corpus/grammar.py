@@ -6,9 +6,9 @@ test sentence is unseen in every language and task.
 
 The grammar is restricted so that agreement is easy to get right. It has only definite articles, verbs in the third
 person singular, nouns that need no elision in French and Italian, subjects in the nominative and objects in the
-accusative. Its Chinese words are words that eSpeak pronounces the same when it reads one character at a time. Japanese
-is written in kana, with spaces between phrases and the topic particle as it is pronounced (わ). Korean particles depend
-on the last sound of the noun.
+accusative. eSpeak pronounces its Chinese words in the same way whether it reads whole words or one character at a time.
+Japanese is written in kana, with spaces between phrases and the topic particle as it is pronounced (わ). Korean
+particles depend on the last sound of the noun.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _THINGS_ONLY = ("new", "heavy")
 # Maximum length of the English sentence. It keeps most clips under three seconds, so that a laptop can train on them.
 MAX_WORDS = 7
 
-SHARES = {"train": 82, "valid": 8, "test": 10}  # percentage of the meanings in each split
+SPLIT_PERCENTAGES = {"train": 82, "valid": 8, "test": 10}  # percentage of the meanings in each split
 
 
 def _read_words() -> dict[str, dict[str, dict[str, str]]]:
@@ -71,9 +71,9 @@ def assign_split(text: str) -> str:
     The split depends only on the hash of the text, not on the seed or the size of the corpus.
     """
     percentile = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") % 100
-    if percentile < SHARES["train"]:
+    if percentile < SPLIT_PERCENTAGES["train"]:
         return "train"
-    return "valid" if percentile < SHARES["train"] + SHARES["valid"] else "test"
+    return "valid" if percentile < SPLIT_PERCENTAGES["train"] + SPLIT_PERCENTAGES["valid"] else "test"
 
 
 def draw_meaning(rng: Rng, split: str) -> Meaning:

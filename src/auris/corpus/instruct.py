@@ -90,7 +90,7 @@ def instruct(
             "dialogues.mix.demonstration=1 to add another kind, or set dialogues.preferences.SPLIT=0 for every split "
             "to make no pairs"
         )
-    _check_weights("dialogues.tasks", task_weights, wordings.SENTENCES)
+    _check_weights("dialogues.tasks", task_weights, wordings.ANSWER_SENTENCES)
     _check_weights("forms", forms, wordings.FORMS)
     _check_weights("faults", faults, FAULTS)
     replies_file = Path(llm["recording"]) if llm["recording"] else SHIPPED_REPLIES

@@ -55,7 +55,8 @@ def play_notes(name: str, rng: Rng, notes: Sequence[Note], touch: float | None =
     Returns:
         The signal, with a root mean square of 1.
     """
-    # Labels follow from the pitch of these notes, so a guitar must be in tune. In `play_random_phrase`, none does.
+    # Labels follow from the pitch of these notes, so a guitar must be in tune. No label follows from the pitch of the
+    # notes in `play_random_phrase`.
     instrument = play_guitar_in_tune if name == "guitar" else INSTRUMENTS[name][0]
     touch = rng.uniform(0, 1) if touch is None else touch
     signal = np.zeros(n_samples(max(note.start + note.seconds for note in notes) + _RING))

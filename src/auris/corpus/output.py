@@ -24,7 +24,7 @@ from auris.errors import UserError
 from auris.files import read_json
 
 LICENCE = "CC0-1.0"
-_GROUP_SIZE = 8  # number of items that a worker makes in one call, with a single fork of eSpeak
+_GROUP_SIZE = 8  # number of items that a worker makes in one call, with one child process for eSpeak
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -34,7 +34,9 @@ class Recipe:
     optional_variants: tuple[str, ...] = ()
 
 
-_OPTIONAL_TIMED = tuple(language for language in LANGUAGES if language not in ("en", "zh", *speech.UNTIMED))
+_OPTIONAL_SRWT_LANGUAGES = tuple(
+    language for language in LANGUAGES if language not in ("en", "zh", *speech.UNTIMED_LANGUAGES)
+)
 _INTENTS = tuple(requests.INTENTS)
 
 RECIPES = {
@@ -43,7 +45,7 @@ RECIPES = {
     "lid": Recipe(spoken.write_lid, LANGUAGES),
     "sgc": Recipe(spoken.write_sgc, ("male", "female")),
     "ks": Recipe(spoken.write_ks, KEYWORDS),
-    "srwt": Recipe(spoken.write_lid, ("en", "zh"), _OPTIONAL_TIMED),
+    "srwt": Recipe(spoken.write_lid, ("en", "zh"), _OPTIONAL_SRWT_LANGUAGES),
     "dialect_asr": Recipe(spoken.write_dialect_asr, tuple(d for d in spoken.DIALECTS if d not in spoken.STANDARDS)),
     "did": Recipe(spoken.write_did, tuple(spoken.DIALECTS)),
     "osr": Recipe(conversations.write_osr, ("en",)),
@@ -72,5 +74,8 @@ RECIPES = {
 
 
 def id_prefix(task: str) -> str:
-    """Return the prefix of a task in row ids: `fmt_` if its synthetic rows test only the format (grade D)."""
+    """Return the prefix of a task in row ids: `fmt_` for grade D, otherwise empty.
+
+    Synthetic rows of grade D test only the format of a task, because their labels are settings of the generator.
+    """
     return "fmt_" if TASKS[task].synthetic_grade == "D" else ""

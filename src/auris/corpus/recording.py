@@ -121,12 +121,12 @@ def draw_line(
         voice: Name of the voice; None to draw one.
         **settings: Fields of the line that replace the drawn ones.
     """
-    variants = (voice,) if voice else speech.VOICES[spec.split][gender or pick(rng, ("male", "female"))]
+    voices = (voice,) if voice else speech.VOICES[spec.split][gender or pick(rng, ("male", "female"))]
     speed = round(float(rng.uniform(*_SPEEDS)), 2) if spec.split == "train" else 1.0
-    variant = pick(rng, variants)
+    voice = pick(rng, voices)
     rate = round(rng.integers(160, 211) / speed)  # the tempo does not depend on the speed
     pitch = int(rng.integers(42, 59))  # eSpeak's default is 50; this range keeps male and female voices apart
-    line = speech.Line(tuple(grammar.split_words(text, language)), language, variant, rate, pitch, speed)
+    line = speech.Line(tuple(grammar.split_words(text, language)), language, voice, rate, pitch, speed)
     return replace(line, **settings)
 
 
@@ -136,8 +136,8 @@ def record_utterance(fields: Fields, line: speech.Line, utterance: speech.Uttera
     The fields of the recording are `fields`, the speaker and, if eSpeak reports times in this language, the words.
     """
     lead, signal = pad_with_silence(utterance.samples, rng)
-    speech_fields: Fields = {"speaker": line.variant}
-    if line.language not in speech.UNTIMED:
+    speech_fields: Fields = {"speaker": line.voice}
+    if line.language not in speech.UNTIMED_LANGUAGES:
         times = [round(lead + boundary, 4) for boundary in utterance.boundaries]
         spans = zip(line.words, times[:-1], times[1:], strict=True)
         words = [{"word": word, "start": start, "end": end} for word, start, end in spans]

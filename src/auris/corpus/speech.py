@@ -34,7 +34,7 @@ VOICES = {
 TWINS = {"f5": "f2", "belinda": "linda"}
 _LANGUAGES = {"en": "en-us", "zh": "cmn", "de": "de", "es": "es", "fr": "fr", "it": "it", "ja": "ja"}
 _LANGUAGES |= {"ko": "ko", "yue": "yue"}
-UNTIMED = ("ko",)  # languages without word times, because eSpeak does not report all words
+UNTIMED_LANGUAGES = ("ko",)  # languages without word times, because eSpeak does not report all words
 
 # Constants of speak_lib.h in eSpeak NG 1.52.
 _SYNCHRONOUS, _UTF8, _BY_CHARACTER = 2, 1, 1
@@ -66,7 +66,7 @@ class Line:
     Attributes:
         words: The units that get times (`grammar.split_words`).
         language: Language of the sentence.
-        variant: Name of the voice in `VOICES`, which eSpeak calls a voice variant.
+        voice: Name of the voice in `VOICES`, which eSpeak calls a voice variant.
         rate: Words per minute.
         pitch: Pitch from 0 to 99.
         speed: Factor of the playback speed (Ko et al. 2015). A higher speed raises formants and pitch, as if the
@@ -76,7 +76,7 @@ class Line:
 
     words: tuple[str, ...]
     language: str
-    variant: str
+    voice: str
     rate: int
     pitch: int
     speed: float = 1.0
@@ -87,7 +87,7 @@ class Line:
 class Utterance:
     """Speech at 16 kHz with word boundaries in seconds: word i spans `boundaries[i]` to `boundaries[i+1]`.
 
-    In a language of `UNTIMED` there are only two boundaries, the beginning and the end of the utterance.
+    In a language of `UNTIMED_LANGUAGES` there are only two boundaries, the beginning and the end of the utterance.
     """
 
     samples: Signal
@@ -104,8 +104,8 @@ def say(lines: Sequence[Line]) -> list[Utterance]:
     """Synthesise lines in order. An utterance depends only on its line and on the lines before it.
 
     Raises:
-        RuntimeError: eSpeak fails, or does not report one start time per word. It reports them for every sentence of
-            the corpus.
+        RuntimeError: eSpeak fails, or does not report one start time per word, which happens with no sentence of the
+            corpus.
         ImportError: eSpeak NG is not installed.
     """
     _, rate = _load_espeak()  # before the fork, so that every child starts from the same state
@@ -116,7 +116,7 @@ def say(lines: Sequence[Line]) -> list[Utterance]:
         # Starts of words as (position in the text, sample).
         starts = [(position, sample) for kind, position, length, sample in events if kind == _WORD and length > 0]
         expected_positions = [1 + sum(len(word) + 1 for word in line.words[:index]) for index in range(len(line.words))]
-        if line.language in UNTIMED:
+        if line.language in UNTIMED_LANGUAGES:
             starts, expected_positions = [(1, 0)], [1]
         ends = [sample for kind, _, _, sample in events if kind == _END]
         if [position for position, _ in starts] != expected_positions or len(ends) != 1:
@@ -168,9 +168,9 @@ def _synthesise(line: Line) -> tuple[list[tuple[int, int, int, int]], bytes]:
     callback = _Callback(receive)  # this reference keeps the callback alive while eSpeak calls it
     library.espeak_SetSynthCallback(callback)
     library.espeak_ng_SetRandSeed(0)
-    voice = f"{line.accent or _LANGUAGES[line.language]}+{line.variant}"
-    if library.espeak_SetVoiceByName(voice.encode()) != 0:
-        raise RuntimeError(f"eSpeak does not know the voice {voice!r}")
+    espeak_voice = f"{line.accent or _LANGUAGES[line.language]}+{line.voice}"
+    if library.espeak_SetVoiceByName(espeak_voice.encode()) != 0:
+        raise RuntimeError(f"eSpeak does not know the voice {espeak_voice!r}")
     for parameter, value in ((_RATE, line.rate), (_PITCH, line.pitch), (_VOLUME, _VOLUME_LEVEL)):
         library.espeak_SetParameter(parameter, value, 0)
     text = "\u00a0".join(line.words).encode()

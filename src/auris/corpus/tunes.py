@@ -117,7 +117,8 @@ def draw_melody(rng: Rng, split: str, **fixed_properties: str) -> Melody:
         if properties["direction"] == "falling":
             steps.reverse()
         low, high = music.INSTRUMENTS[properties["instrument"]][1]
-        # With the root C, major and minor differ by one note. A free root would force a small model to learn intervals.
+        # With the root C, major and minor differ by one note. With other roots too, a small model would have to learn
+        # intervals.
         roots = [root for root in range(low, high - chord[-1] + 1) if root % 12 == 0]
         melody = Melody(**properties, root=pick(rng, roots), steps=tuple(steps))
         if assign_split(repr(melody)) == split:

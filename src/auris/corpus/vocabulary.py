@@ -34,7 +34,8 @@ def _read_texts(corpus: Path) -> Iterator[str]:
         codes.add(row["task"])
         yield from (row[field] for field in _FIELDS if field in row)
         task = TASKS[row["task"]]
-        if not isinstance(task.answer, Text | Language):  # a text is among the fields; languages follow
+        # The fields above contain the answers that are texts, and the names of languages are added at the end.
+        if not isinstance(task.answer, Text | Language):
             yield task.render(row, tags=False)
     for task in _PROMPT_REPETITIONS * [task for code, task in TASKS.items() if code in codes]:
         for wording in task.wordings:

@@ -15,13 +15,13 @@ from torch import Tensor
 
 from auris.audio import Geometry
 from auris.model.pack import IGNORE, Pack
-from auris.text.tasks import CURVES
+from auris.text.tasks import LOSS_CURVES
 
 # Number of valid mel frames of the silent clip in a pack without audio. They become two encoder frames, or one audio
 # token if the encoder pools by 2.
 DUMMY_FRAMES = 4
 
-_CURVE_NUMBERS = {name: number for number, name in enumerate(CURVES)}
+_CURVE_NUMBERS = {name: number for number, name in enumerate(LOSS_CURVES)}
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -37,7 +37,7 @@ class Sample:
             geometry.n_computed_frames(frames)) float32.
         frames: Number of valid mel frames of each of `mels`.
         audio_seconds: Seconds of audio.
-        curve_name: Name of the loss curve that the row counts for (one of `tasks.CURVES`).
+        curve_name: Name of the loss curve that the row counts for (one of `tasks.LOSS_CURVES`).
         rejected: (N,) int64, token ids of the rejected answer of a pair; None for a row with one answer.
         reference: Log-probabilities of the chosen and the rejected answer under the reference model, if it is used.
     """

@@ -263,7 +263,7 @@ def _check_task(row: Row) -> None:
 
 def _transcript_label(row: Row) -> str:
     """Return `text` if the row's task is a transcription, otherwise an empty string."""
-    return row.labels["text"] if row.labels["task"] in tasks.TRANSCRIPTS else ""
+    return row.labels["text"] if row.labels["task"] in tasks.TRANSCRIPT_TASKS else ""
 
 
 def _speakers_and_transcripts(labels: Mapping[str, Any]) -> list[str]:

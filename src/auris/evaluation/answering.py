@@ -169,7 +169,7 @@ def split_long(manifests: Sequence[Manifest], samples: Samples) -> tuple[list[Ma
         return list(manifests), windows
 
     def is_transcript(row: Row) -> bool:
-        return samples.target_row(row).labels["task"] in tasks.TRANSCRIPTS
+        return samples.target_row(row).labels["task"] in tasks.TRANSCRIPT_TASKS
 
     def split(row: Row) -> list[Row]:
         try:
@@ -272,7 +272,7 @@ def answer_share(
         )
         for number, answer_ids in zip(waiting.taken, ids, strict=True):
             is_tagged = tasks.get_task(request.samples.target_row(rows[number]).labels["task"]).answer.has_tags
-            contents[number] = model.tokenizer.decode(answer_ids, control=is_tagged)
+            contents[number] = model.tokenizer.decode(answer_ids, keep_control=is_tagged)
     log_odds: dict[int, float] = {}
     for numbers in share:
         verification_rows = [n for n in numbers if n in contents and _is_verification(request.samples, rows[n])]

@@ -228,7 +228,7 @@ class AudioModel:
         generation_settings = self.settings(chat=chat, **settings)
         generator = None if seed is None else torch.Generator().manual_seed(seed)
         responses = generate(self.net, self.pack(turns, clips), generation_settings, generator=generator, stream=stream)
-        return [self.tokenizer.decode(ids, control=control) for ids in responses]
+        return [self.tokenizer.decode(ids, keep_control=control) for ids in responses]
 
 
 class _PromptSamples(AudioSamples):

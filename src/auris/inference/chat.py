@@ -84,7 +84,7 @@ class Conversation:
         messages = [*self.messages, user_message([str(path) for path in self.attachments], text)]
         _check_dialogue({"messages": messages})
         self.attachments = []
-        decoder = StreamingDecoder(partial(self.model.tokenizer.decode, control=self.control))
+        decoder = StreamingDecoder(partial(self.model.tokenizer.decode, keep_control=self.control))
 
         def stream(_: int, token: int) -> None:
             show(decoder.add(token))

@@ -129,7 +129,7 @@ def load_tokenizer(source: ModelSource) -> Tokenizer:
     """
     if source.tokenizer is None:
         raise UserError(f"{source.path} has no tokenizer: expected tokenizer.json or qwen.tiktoken next to its weights")
-    tokenizer = Tokenizer.load(source.tokenizer, grow=source.kind in ("run", "checkpoint"))
+    tokenizer = Tokenizer.load(source.tokenizer, add_control_tokens=source.kind in ("run", "checkpoint"))
     if source.kind not in _VOCABULARY_FIELDS:
         return tokenizer
     file = source.path / "config.json"

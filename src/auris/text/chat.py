@@ -68,8 +68,8 @@ class Chat:
         stop: Control tokens that end an answer.
         label: Text before and after a clip, with fields for the number of the clip and the audio.
         restarts_numbering: Whether the first clip of each message has the number 1. Otherwise the numbers continue.
-        header: Control tokens that role and line break may contain. With `ALL` they are tokenised by themselves, with
-            `TAGS` together with the text that follows them.
+        header: Control tokens that the role and the line break of a message may contain. With `ALL`, these two are
+            tokenised by themselves; with `TAGS`, together with the text that follows them.
     """
 
     audio_begin: str
@@ -89,9 +89,9 @@ class Chat:
 
         Args:
             messages: Messages. If the first message is not a system message, the default system message is added.
-            supervise: Whether to train the messages of the assistant and their end tokens. The last message must be
-                from the assistant. Without it, a dialogue that ends with the user is continued by the beginning of an
-                answer.
+            supervise: Whether to train the model on the messages of the assistant and their end tokens. The last
+                message must then be from the assistant. Otherwise, a dialogue that does not end with the assistant is
+                followed by the beginning of the assistant's next message.
 
         Raises:
             UserError: The messages have an unknown structure, or `supervise` is set and the last message is not from

@@ -1,8 +1,8 @@
 """Prompt styles of the base models: hierarchical tags (Qwen-Audio) and natural language (Qwen2-Audio).
 
-A style turns the labels of a row into turns. A turn states whether it is supervised and which control tokens its text
-may contain, so masks and safety are decided here and do not have to be derived from tokens later. Text of a row or a
-user cannot open a turn, end an answer or stand for audio.
+A style turns the labels of a row into turns, which are pieces of a prompt or answer. A turn states whether it is
+supervised and which control tokens its text may contain, so the loss mask does not have to be derived from tokens
+later. Text of a row or a user cannot begin a message, end an answer or stand for audio.
 """
 
 from __future__ import annotations

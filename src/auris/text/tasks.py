@@ -33,7 +33,7 @@ _CLOSED_LABELS: dict[str, tuple[str, Collection[str]]] = {
 }
 
 # Tasks whose `text` is a verbatim transcript in the language of the speech.
-TRANSCRIPTS = ("asr", "dialect_asr")
+TRANSCRIPT_TASKS = ("asr", "dialect_asr")
 
 # Grades of evaluation data: see `Task.grade`.
 GRADES = {
@@ -42,7 +42,7 @@ GRADES = {
     "C": "synthetic audio with labels that are correct by construction: tests the mechanism, not real speech",
     "D": "the label is only a setting of the generator: tests the format, and is never a score",
 }
-_SYNTHETIC = {"tts", "procedural", "templates"}  # values of `provenance` that are not recordings
+_SYNTHETIC_PROVENANCES = {"tts", "procedural", "templates"}  # values of `provenance` without recordings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,10 @@ class Task:
     Attributes:
         code: Name of the task in manifests.
         family: speech, sound or music; other for tasks that are not in Qwen-Audio's Table 1.
-        hours: Hours of audio by the names of the task in Table 1; empty for tasks of the family other.
+        hours: Hours of training audio by the names of the task in Table 1; empty for tasks that are not in Table 1.
+        needs: Labels that a row must have.
+        optional: Labels that the prompt contains, with values for rows that lack them.
+        uses: Further labels, which the metrics use if a row has them.
         answer: Format of the answer.
         metrics: The part of an answer that each metric compares; see `AnswerFormat.extract`.
         grade: Grade of the best existing evaluation data, a key of GRADES.
@@ -92,7 +95,7 @@ class Task:
 
     @property
     def is_text(self) -> bool:
-        """Whether the answer is the row's `text`, unchanged and not limited to certain choices."""
+        """Whether the task has audio and its answer is the row's `text`, not limited to certain choices."""
         return isinstance(self.answer, Text) and not self.choices and self.clips > 0
 
     def render(self, labels: Labels, *, tags: bool = True) -> str:
@@ -182,7 +185,7 @@ def published_rows() -> Iterator[tuple[str, Task]]:
 
 def is_synthetic(provenance: object) -> bool:
     """Return whether a row's `provenance` names only synthetic data. It may have several values, joined by `+`."""
-    return isinstance(provenance, str) and set(provenance.split("+")) <= _SYNTHETIC
+    return isinstance(provenance, str) and set(provenance.split("+")) <= _SYNTHETIC_PROVENANCES
 
 
 def result_group(labels: Labels) -> str:
@@ -197,7 +200,7 @@ def result_group(labels: Labels) -> str:
 
 # Names of the curves of the training loss in TensorBoard. There is one curve for each task and, for tasks with
 # dialogues, one for each mode.
-CURVES = tuple(
+LOSS_CURVES = tuple(
     name
     for code, task in TASKS.items()
     for name in ([f"{code} {mode}" for mode in MODES] if "mode" in task.needs else [code])
@@ -205,7 +208,7 @@ CURVES = tuple(
 
 
 def loss_curve(labels: Labels) -> str:
-    """Return the entry of `CURVES` to which the loss of a row belongs."""
+    """Return the entry of `LOSS_CURVES` to which the loss of a row belongs."""
     task = get_task(labels["task"])
     return f"{task.code} {labels['mode']}" if "mode" in task.needs else task.code
 

@@ -114,19 +114,20 @@ class Tokenizer:
         self._count_pads = lru_cache(maxsize=10_000)(self._count_pads)
 
     @classmethod
-    def load(cls, path: str | Path, *, grow: bool = True) -> Tokenizer:
+    def load(cls, path: str | Path, *, add_control_tokens: bool = True) -> Tokenizer:
         """Load a tokenizer.
 
         Args:
             path: A local directory, a hub name (if transformers can reach the hub), or Qwen-Audio's `qwen.tiktoken`.
-            grow: Whether control tokens may be added to a vocabulary without an audio token.
+            add_control_tokens: Whether to add control tokens to a vocabulary without an audio token.
 
         Raises:
-            UserError: The tokenizer cannot be read, or its vocabulary has no audio token and `grow` is False.
+            UserError: The tokenizer cannot be read, or its vocabulary has no audio token and `add_control_tokens` is
+                False.
         """
         ranks = byte_level.find_ranks(Path(path))
         fast = _from_pretrained(path) if ranks is None else _add_released_tokens(byte_level.from_ranks(ranks))
-        if not grow and not _has_audio_token(fast):
+        if not add_control_tokens and not _has_audio_token(fast):
             raise UserError(f"tokenizer={path}: the vocabulary has no audio token, expected {' or '.join(_AUDIO_PADS)}")
         try:
             return cls(fast)
@@ -221,9 +222,9 @@ class Tokenizer:
         """
         return self.text_encoder.encode(text, add_special_tokens=False).offsets
 
-    def decode(self, ids: Sequence[int], *, control: bool = False) -> str:
-        """Return the text of an answer. Its control tokens are left out unless `control` is True."""
-        text = self.fast.decode(list(ids), skip_special_tokens=not control, clean_up_tokenization_spaces=False)
+    def decode(self, ids: Sequence[int], *, keep_control: bool = False) -> str:
+        """Return the text of an answer. Its control tokens are left out unless `keep_control` is True."""
+        text = self.fast.decode(list(ids), skip_special_tokens=not keep_control, clean_up_tokenization_spaces=False)
         assert isinstance(text, str)  # one sequence of ids gives one text
         return text
 
@@ -236,9 +237,8 @@ class Tokenizer:
 
     def _encode_tags(self, text: str) -> tuple[int, ...]:
         normalizer = self.fast.backend_tokenizer.normalizer
-        text = (
-            normalizer.normalize_str(text) if normalizer else text
-        )  # like the released code, search for tags after this
+        if normalizer:  # like the released code, search for tags in the normalised text
+            text = normalizer.normalize_str(text)
         ids: list[int] = []
         plain_text = ""
         for piece in _BRACKETED.split(text):

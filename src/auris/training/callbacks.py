@@ -26,7 +26,7 @@ from auris.errors import AudioError, RowError, RunStopped, UserError
 from auris.model.distributed import gather
 from auris.model.weights import checkpoint_dir, checkpoint_io
 from auris.text import tasks
-from auris.text.tasks import CURVES
+from auris.text.tasks import LOSS_CURVES
 from auris.training.event_files import ResumableTensorBoardLogger
 from auris.training.faults import FOLDER, Fault, RowPosition, replay_command
 from auris.training.lightning_types import audio_module, datamodule, is_log_step
@@ -52,7 +52,8 @@ class TaskLosses(L.Callback):
     """
 
     def __init__(self) -> None:
-        self.sums: torch.Tensor | None = None  # (2, K): summed loss and number of tokens or pairs, for each of CURVES
+        # (2, K): summed loss and number of tokens or pairs, for each of LOSS_CURVES.
+        self.sums: torch.Tensor | None = None
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any = None, batch_idx: int = 0
@@ -66,7 +67,9 @@ class TaskLosses(L.Callback):
             return
         losses, counts = self.sums.tolist()
         self.sums = None
-        means = {f"train/loss/{curve}": loss / n for curve, loss, n in zip(CURVES, losses, counts, strict=True) if n}
+        means = {
+            f"train/loss/{curve}": loss / n for curve, loss, n in zip(LOSS_CURVES, losses, counts, strict=True) if n
+        }
         for logger in trainer.loggers:
             logger.log_metrics(means, trainer.global_step - 1)  # Lightning numbers the steps of its curves from 0
 

@@ -199,7 +199,7 @@ class CheckpointCallback(L.Callback):
             if callback.state_key in state["callbacks"]:
                 callback.load_state_dict(state["callbacks"][callback.state_key])
         compat.set_loop_position(
-            trainer, step, max_steps=audio_module(module).max_steps, validating=state["validating"]
+            trainer, step, max_steps=audio_module(module).max_steps, repeat_validation=state["validating"]
         )
         self.saved_step = None if state["validating"] else step
         self.best = self._best_if_on_disk(state["best"])

@@ -263,7 +263,7 @@ class AudioLMModule(L.LightningModule):
             row = self._data.target_row(row_number)
             task = tasks.get_task(row.labels["task"])
             if (group_name := group(row)) in self.scores:
-                answer = answers[row_number] = self.tokenizer.decode(ids, control=task.answer.has_tags)
+                answer = answers[row_number] = self.tokenizer.decode(ids, keep_control=task.answer.has_tags)
                 reference, hypothesis = task.extract(task.render(row.labels)), task.extract(answer)
                 self.scores[group_name].update([hypothesis], [reference], [answer_language(row)])
         return {"skipped": pack["skipped"], "answers": answers}

@@ -262,8 +262,8 @@ def initial_weights(config: Config, tokenizer: Tokenizer) -> list[InitialWeights
         source = identify.identify(path)
         part = key.removeprefix("weights.")
         if part in ("checkpoint", "llm") and source.tokenizer is not None and source.tokenizer != config["tokenizer"]:
-            grow = source.model is None or source.kind in ("run", "checkpoint")
-            source_tokenizer = Tokenizer.load(source.tokenizer, grow=grow)
+            add_control_tokens = source.model is None or source.kind in ("run", "checkpoint")
+            source_tokenizer = Tokenizer.load(source.tokenizer, add_control_tokens=add_control_tokens)
             if source_tokenizer.fast.get_vocab() != tokenizer.fast.get_vocab():
                 raise UserError(
                     f"{key}={path} was trained with a vocabulary that differs from tokenizer={config['tokenizer']}: "

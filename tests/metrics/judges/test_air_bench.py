@@ -139,7 +139,7 @@ def test_malformed_replies_are_classified(reply: str, kind: str | None):
 
 def judge_of(path: Path, url: str, **settings) -> AirBenchJudge:
     arguments = {"model": "m", "temperature": "published", **settings}
-    endpoint = Endpoint(url=url, model="m", blank=True, config_key="judge")
+    endpoint = Endpoint(url=url, model="m", accept_empty=True, config_key="judge")
     return AirBenchJudge(ReplyLog(path, endpoint, config_key="judge"), **arguments)
 
 

@@ -17,7 +17,7 @@ from auris.model.audio_lm import AudioLM
 from auris.model.generation import GenerationSettings
 from auris.model.llm import LongRotary
 from auris.model.pack import IGNORE
-from auris.text.tasks import CURVES
+from auris.text.tasks import LOSS_CURVES
 from auris.training.objectives import logps as logps_module
 from auris.training.objectives.dpo import DPO, answer_logps
 from support import nets
@@ -152,7 +152,7 @@ def test_logged_values_of_a_pack_equal_the_hand_computed_ones() -> None:
     chosen, rejected = math.log(3 / 4) + math.log(1 / 2), math.log(3 / 4)
     margin = 2 * ((chosen + 3) - (rejected + 0.5))
     assert loss.item() == pytest.approx(math.log(1 + math.exp(-margin)))
-    task_sums = dict(zip(CURVES, sums.pop("tasks").T.tolist(), strict=True))
+    task_sums = dict(zip(LOSS_CURVES, sums.pop("tasks").T.tolist(), strict=True))
     assert task_sums.pop("preference voice_chat") == [pytest.approx(loss.item()), 1]
     assert not any(map(any, task_sums.values()))
     assert {name: value.item() for name, value in sums.items()} == pytest.approx(

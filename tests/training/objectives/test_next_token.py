@@ -16,7 +16,7 @@ from auris.model.audio_lm import AudioLM
 from auris.model.encoder import Encoder
 from auris.model.generation import GenerationSettings
 from auris.model.pack import IGNORE
-from auris.text.tasks import CURVES
+from auris.text.tasks import LOSS_CURVES
 from auris.training.objectives import logps
 from auris.training.objectives.next_token import NextToken
 from support.packs import VOCAB, Clip, Row, pack, text
@@ -89,7 +89,7 @@ def test_loss_and_gradient_equal_the_hand_computed_ones():
 
 def test_the_loss_of_a_task_sums_over_its_rows():
     """The rows have one, two and one supervised tokens. The first and the last row have the same task."""
-    asr, aac = (CURVES.index(code) for code in ("asr", "aac"))
+    asr, aac = (LOSS_CURVES.index(code) for code in ("asr", "aac"))
     probabilities = [1 / 2, 1 / 4, 1 / 8, 1 / 16]
     net = FixedLogits(
         [[math.log(p), math.log(1 - p)] for p in (probabilities[0], 0.5, *probabilities[1:3], 0.5, probabilities[3])]
@@ -149,7 +149,7 @@ def test_an_empty_pack_contributes_nothing_but_reaches_every_part(net):
     loss, correct, count, gradients = run(net, empty)
     assert (loss.item(), correct, count) == (0.0, 0, 0)
     # Sums must have the same shape on all ranks.
-    assert NextToken()(net, empty)[1]["tasks"].tolist() == [[0] * len(CURVES)] * 2
+    assert NextToken()(net, empty)[1]["tasks"].tolist() == [[0] * len(LOSS_CURVES)] * 2
     assert all(not gradient.any() for gradient in gradients)
     assert net.projector.weight.grad is not None and net.encoder.conv1.weight.grad is not None
 

@@ -44,7 +44,7 @@ class WrittenQuestion:
     model: str
 
     def __repr__(self) -> str:
-        # The hash of this text is in instruct.json and is compared there, so the text must not change.
+        # A rerun compares the hash of this text with the hash in instruct.json, so the text must not change.
         return (
             f"Written(task={self.task!r}, label={self.label!r}, question={self.question!r}, answer={self.answer!r}, "
             f"model={self.model!r})"
@@ -61,12 +61,12 @@ def write_request(task: str, label: str, n_pairs: int) -> list[Message]:
 
 
 def write_questions(
-    record: ReplyLog, labels: Iterable[tuple[str, str]], n_pairs: int
+    reply_log: ReplyLog, labels: Iterable[tuple[str, str]], n_pairs: int
 ) -> tuple[list[WrittenQuestion], Counter[str]]:
     """Ask a language model for questions about labels.
 
     Args:
-        record: Source of the replies.
+        reply_log: Source of the replies.
         labels: The labels, as (task, label).
         n_pairs: Maximum number of questions for each label.
 
@@ -76,7 +76,7 @@ def write_questions(
     questions: list[WrittenQuestion] = []
     rejections: Counter[str] = Counter()
     for task, label in labels:
-        reply, model = record.ask(write_request(task, label, n_pairs))
+        reply, model = reply_log.ask(write_request(task, label, n_pairs))
         try:
             entries = json.loads(match[0]) if (match := _LIST.search(reply)) else None
         except json.JSONDecodeError:
@@ -99,7 +99,7 @@ def _find_problem(entry: Any, label: str) -> str | None:
     question, answer = (entry.get("question"), entry.get("answer")) if isinstance(entry, Mapping) else (None, None)
     if not (isinstance(question, str) and isinstance(answer, str) and question.strip() and answer.strip()):
         return "no question with an answer"
-    if question.strip() in wordings.fixed_typed_questions():  # its split is already determined
+    if question.strip() in wordings.fixed_typed_questions():  # such a question already belongs to a split
         return "a template asks the same"
     if not contains(answer, label, "en"):
         return "the label is not in the answer"

@@ -26,14 +26,14 @@ class Exchange:
 
     Attributes:
         reply: The assistant's answer.
-        clips: Rows whose clips are part of the user's message.
+        clip_rows: Rows whose clips are part of the user's message.
         text: Written part of the message.
-        spoken: Spoken part of the message. A new clip is recorded for it, in which it is followed by `clips`.
+        spoken: Spoken part of the message. A new clip is recorded for it, in which the clips of `clip_rows` follow it.
         written_by: Author of the question and answer.
     """
 
     reply: Reply
-    clips: tuple[Row, ...] = ()
+    clip_rows: tuple[Row, ...] = ()
     text: str | None = None
     spoken: str | None = None
     written_by: str = TEMPLATES
@@ -114,25 +114,28 @@ def make_comparison(rng: Rng, pool: Pool) -> list[Exchange]:
     text = draw_question(rng, family, pool.split, thing=thing)
     if family == "order":
         return [Exchange(make_reply("They are: {}.", in_order, ", then ".join(names[::-1])), clips, text)]
-    same_label = pool.rows[task][labels[0]]
+    rows_with_first_label = pool.rows[task][labels[0]]
     yes, no = f"Yes, it is {names[0]} in each.", f"No, it is {in_order}."
-    if rng.random() < 0.5 and len(same_label) >= len(labels):
-        clips = tuple(same_label[index] for index in rng.permutation(len(same_label))[: len(labels)])
+    if rng.random() < 0.5 and len(rows_with_first_label) >= len(labels):
+        indices = rng.permutation(len(rows_with_first_label))[: len(labels)]
+        clips = tuple(rows_with_first_label[index] for index in indices)
         return [Exchange(Reply("yes", yes, "yes", no), clips, text)]
     return [Exchange(Reply("no", no, "no", yes), clips, text)]
 
 
 def make_reasoning(rng: Rng, pool: Pool) -> list[Exchange]:
-    """Make one exchange: a question that needs the audio and some knowledge, or a request for a story about it."""
+    """Make one exchange: a question that needs the audio and some knowledge, or a request for a story."""
     task = pick(rng, pool.select_tasks("reasoning", INFERENCES))
-    family, headings, conclusion = INFERENCES[task]
-    table = {heading: [item for item in items if item in pool.rows[task]] for heading, items in headings.items()}
-    nonempty = [heading for heading, items in table.items() if items]
-    if not nonempty or rng.random() < 0.3:
+    family, labels_by_answer, conclusion = INFERENCES[task]
+    available = {
+        answer: [label for label in labels if label in pool.rows[task]] for answer, labels in labels_by_answer.items()
+    }
+    possible_answers = [answer for answer, labels in available.items() if labels]
+    if not possible_answers or rng.random() < 0.3:
         return [_make_story(rng, pool, pool.draw_row(rng, task))]
-    right = pick(rng, nonempty)  # the heading is drawn first, so that all answers are equally frequent
-    row = pool.draw_row(rng, task, pick(rng, table[right]))
-    wrong = pick(rng, [heading for heading in table if heading != right])
+    right = pick(rng, possible_answers)  # drawn before the label, so that all answers are equally frequent
+    row = pool.draw_row(rng, task, pick(rng, available[right]))
+    wrong = pick(rng, [answer for answer in labels_by_answer if answer != right])
     reply = make_reply(f"I hear {noun_phrase(task, answer_text(row))}, so {conclusion}.", right, wrong)
     return [Exchange(reply, (row,), draw_question(rng, family, pool.split))]
 
@@ -148,7 +151,7 @@ def _make_story(rng: Rng, pool: Pool, row: Row) -> Exchange:
 
 def make_command(rng: Rng, pool: Pool) -> list[Exchange]:
     """Make one exchange: a spoken command, followed in the same recording by the clip that it is about."""
-    tasks = [task for task in wordings.question_families(spoken=True) if task in wordings.SENTENCES]
+    tasks = [task for task in wordings.question_families(spoken=True) if task in wordings.ANSWER_SENTENCES]
     row = pool.draw_row(rng, pick(rng, pool.select_tasks("command", tasks)))
     question = draw_question(rng, row.labels["task"], pool.split, spoken=True)
     return [Exchange(reply_to_row(rng, pool, row), (row,), spoken=question)]

@@ -45,7 +45,7 @@ class Pool:
         return cls(split, by_label, **attributes)
 
     @cached_property
-    def groups(self) -> dict[tuple[str, str], list[str]]:
+    def labels_by_group(self) -> dict[tuple[str, str], list[str]]:
         """Labels of each group of rows, sorted. Within a group, every label is a plausible answer for every row."""
         groups: dict[tuple[str, str], set[str]] = {}
         for labels in self.rows.values():
@@ -70,12 +70,12 @@ class Pool:
         return available
 
     def draw_row(self, rng: Rng, task: str, label: str | None = None) -> Row:
-        """Draw a row of `task` with the label `label`. If it is None, every label has the same probability."""
+        """Draw a row of `task` with the label `label`; None: draw the label too, all with equal probability."""
         return pick(rng, self.rows[task][label or pick(rng, self.rows[task])])
 
     def draw_wrong_label(self, rng: Rng, row: Row) -> str | None:
         """Draw a wrong label for a row from the labels of the row's group; None if the group has no other label."""
-        labels = self.groups[_group(row)]
+        labels = self.labels_by_group[_group(row)]
         if len(labels) < 2:
             return None
         index = labels.index(answer_text(row))
@@ -88,7 +88,7 @@ def is_usable(row: Row) -> bool:
     The row needs one whole clip, and a task that has a sentence for answers in `wordings.yaml`.
     """
     has_whole_clip = len(row.clips) == 1 and row.clips[0].offset is None
-    return row.problem is None and has_whole_clip and row.labels["task"] in wordings.SENTENCES
+    return row.problem is None and has_whole_clip and row.labels["task"] in wordings.ANSWER_SENTENCES
 
 
 def answer_text(row: Row) -> str:

@@ -51,7 +51,7 @@ def make_recordings(specs: Iterable[RecordingSpec], folder: Path, processes: int
 
 
 def _make_group(specs: Sequence[RecordingSpec], folder: Path) -> list[bytes]:
-    """Make a few recordings in one fork of eSpeak; return the SHA-256 digest of the samples of each recording."""
+    """Make a few recordings with one eSpeak process; return the SHA-256 digest of the samples of each recording."""
     utterances = speech.say([spec.line for spec in specs])
     return [_record_and_write(spec, utterance, folder) for spec, utterance in zip(specs, utterances, strict=True)]
 

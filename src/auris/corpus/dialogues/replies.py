@@ -16,7 +16,7 @@ from auris.metrics.judges.rating import POLITE_OPENINGS
 from auris.text.tasks import LANGUAGES
 
 _GENDER_BY_VOICE = {
-    variant: gender for voices in speech.VOICES.values() for gender, names in voices.items() for variant in names
+    voice: gender for voices in speech.VOICES.values() for gender, names in voices.items() for voice in names
 }
 # Conclusions that can be drawn from the label of a sound. For each task: the family of the question, the labels by
 # answer, and the sentence of the conclusion.
@@ -65,7 +65,7 @@ def reply_to_row(rng: Rng, pool: Pool, row: Row) -> Reply:
 
     def write_sentence(label: str) -> str:
         fields = {"answer": label, "named": noun_phrase(task, label), "target": LANGUAGES.get(target, "")}
-        return wordings.SENTENCES[task].format(**fields)
+        return wordings.ANSWER_SENTENCES[task].format(**fields)
 
     right, wrong = answer_text(row), pool.draw_wrong_label(rng, row)
     return Reply(right, write_sentence(right), right, wrong and write_sentence(wrong), key_languages.get(task) or "en")
@@ -102,11 +102,11 @@ def make_follow_up_replies(rng: Rng, pool: Pool, row: Row) -> dict[str, Reply]:
     """Return replies to further questions that can be answered from a row's labels, by family of question."""
     labels, task = row.labels, row.labels["task"]
     if task in INFERENCES:
-        family, table, conclusion = INFERENCES[task]
-        right = next((heading for heading, items in table.items() if answer_text(row) in items), None)
+        family, labels_by_answer, conclusion = INFERENCES[task]
+        right = next((answer for answer, labels in labels_by_answer.items() if answer_text(row) in labels), None)
         if right is None:
             return {}
-        wrong = pick(rng, [heading for heading in table if heading != right])
+        wrong = pick(rng, [answer for answer in labels_by_answer if answer != right])
         return {f"then {family}": make_reply(f"{conclusion.capitalize()}.", right, wrong)}
     replies = {}
     language = LANGUAGES.get(labels.get("language") or "")  # rows of some tasks may lack this label

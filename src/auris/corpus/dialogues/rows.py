@@ -134,7 +134,7 @@ class Writer:
         messages: list[Fields] = []
         recording: RecordingSpec | None = None
         for exchange, reply in zip(exchanges, replies, strict=True):
-            paths = [Path(str(row.clips[0].path)) for row in exchange.clips]
+            paths = [Path(str(row.clips[0].path)) for row in exchange.clip_rows]
             audios = [os.path.relpath(path.resolve(), self.folder) for path in paths]
             if exchange.spoken:
                 assert recording is None, exchanges
@@ -148,7 +148,7 @@ class Writer:
             if reply is not None:
                 messages.append({"role": "assistant", "content": reply})
         last = exchanges[-1]
-        sources = [row for exchange in exchanges for row in exchange.clips]
+        sources = [row for exchange in exchanges for row in exchange.clip_rows]
         row = {
             "id": spec.id,
             "messages": messages,
@@ -166,13 +166,13 @@ class Writer:
         if spec.task in ("demonstration", "turns"):  # the last question asks for a row's label
             row["skill"] = sources[-1].labels["task"]
         if recording:
-            row |= {"spoken": " ".join(recording.line.words), "speaker": recording.line.variant}
+            row |= {"spoken": " ".join(recording.line.words), "speaker": recording.line.voice}
         return Dialogue(row, recording)
 
 
 def _find_mode(exchanges: Sequence[Exchange]) -> str:
     """Return the mode of a dialogue. With a clip to analyse it is audio analysis, even if the command is spoken."""
-    if any(exchange.clips for exchange in exchanges):
+    if any(exchange.clip_rows for exchange in exchanges):
         return "audio_analysis"
     return "voice_chat" if any(exchange.spoken for exchange in exchanges) else "text"
 

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 
 from auris.corpus.draws import Rng, pick
-from auris.corpus.grammar import SHARES
+from auris.corpus.grammar import SPLIT_PERCENTAGES
 from auris.files import read_yaml
 
 # Forms of an answer: only the content, a sentence, or a sentence with a polite opening.
@@ -20,9 +20,9 @@ FORMS = ("terse", "sentence", "polite")
 _DATA = read_yaml(Path(__file__).with_name("wordings.yaml"))
 _CLOSINGS: list[str] = _DATA["closings"]
 _SPOKEN_OPENINGS: list[str] = _DATA["spoken_openings"]
-_TYPED: dict[str, list[str]] = _DATA["typed"]
-_SPOKEN: dict[str, list[str]] = _DATA["spoken"]
-SENTENCES: dict[str, str] = _DATA["sentences"]
+_TYPED_QUESTIONS: dict[str, list[str]] = _DATA["typed"]
+_SPOKEN_QUESTIONS: dict[str, list[str]] = _DATA["spoken"]
+ANSWER_SENTENCES: dict[str, str] = _DATA["sentences"]
 NOUN_PHRASES: dict[str, str] = _DATA["named"]
 LABEL_NOUNS: dict[str, str] = _DATA["things"]
 NUMBERS: list[str] = _DATA["numbers"]
@@ -35,12 +35,12 @@ INSTRUMENT_FAMILIES: dict[str, list[str]] = _DATA["families"]
 def select_split(wordings: Sequence[str], split: str) -> tuple[str, ...]:
     """Return the wordings that belong to `split`.
 
-    Each split has the same share of the wordings as of the corpus's sentences (`grammar.SHARES`), but valid and test
-    have at least one wording each.
+    Each split has the same share of the wordings as of the corpus's sentences (`grammar.SPLIT_PERCENTAGES`), but valid
+    and test have at least one wording each.
     """
     assert len(wordings) > 2, wordings
     by_hash = sorted(set(wordings), key=lambda wording: hashlib.sha256(wording.encode()).digest())
-    n_valid, n_test = (max(1, round(SHARES[name] / 100 * len(by_hash))) for name in ("valid", "test"))
+    n_valid, n_test = (max(1, round(SPLIT_PERCENTAGES[name] / 100 * len(by_hash))) for name in ("valid", "test"))
     by_split = {
         "test": by_hash[:n_test],
         "valid": by_hash[n_test : n_test + n_valid],
@@ -53,13 +53,15 @@ def select_split(wordings: Sequence[str], split: str) -> tuple[str, ...]:
 def select_questions(family: str, split: str, *, spoken: bool = False) -> tuple[str, ...]:
     """Return the wordings of a family of questions that belong to `split`. They are templates with braces."""
     if spoken:
-        return select_split([opening + body for opening in _SPOKEN_OPENINGS for body in _SPOKEN[family]], split)
-    return select_split([body + closing for closing in _CLOSINGS for body in _TYPED[family]], split)
+        return select_split(
+            [opening + body for opening in _SPOKEN_OPENINGS for body in _SPOKEN_QUESTIONS[family]], split
+        )
+    return select_split([body + closing for closing in _CLOSINGS for body in _TYPED_QUESTIONS[family]], split)
 
 
 def question_families(*, spoken: bool = False) -> tuple[str, ...]:
-    """Return the names of all families of questions."""
-    return tuple(_SPOKEN if spoken else _TYPED)
+    """Return the names of all families of typed or spoken questions."""
+    return tuple(_SPOKEN_QUESTIONS if spoken else _TYPED_QUESTIONS)
 
 
 def draw_question(rng: Rng, family: str, split: str, *, spoken: bool = False, **fields: str) -> str:
@@ -76,5 +78,5 @@ def _capitalise(text: str) -> str:
 @cache
 def fixed_typed_questions() -> frozenset[str]:
     """Return the final form of every typed question whose template has no braces."""
-    bodies = (_capitalise(body) for questions in _TYPED.values() for body in questions if "{" not in body)
+    bodies = (_capitalise(body) for questions in _TYPED_QUESTIONS.values() for body in questions if "{" not in body)
     return frozenset(body + closing for body in bodies for closing in _CLOSINGS)

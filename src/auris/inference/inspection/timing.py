@@ -45,7 +45,7 @@ def word_times(subject: Subject, row: Row, *, prior_rows: int = 64) -> dict[str,
     sources: dict[str, Times] = {}
     if row.labels.get("words"):
         sources[LABELLED] = list(row.labels["words"])
-    if subject.aligner is not None and (row.labels["task"] in tasks.TRANSCRIPTS or row.labels.get("transcript")):
+    if subject.aligner is not None and (row.labels["task"] in tasks.TRANSCRIPT_TASKS or row.labels.get("transcript")):
         sources[ALIGNED] = _align(subject.aligner, subject.rows, row, prior_rows)
     if row.labels.get("words") and row.labels.get("language"):
         srwt_row = replace(row, labels={**row.labels, "task": "srwt"})
@@ -58,7 +58,9 @@ def word_times(subject: Subject, row: Row, *, prior_rows: int = 64) -> dict[str,
 def _align(run: Path, candidates: Sequence[Row], row: Row, prior_rows: int) -> Times:
     """Align a row with the model of a run. Priors are estimated from the first transcribed rows of `candidates`."""
     aligner = Aligner(pretrained.load(run), prior_scale=1.0)
-    transcribed = (other for other in candidates if other.labels.get("task") in tasks.TRANSCRIPTS and not other.problem)
+    transcribed = (
+        other for other in candidates if other.labels.get("task") in tasks.TRANSCRIPT_TASKS and not other.problem
+    )
     rows = [row, *islice(transcribed, prior_rows)]
     batch = build_pack(rows, [(number, None) for number in range(1, len(rows))], aligner.samples)
     if batch["rows"]:

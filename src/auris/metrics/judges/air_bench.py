@@ -369,7 +369,7 @@ def openai(
         retries=retries,
         timeout=timeout,
         per_minute=requests_per_minute,
-        blank=True,
+        accept_empty=True,
         stand_in=stand_in,
         config_key="judge",
     )

@@ -28,7 +28,7 @@ class NextToken(Objective):
         """Return the summed loss, and sums to be logged.
 
         `accuracy` is the number of supervised tokens that are predicted correctly under teacher forcing. `tasks` (2, K)
-        contains the summed loss and the number of supervised tokens for each of `tasks.CURVES`.
+        contains the summed loss and the number of supervised tokens for each of `tasks.LOSS_CURVES`.
         """
         logps, positions, is_likeliest = label_logps(net, pack)
         sums = {"accuracy": is_likeliest.sum()}

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from auris.model.generation import GenerationSettings
 from auris.model.pack import Pack
-from auris.text.tasks import CURVES
+from auris.text.tasks import LOSS_CURVES
 
 if TYPE_CHECKING:
     from auris.model.audio_lm import AudioLM
@@ -45,14 +45,14 @@ class Objective(nn.Module):
 
 
 def task_sums(losses: Tensor, curves: Tensor) -> Tensor:
-    """Return (2, K): the summed loss and the number of losses, for each of `tasks.CURVES`.
+    """Return (2, K): the summed loss and the number of losses, for each of `tasks.LOSS_CURVES`.
 
     Curves without a loss are included, so that the tensors of all ranks have the same shape and can be added.
 
     Args:
         losses: (N,) losses of tokens or pairs.
-        curves: (N,) index of each loss's curve in `CURVES`.
+        curves: (N,) index of each loss's curve in `LOSS_CURVES`.
     """
     losses = losses.detach()
     losses_and_counts = torch.stack([losses, torch.ones_like(losses)])
-    return losses.new_zeros(2, len(CURVES)).index_add(1, curves, losses_and_counts)
+    return losses.new_zeros(2, len(LOSS_CURVES)).index_add(1, curves, losses_and_counts)
