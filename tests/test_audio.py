@@ -49,7 +49,7 @@ def whisper_features(wave: np.ndarray, n_mels: int) -> torch.Tensor:
 
 @pytest.mark.parametrize(
     ("n_samples", "tokens"),
-    # transformers' Qwen2-Audio processor (reference: qwen_audio.md, 1.3)
+    # Computed with transformers' Qwen2-Audio processor.
     [(400, 1), (1600, 2), (8000, 12), (16001, 25), (93680, 146), (480_000, 750), (600_000, 750), (0, 0), (320, 0)],
 )
 def test_number_of_audio_tokens_equals_the_published_model(n_samples, tokens):
@@ -112,12 +112,12 @@ def test_log_mel_of_an_empty_or_long_clip_is_an_error_that_names_the_setting(n_s
 
 
 RATES = [8000, 16_000, 22_050, 24_000, 44_100, 48_000]
-NOT_OPUS = {22_050, 44_100}  # rates that the Opus encoder does not support
+UNSUPPORTED_BY_OPUS = {22_050, 44_100}
 
 
 @pytest.mark.parametrize("channels", [1, 2])
 @pytest.mark.parametrize(
-    ("codec", "rate"), [(c, r) for c in CODECS for r in RATES if not (c == "opus" and r in NOT_OPUS)]
+    ("codec", "rate"), [(c, r) for c in CODECS for r in RATES if not (c == "opus" and r in UNSUPPORTED_BY_OPUS)]
 )
 def test_any_format_rate_and_channel_count_becomes_16_khz_mono(tmp_path, codec, rate, channels):
     wave = tone(rate + 13, rate)
@@ -133,7 +133,7 @@ def test_any_format_rate_and_channel_count_becomes_16_khz_mono(tmp_path, codec, 
 
 @pytest.mark.parametrize("codec", CODECS)
 def test_a_segment_equals_the_same_slice_of_the_whole_clip(tmp_path, codec):
-    # A tone, because libsndfile seeks wrongly in an mp3 of a tone. The changing amplitude makes any shift visible.
+    # libsndfile seeks wrongly in an mp3 of a tone, so a tone is the hardest case. Its changing amplitude shows shifts.
     wave = tone(32_000, 16_000) * np.linspace(1, 0.5, 32_000, dtype=np.float32)
     path = write_clip(tmp_path, codec, wave, 16_000)
     part = audio.read(path, offset=0.75, duration=0.5)
@@ -187,7 +187,7 @@ def test_reading_a_truncated_flac_is_an_error_with_its_name(tmp_path):
         audio.read(path)
 
 
-@pytest.mark.parametrize(("n", "reason"), [(0, "holds no samples"), (1, "less than one sample")])
+@pytest.mark.parametrize(("n", "reason"), [(0, "holds no samples"), (1, "less than one sample")])  # at 16 kHz
 def test_reading_a_file_without_a_whole_sample_is_an_error_with_its_name(tmp_path, n, reason):
     path = write_clip(tmp_path, "wav", np.zeros(n, np.float32), 48_000)
     for function in (audio.read, audio.n_samples):

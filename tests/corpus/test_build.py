@@ -102,6 +102,7 @@ def test_text_lines_belong_to_the_training_split_in_every_language(corpus_dir: P
     lines = (corpus_dir / "text.txt").read_text("utf-8").splitlines()
     assert lines == draw_text(400, CORPUS["seed"], SPOKEN)
     words = {language: vocabulary(language) for language in SPOKEN}
+    # The lines repeat this sequence: one sentence in each language, then one English keyword phrase.
     for start, language in enumerate(SPOKEN):
         for line in lines[start :: len(SPOKEN) + 1]:
             assert set(grammar.split_words(line, language)) <= words[language], line
@@ -242,7 +243,7 @@ def test_an_interrupted_build_leaves_no_corpus(tmp_path: Path, monkeypatch: pyte
         ({"train": {"s2tt": 1}}, ["pl-en"], "'pl-en'"),
     ],
 )
-def test_invalid_sizes_are_an_error(sizes: Any, directions: list[str], message: str) -> None:
+def test_invalid_sizes_or_directions_are_an_error(sizes: Any, directions: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         plan_rows(sizes, directions, 0)
 
@@ -280,4 +281,5 @@ def test_every_config_key_is_an_argument_of_build_and_can_be_overridden() -> Non
         config = compose("corpus", overrides=overrides)
     assert config.fraction == 0.5
     keys = {str(key) for key in config} - {"vocab_size"}  # an argument of the tokenizer
-    assert keys - {"fraction"} | {"scale"} == set(inspect.signature(build).parameters)
+    # `fraction` is passed as `scale`.
+    assert (keys - {"fraction"}) | {"scale"} == set(inspect.signature(build).parameters)

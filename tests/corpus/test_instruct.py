@@ -171,7 +171,7 @@ def table_of(task: str) -> dict[str, tuple[str, ...]]:
 
 
 def expected_key(row: dict[str, Any], sources: list[dict[str, Any]]) -> str:
-    """Return the key of a row, derived from the labels of its source rows and from the question."""
+    """Return the key of a row (the words that a correct answer contains), from its source rows and its question."""
     question = (texts_of(row, "user")[-1] or row["spoken"]).lower()
     question = re.sub(r" (please|tell me|i want to know|thank you)\.$", "", question)
     first = sources[0] if sources else {}
@@ -540,7 +540,7 @@ def test_counts_are_divided_by_weight() -> None:
     assert divide_by_weight(0, {"a": 1}) == {"a": 0}
 
 
-def test_the_default_config_has_two_thousand_rows_and_its_keys_are_arguments() -> None:
+def test_the_default_config_has_at_least_two_thousand_rows_and_its_keys_are_arguments() -> None:
     defaults = config.resolve(config.compose([], "instruct"))
     dialogues = defaults["dialogues"]
     assert dialogues["rows"]["train"] >= 2000

@@ -1,4 +1,4 @@
-"""Tests of a corpus of every task: usable rows, labels that match the audio, and disjoint splits.
+"""Tests of a corpus with rows of every task: usable rows, labels that match the audio, and disjoint splits.
 
 If a change is meant to alter the corpus, raise `VERSION` of `auris.corpus.build` and update the golden hashes with
 `python tests/corpus/test_recipes.py`.
@@ -69,6 +69,7 @@ def read_clip(row: Row, clip: int = 0) -> np.ndarray:
 
 
 def test_every_task_of_the_table_has_a_recipe() -> None:
+    # The tasks of Qwen-Audio's Table 1 are those with published training hours.
     assert set(RECIPES) == {code for code, task in TASKS.items() if task.hours}
 
 
@@ -103,27 +104,28 @@ def equals_label(label: Any, parsed: Any) -> bool:
     return abs(label - parsed) < 0.0051 if isinstance(parsed, float) else label == parsed
 
 
-def test_rows_that_only_test_the_format_have_fmt_in_their_id_and_group(rows: list[Row]) -> None:
+def test_rows_whose_audio_does_not_carry_the_label_have_fmt_in_their_id_and_group(rows: list[Row]) -> None:
+    """In grade D the label is only a setting of the generator, so a row can only test the format of answers."""
     for row in rows:
         task = TASKS[row.labels["task"]]
-        is_format = task.synthetic_grade == "D"
-        assert row.id.split("-")[1] == ("fmt_" if is_format else "") + task.code
-        assert tasks.result_group(row.labels).startswith("fmt_") == is_format
+        is_format_only = task.synthetic_grade == "D"
+        assert row.id.split("-")[1] == ("fmt_" if is_format_only else "") + task.code
+        assert tasks.result_group(row.labels).startswith("fmt_") == is_format_only
     assert {code for code in RECIPES if id_prefix(code)} == {"er", "sap", "vsc", "asc", "sid", "smer", "mgr"}
 
 
 @pytest.mark.parametrize("natural", [False, True])
 def test_correct_answers_have_perfect_scores_in_all_metrics(rows: list[Row], natural: bool) -> None:
     answers = [Response(row, TASKS[row.labels["task"]].render(row.labels, tags=not natural)) for row in rows]
-    lines: dict[tuple[str, str], list[Any]] = defaultdict(list)
+    stats_by_score: dict[tuple[str, str], list[Any]] = defaultdict(list)
     for prediction in score_responses(answers):
-        lines[prediction.group, prediction.metric].append(prediction.stats)
-    scores = {line: measures.score(line[1], stats) for line, stats in lines.items()}
+        stats_by_score[prediction.group, prediction.metric].append(prediction.stats)
+    scores = {(group, metric): measures.score(metric, stats) for (group, metric), stats in stats_by_score.items()}
     errors = ("wer", "cer", "cpwer", "der", "jer", "aas_ms", "aas_official", "unparsed")
-    assert {line.split()[0].removeprefix("fmt_") for line, _ in lines} == set(RECIPES)
-    for (line, metric), value in scores.items():
+    assert {group.split()[0].removeprefix("fmt_") for group, _ in stats_by_score} == set(RECIPES)
+    for (group, metric), value in scores.items():
         if metric not in ("bleu", "cider"):  # a perfect score depends on the length of the sentences
-            assert value == (0.0 if metric in errors else 1.0), (line, metric)
+            assert value == (0.0 if metric in errors else 1.0), (group, metric)
 
 
 def test_splits_share_no_texts_voices_clips_or_notes(rows: list[Row]) -> None:

@@ -98,14 +98,16 @@ def test_no_voice_is_in_two_splits() -> None:
 @pytest.mark.parametrize(("gender", "low", "high"), [("male", 70, 135), ("female", 150, 300)])
 def test_pitch_separates_the_genders_of_all_voices(gender: str, low: float, high: float) -> None:
     lines = [
-        line(variant=name, pitch=pitch) for split in VOICES.values() for name in split[gender] for pitch in (42, 58)
+        line(variant=name, pitch=pitch) for genders in VOICES.values() for name in genders[gender] for pitch in (42, 58)
     ]
     for spoken, utterance in zip(lines, say(lines), strict=True):
         assert low < pitch_of(utterance.samples) < high, spoken
 
 
 def test_no_voice_reaches_full_scale() -> None:
-    lines = [line(variant=name, pitch=58) for split in VOICES.values() for names in split.values() for name in names]
+    lines = [
+        line(variant=name, pitch=58) for genders in VOICES.values() for names in genders.values() for name in names
+    ]
     assert all(np.abs(utterance.samples).max() < 1.0 for utterance in say(lines))
 
 

@@ -287,7 +287,7 @@ def test_tasks_of_one_manifest_can_be_two_sources_of_different_weight(tmp_path):
     assert planned.count(2) == 12
 
 
-def test_text_lines_and_audio_rows_are_mixed_in_the_text_view(speech, tmp_path):
+def test_text_lines_and_audio_rows_are_mixed_as_text_samples(speech, tmp_path):
     (tmp_path / "lines.txt").write_text("the mat\nthe cat\n")
     data = module(
         speech,
@@ -364,7 +364,8 @@ def test_evaluation_rows_have_the_canonical_wording_and_no_augmentation(speech):
     assert equal_rows(by_row([with_masks[0]["answered"]]), by_row([without_masks[0]["answered"]]))
 
 
-def test_groups_maps_every_usable_validation_group_to_its_metric(tmp_path):
+def test_scored_groups_maps_every_usable_validation_group_to_its_metric(tmp_path):
+    """A group is a line of the results table."""
     rows = speech_rows(tmp_path, [0.3] * 4)
     rows[1] |= {"task": "s2tt", "language": "de", "target_language": "en"}
     rows[2] |= {"task": "sec", "text": "rain"}

@@ -37,6 +37,7 @@ def test_epoch_statistics_count_every_usable_row_once(settings):
 
 
 def test_straggler_and_fill_equal_the_values_computed_from_the_packs():
+    """Straggler: tokens of the busiest rank relative to the mean. Fill: used share of the token budget."""
     current_plan = plan()
     epoch = compute_epoch_stats(ROWS, current_plan, SAMPLES, ranks=2)
     loads = [

@@ -39,8 +39,8 @@ def cache(tmp_path: Path) -> Path:
     return tmp_path / "cache"
 
 
-def manifests(folder: Path, *, stated: bool = False, extra: list[dict] | None = None) -> list[Manifest]:
-    rows = speech_rows(folder, [0.4, 0.6, 0.8], stated=stated)
+def manifests(folder: Path, *, with_duration: bool = False, extra: list[dict] | None = None) -> list[Manifest]:
+    rows = speech_rows(folder, [0.4, 0.6, 0.8], with_duration=with_duration)
     return read_manifests([write_manifest(folder / "rows.jsonl", rows + (extra or []))])
 
 
@@ -94,15 +94,10 @@ def test_rows_are_numbered_consecutively_over_all_manifests(folder, cache):
     assert (measured.tokens[[0, 1, 2, 4]] > 0).all()
 
 
-class OtherPrompt(TagPrompt):
-    """Prompt style that differs from `TagPrompt` only by its class."""
-
-
 @pytest.mark.parametrize(
     "settings",
     [
         {"prompt": TagPrompt()},
-        {"prompt": OtherPrompt()},
         {"tokenizer": Tokenizer.train(["other text"], vocab_size=290)},
         {"geometry": Geometry(n_mels=16, pool=4)},
         {"long_audio": "window"},
@@ -110,11 +105,23 @@ class OtherPrompt(TagPrompt):
     ],
     ids=lambda settings: next(iter(settings)),
 )
-def test_rows_are_measured_again_if_the_view_changes(folder, cache, settings):
+def test_rows_are_measured_again_if_a_setting_of_the_samples_changes(folder, cache, settings):
     data = manifests(folder)
     measure_lengths(data, samples_of(), cache)
     before = cache_files(cache)
     measure_lengths(data, samples_of(**settings), cache)
+    assert len(cache_files(cache) - before) == 1
+
+
+class OtherPrompt(TagPrompt):
+    """Prompt style that differs from `TagPrompt` only by its class."""
+
+
+def test_rows_are_measured_again_if_only_the_class_of_the_prompt_style_changes(folder, cache):
+    data = manifests(folder)
+    measure_lengths(data, samples_of(prompt=TagPrompt()), cache)
+    before = cache_files(cache)
+    measure_lengths(data, samples_of(prompt=OtherPrompt()), cache)
     assert len(cache_files(cache) - before) == 1
 
 
@@ -140,7 +147,7 @@ def test_dialogues_are_measured_again_if_the_text_around_clips_changes(folder, c
 
 def test_rows_are_measured_again_if_the_manifest_changes(folder, cache):
     first = measure_lengths(manifests(folder), samples_of(), cache)
-    rows = speech_rows(folder, [0.4, 0.6, 0.8], stated=False)
+    rows = speech_rows(folder, [0.4, 0.6, 0.8], with_duration=False)
     rows[1]["text"] += " on the mat again and again"
     changed = read_manifests([write_manifest(folder / "rows.jsonl", rows)])
     second = measure_lengths(changed, samples_of(), cache)
@@ -178,7 +185,7 @@ def test_a_missing_file_is_measured_once_it_exists(folder, cache):
 
 
 def test_rows_with_a_stated_duration_are_measured_without_their_files(folder, cache):
-    data = manifests(folder, stated=True)
+    data = manifests(folder, with_duration=True)
     for path in folder.glob("*.wav"):
         path.unlink()
     assert (measure_lengths(data, samples_of(), cache).tokens > 0).all()
@@ -206,7 +213,7 @@ def test_an_unusable_row_has_a_reason_and_no_length(folder, cache):
     assert (measured.tokens > 0).tolist() == [True] * 3 + [False] * 4
 
 
-def test_an_invalid_label_that_the_task_does_not_use_is_not_an_error(folder, cache):
+def test_an_invalid_label_that_the_task_does_not_use_does_not_stop_the_measurement(folder, cache):
     row = {"id": "odd", "audio": "r0.wav", "task": "sec", "text": "rain", "language": "tlh"}
     measured = measure_lengths(manifests(folder, extra=[row]), samples_of(), cache)
     assert measured.tokens[3] > 0 or 3 in measured.problems
@@ -224,7 +231,7 @@ def test_measuring_in_parallel_gives_the_same_lengths_as_in_one_process(folder, 
         {"id": "gone", "audio": "gone.wav", "task": "asr", "language": "en", "text": "x"},
         {"id": "long", "audio": "r0.wav", "duration": 31, "task": "asr", "language": "en", "text": "x"},
     ]
-    rows = manifests(folder, extra=extra, stated=True)[0].rows
+    rows = manifests(folder, extra=extra, with_duration=True)[0].rows
     samples = samples_of(long_audio="first")
     expected = lengths._measure(rows, samples)
     monkeypatch.setattr(lengths, "_CHUNK", 2)
@@ -274,7 +281,9 @@ def rows_of_all_kinds() -> list[Row]:
     rows = []
     for code in sorted(TASKS.keys() - {"chat", "preference"}):
         task = TASKS[code]
-        labels = {name: EXAMPLE[name] for name in (*task.needs, *task.optional, *task.uses) if name in EXAMPLE}
+        # Labels that a row must have, that the prompt contains, and that only the metrics use.
+        names = (*task.needs, *task.optional, *task.uses)
+        labels = {name: EXAMPLE[name] for name in names if name in EXAMPLE}
         for text_labels in ({"text": "it's the 3rd  cat\n"}, {"text": "ein Hund schläft 猫", "language": "de"}):
             task_labels = {"text": task.choices[0]} if task.choices else {"question": "Which <|en|> sound?"}
             fields = labels | {"language": "en"} | text_labels | task_labels | {"task": code}
@@ -295,7 +304,7 @@ def test_the_length_of_a_row_is_the_length_of_its_longest_wording(prompt):
 
 
 def test_a_row_that_could_not_be_read_is_measured_again_at_the_next_start(folder, cache, monkeypatch):
-    (manifest,) = manifests(folder, stated=True)
+    (manifest,) = manifests(folder, with_duration=True)
     expected = measure_lengths([manifest], samples_of(), cache / "expected")
     decode = type(manifest.rows.row_index).decode
 
@@ -313,7 +322,7 @@ def test_a_row_that_could_not_be_read_is_measured_again_at_the_next_start(folder
 @pytest.mark.parametrize("prompt", [TagPrompt(), NaturalPrompt(), BothPrompts()])
 @pytest.mark.parametrize("policy", ["skip", "window", "first"])
 def test_the_length_of_a_row_does_not_depend_on_its_neighbours(folder, prompt, policy):
-    """Similar rows share the measurement of their wording, so every difference that matters must be noticed."""
+    """Similar rows share one measurement of their wording. It must not hide a difference that changes the length."""
     texts = ["cat", " the  cat ", "it's 3", "\tred\n", "schläft 猫", "<|en|>", " ", "", None, 7, "a\r\n b", "x" * 400]
     rows = [
         {"audio": "a.wav", "duration": seconds, "text": text, "task": task, "language": language} | extra

@@ -64,6 +64,7 @@ def test_a_row_is_decoded_only_on_access(tmp_path, monkeypatch):
 
 
 def test_row_keys_follow_from_the_ids_even_if_an_id_was_replaced(tmp_path):
+    """A missing or repeated id is replaced by the name of the file and the number of the line."""
     lines = [{"id": "a", **ASR}, {"id": "a", **ASR}, {"id": 7, **ASR}, {"id": None, **ASR}, ASR]
     path = write_manifest(tmp_path / "rows.jsonl", lines)
     with path.open("a") as file:
@@ -154,7 +155,7 @@ PATHS = [
 
 @pytest.mark.parametrize("index", range(len(PATHS)))
 def test_a_hostile_path_makes_only_its_own_row_unusable(tmp_path, index):
-    rows = speech_rows(tmp_path, [0.4], stated=False)
+    rows = speech_rows(tmp_path, [0.4], with_duration=False)
     bad = {**rows[0], "id": "bad", "audio": PATHS[index]}
     path = write_manifest(tmp_path / "rows.jsonl", [bad, *rows])
     measured = measure_lengths(read_manifests([path]), samples_of(), tmp_path / "cache")
@@ -167,7 +168,7 @@ FIELDS = "id audio task language target_language text question words notes inten
 FIELDS += " messages conversations chosen rejected rejected_response rejected_messages prompt audios gt source system"
 
 
-def test_a_wrong_type_in_any_field_is_not_an_exception(tmp_path):
+def test_a_wrong_type_in_any_field_raises_no_exception(tmp_path):
     question = {"role": "user", "content": [{"type": "audio", "audio": "r0.wav"}]}
     turns = [question, {"role": "assistant", "content": "Rain."}]
     bases: list[dict[str, Any]] = [

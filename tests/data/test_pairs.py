@@ -20,7 +20,7 @@ from auris.text.chat import Chat, Qwen2AudioChat, QwenAudioChat
 from support.manifests import read_row, samples_of, tokenizer, write_manifest, write_wave
 
 CLIP = {"type": "audio", "audio": "a.wav"}
-V1 = Geometry(n_mels=16, pool=2, boundary=True)
+V1 = Geometry(n_mels=16, pool=2, boundary=True)  # Qwen-Audio: learned vectors at the begin and end of each clip
 STYLES = [(Qwen2AudioChat(), Geometry(n_mels=16, pool=2)), (QwenAudioChat(), V1)]
 
 
@@ -109,7 +109,7 @@ def test_control_tokens_in_an_answer_are_encoded_as_text(tmp_path, samples):
         assert controls & set(ids[:-1].tolist()) == set()
 
 
-def test_a_pack_has_reference_log_probabilities_if_the_view_has_them(tmp_path, samples):
+def test_a_pack_has_reference_log_probabilities_if_the_samples_have_them(tmp_path, samples):
     row = preference(tmp_path, DIALOGUES["one clip"])
     assert "reference" not in build_pack([row], [(0, 0)], samples)
     samples.references = {"row": (-4.5, -6.0)}
@@ -139,7 +139,7 @@ def test_a_row_that_is_not_a_preference_is_an_error(tmp_path, samples):
         samples.max_length(manifest.rows[1], [12])
 
 
-def test_the_pair_view_requires_a_chat_prompt():
+def test_pair_samples_require_a_chat_prompt():
     assert PairSamples.styles == (Chat,)
 
 

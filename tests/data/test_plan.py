@@ -438,6 +438,8 @@ def test_a_pack_whose_rows_were_all_skipped_is_one_unsupervised_token(geometry):
 
 # --- pairs ---
 
+# A pair is packed as a tree: the prompt is stored once, and both answers are branches of it.
+
 
 def test_the_rejected_branch_of_a_pair_starts_at_the_last_token_of_the_prompt():
     pair = replace(sample(4, [11, 12, 13, 14, 15], "   xx", "x", frames=(4,)), rejected=np.array([16, 17, 18]))

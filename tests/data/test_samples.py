@@ -1,4 +1,8 @@
-"""Tests of samples: planned and actual length, rows that cannot be used, random choices, and each view of a row."""
+"""Tests of samples: planned and actual length, rows that cannot be used, random choices, and each view of a row.
+
+A view is one way of using a row: with its audio, with text in place of the audio, with audio and transcript only, or as
+a dialogue.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +30,9 @@ from support.manifests import GEOMETRY, read_row, samples_of, tokenizer, write_m
 
 WARP = audio.SpecAugment(n_freq_masks=1, freq_mask_param=4, n_time_masks=1, time_mask_param=10, p=1.0, time_warp=5)
 
-# (seconds, rate): lengths that are not multiples of a mel frame. 5281 samples have one audio token more than 5280.
-LENGTHS = [(0.03, 16_000), (0.33, 16_000), (5281 / 16_000, 16_000), (1.7, 22_050), (2.345, 44_100), (31.3, 16_000)]
+# (seconds, rate). The last mel frame of 5281 samples is incomplete. 5441 samples have one audio token more than 5440.
+LENGTHS = [(0.03, 16_000), (0.33, 16_000), (5281 / 16_000, 16_000), (5441 / 16_000, 16_000), (1.7, 22_050)]
+LENGTHS += [(2.345, 44_100), (31.3, 16_000)]
 
 
 def row_of(folder: Path, seconds: float = 1.0, *, rate: int = audio.SAMPLE_RATE, **fields) -> Row:
@@ -63,13 +68,16 @@ def test_the_planned_length_of_a_file_without_a_stated_duration_is_exact(tmp_pat
 
 
 def test_building_an_unusable_row_is_an_error_with_its_reason(tmp_path):
-    row = Row("late", (), {**{"task": "asr"}}, "shard-00001.parquet: cannot be read")
+    row = Row("late", (), {"task": "asr"}, "shard-00001.parquet: cannot be read")
     with pytest.raises(RowError, match="shard-00001"):
         samples_of().build(row, 0, 0)
 
 
 def test_the_planned_length_of_a_clip_in_windows_is_exact(tmp_path):
-    """Three equal windows of 60.07 s may have one token more than windows of 30 s, 30 s and 0.07 s."""
+    """A clip of 60.07 s is split into three equal windows.
+
+    They may have one token more than windows of 30 s, 30 s and 0.07 s.
+    """
     samples = samples_of(prompt=TagPrompt(), long_audio="window", geometry=audio.Geometry(n_mels=2, pool=2))
     for extra in (1, 400, 700, 1_100):
         n_samples = 2 * audio.MAX_SAMPLES + extra
@@ -166,9 +174,9 @@ def test_a_clip_without_samples_or_shorter_than_a_token_is_an_error(tmp_path):
 
 
 @pytest.mark.parametrize("policy", ["error", "skip"])
-@pytest.mark.parametrize("stated", [{}, {"duration": 40.0}])
-def test_a_clip_of_40_seconds_is_an_error_that_names_the_setting(tmp_path, policy, stated):
-    row = row_of(tmp_path, 40.0, **stated)
+@pytest.mark.parametrize("fields", [{}, {"duration": 40.0}])
+def test_a_clip_of_40_seconds_is_an_error_that_names_the_setting(tmp_path, policy, fields):
+    row = row_of(tmp_path, 40.0, **fields)
     samples = samples_of(long_audio=policy)
     for attempt in (samples.audio_lengths, lambda row: samples.build(row, 0, 0)):
         with pytest.raises(ClipTooLongError, match="40.0 s, the limit is 30 s: set long_audio=window"):
@@ -289,6 +297,7 @@ def test_the_text_view_does_not_read_files_and_has_no_audio(tmp_path):
 
 
 def test_stretched_text_is_the_content_with_repeated_tokens_and_blanks(tmp_path):
+    """The text that replaces a clip is stretched to resemble audio tokens. A blank is an audio pad token."""
     row = read_row(tmp_path, audio="absent.wav", text="the cat sat on the mat")
     tok, samples = tokenizer(), samples_of(TextSamples, prompt=TagPrompt())
     pad = tok.id(TagPrompt.audio_pad)
@@ -328,7 +337,7 @@ def test_the_planned_length_of_stretched_text_is_an_upper_bound(tmp_path):
         ({"task": "dialect_asr", "dialect": "Scottish English", "text": "hello"}, "hello"),
     ],
 )
-def test_the_content_label_is_preferred_to_the_transcript_and_that_to_the_text(tmp_path, fields, content):
+def test_the_content_is_preferred_to_the_transcript_and_the_transcript_to_the_text(tmp_path, fields, content):
     row = read_row(tmp_path, audio="absent.wav", **fields)
     sample = samples_of(TextSamples, prompt=TagPrompt()).build(row, 0, None)
     ids = sample.ids.tolist()
@@ -397,6 +406,7 @@ def test_the_transcript_view_uses_the_transcript_for_every_task():
 
 
 def test_learned_boundaries_replace_the_audio_marks(tmp_path):
+    """The boundaries are two vectors at the positions of the begin and end token of a clip."""
     row = row_of(tmp_path, 0.5)
     v1 = audio.Geometry(n_mels=8, pool=2, clip_end="zero", boundary=True)
     sample = samples_of(prompt=TagPrompt(), geometry=v1).build(row, 0, None)

@@ -27,6 +27,8 @@ GERMAN_HYPOTHESES = ["Der alte Fischer flickt sein Netz am Hafen.", "das Museum 
 
 @pytest.fixture(scope="module")
 def golden(shared_data):
+    """Return a function that reads stored outputs of the official scripts (v1: Qwen-Audio, v2: Qwen2-Audio)."""
+
     def read(name: str) -> list[dict]:
         path = shared_data / f"golden/official_scoring/{name}.jsonl"
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
@@ -172,7 +174,10 @@ def test_several_entities_of_one_type_are_counted_separately():
 
 
 def test_note_scores_equal_the_released_script_except_for_chroma(golden):
-    """The script uses 128 for a number that cannot be parsed. Its chroma counts columns instead of semitones."""
+    """The script uses 128 for a number that cannot be parsed.
+
+    Its chroma takes modulo 12 the position of a pitch among the pitches that occur, instead of its MIDI number.
+    """
     corpora = [row for row in golden("accuracy") if row["kind"] == "note"]
     assert len(corpora) == 5
     for corpus in corpora:
@@ -243,7 +248,7 @@ def test_every_measure_has_statistics_and_a_signature(metric):
     stats = row_stats(metric, predicted, reference, "en", classes=["dog"])
     assert len(stats) == len(MEASURES[metric].stats)
     assert json.loads(json.dumps(stats)) == stats, "statistics are stored as JSON in the predictions"
-    if metric not in ("judged", *air_bench.METRICS):  # the judge has the signature of these
+    if metric not in ("judged", *air_bench.METRICS):  # the signature of these comes from the judge
         assert signature(metric, "en").startswith(f"{metric}|")
 
 

@@ -14,11 +14,13 @@ from auris.metrics.normalize import normalize
 from auris.metrics.official import ScriptError
 from support import air_bench_scripts
 
-DIFFERENT_IN_CN_TN = {"门票￥88，学生票￥45元。"}  # cn_tn of the official script keeps the currency sign
+DIFFERENT_IN_CN_TN = {"门票￥88，学生票￥45元。"}  # cn_tn, the normaliser of the official script, keeps the sign ￥
 
 
 @pytest.fixture(scope="module")
 def golden(shared_data):
+    """Return a function that reads stored outputs of the official scripts (v1: Qwen-Audio, v2: Qwen2-Audio)."""
+
     def read(name: str, kind: str) -> list[dict]:
         path = shared_data / f"golden/official_scoring/{name}.jsonl"
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
@@ -219,7 +221,7 @@ def test_the_strict_score_includes_replies_that_the_script_drops(golden):
 
     assert total("choice_official") == [19, 25]
     assert total("choice")[1] == total("choice_unparsed")[1] == 36
-    # Replies that the script drops although they are clear.
+    # The script drops these replies although they are clear.
     dropped = [row["record"] for row in replies if row["dropped"]]
     parsed = {record["response"] for record in dropped if reply_stats("choice_unparsed", record)[0] == 0}
     assert parsed == {"b", "(B) sad", "The answer is B", "happy"}

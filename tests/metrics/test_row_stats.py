@@ -1,4 +1,4 @@
-"""Scores from row statistics equal those of libraries, manual computation and released scripts; their intervals."""
+"""Scores from row statistics equal those of libraries, released scripts and examples; intervals of scores."""
 
 from __future__ import annotations
 

@@ -37,7 +37,9 @@ def rows(n: int, per_speaker: int, per_recording: int = 1) -> list[dict]:
         ([], "0 rows"),
     ],
 )
-def test_rows_are_resampled_in_the_largest_known_units_of_which_there_are_ten(labels: list[dict], expected: str):
+def test_rows_are_resampled_in_the_largest_known_units_of_which_there_are_at_least_ten(
+    labels: list[dict], expected: str
+):
     assert str(find_units(labels)) == expected
 
 
@@ -89,6 +91,7 @@ def test_the_p_value_equals_that_of_scipy():
     def mean(x: np.ndarray, y: np.ndarray, axis: int) -> np.ndarray:
         return np.mean(y, axis=axis) - np.mean(x, axis=axis)
 
+    # All 2^9 = 512 exchanges are tried if n_samples allows it. With 511, random exchanges are tried.
     expected = stats.permutation_test((a, b), mean, permutation_type="samples", vectorized=True, n_resamples=np.inf)
     assert permutation_test("judged", unweighted_rows(a), unweighted_rows(b), n_samples=512) == pytest.approx(
         expected.pvalue

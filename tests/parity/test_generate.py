@@ -10,8 +10,8 @@ from transformers import GenerationConfig, PreTrainedModel, Qwen2AudioForConditi
 
 from auris.model.audio_lm import AudioLM
 from auris.model.generation import GenerationSettings, generate, process_logits
-from support.packs import VOCAB, Row, expand, pack, text
-from support.twins import BATCHES, QWEN2, build, pad, padded
+from support.packs import VOCAB, Row, pack, row_ids, text
+from support.twins import BATCHES, QWEN2, build, pad_ids, processor_output
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -60,7 +60,7 @@ def test_greedy_answers_equal_those_of_transformers_with_official_settings(
     models: tuple, rows: list[Row], config: dict
 ) -> None:
     net, reference = models
-    check_greedy(net, reference, rows, padded(rows, net, "left"), config)
+    check_greedy(net, reference, rows, processor_output(rows, net, "left"), config)
 
 
 @pytest.mark.parametrize("config", [QWEN_AUDIO, QWEN2_AUDIO], ids=["qwen_audio", "qwen2_audio"])
@@ -69,7 +69,7 @@ def test_greedy_answers_to_text_prompts_equal_those_of_the_language_model(models
     reference = Qwen2ForCausalLM(net.llm.config.__class__(**{**QWEN2, "vocab_size": VOCAB})).eval()
     reference.load_state_dict(net.llm.state_dict())
     rows: list[Row] = [[text(11)], [text(3)], [text(7)], [text(1)]]
-    inputs = pad([expand(row, net.geometry) for row in rows], "left")
+    inputs = pad_ids([row_ids(row, net.geometry) for row in rows], "left")
     check_greedy(net, reference, rows, inputs, config)
 
 
@@ -101,7 +101,7 @@ def test_processed_scores_equal_those_of_transformers_at_every_sampled_token(mod
     """The scores of every step are compared along the answers that transformers samples, excluded tokens included."""
     net, reference = models
     rows = BATCHES["several clips"]
-    inputs, prompts = padded(rows, net, "left"), [expand(row, net.geometry) for row in rows]
+    inputs, prompts = processor_output(rows, net, "left"), [row_ids(row, net.geometry) for row in rows]
     config = {**SAMPLED[name], "max_new_tokens": 8, "min_new_tokens": 3, "eos_token_id": list(range(40, 90))}
     torch.manual_seed(0)
     out = reference.generate(
@@ -134,7 +134,7 @@ def test_frequencies_of_sampled_tokens_match_their_probabilities(models: tuple) 
     net, reference = models
     n, prompt, config = 2000, text(5), {"do_sample": True, "temperature": 1.5, "top_k": 8, "max_new_tokens": 1}
     out = reference.generate(
-        **pad([prompt], "left"),
+        **pad_ids([prompt], "left"),
         generation_config=GenerationConfig(**config, pad_token_id=0),
         return_dict_in_generate=True,
         output_scores=True,

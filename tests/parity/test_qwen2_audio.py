@@ -11,7 +11,7 @@ from auris.model.audio_lm import AudioLM
 from auris.model.pack import IGNORE
 from auris.model.weights.layouts import LAYOUTS
 from support.packs import Row, pack
-from support.twins import BATCHES, build, padded
+from support.twins import BATCHES, build, processor_output
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -37,7 +37,7 @@ def padded_labels(batch: dict, like: torch.Tensor) -> torch.Tensor:
 @torch.no_grad()
 def test_logits_equal_those_of_transformers_at_every_valid_position(models: tuple, rows: list[Row]) -> None:
     net, reference = models
-    inputs = padded(rows, net, "right")
+    inputs = processor_output(rows, net, "right")
     expected = reference(**inputs).logits[inputs["attention_mask"].bool()]
     torch.testing.assert_close(net.logits(pack(rows, net.geometry)), expected, atol=1e-5, rtol=1e-5)
 
@@ -49,7 +49,7 @@ def test_loss_and_gradients_equal_those_of_transformers(models: tuple, rows: lis
     batch = pack(rows, net.geometry)
     scored = batch["labels"] != IGNORE
     loss = F.cross_entropy(net.head(net(batch)[scored]), batch["labels"][scored])
-    inputs = padded(rows, net, "right")
+    inputs = processor_output(rows, net, "right")
     expected = reference(**inputs, labels=padded_labels(batch, inputs["input_ids"])).loss
     torch.testing.assert_close(loss, expected, atol=1e-5, rtol=0)
 

@@ -20,7 +20,7 @@ class LetterCounts:
     Attributes:
         total: Number of replies with an option letter, by task.
         correct: Number of correct replies, by task.
-        dropped: Number of replies without a letter. They are in no denominator.
+        dropped: Number of replies without a letter, which `total` excludes.
     """
 
     total: dict[str, int] = field(default_factory=dict)
@@ -35,7 +35,8 @@ def foundation(records: Sequence[Mapping[str, Any]]) -> LetterCounts:
     """Return the counts of the script. Our metric `choice` differs: it drops no reply.
 
     Raises:
-        ScriptError: The script would crash: a reply is null, a key is not an option, or a task has no replies.
+        ScriptError: The script would crash: a reply is null, a right answer is not an option, or all replies of a task
+            are dropped.
     """
     counts, tasks = LetterCounts(), dict[str, None]()
     for record in records:
@@ -89,8 +90,8 @@ class VerdictCounts:
 def verdicts(records: Sequence[tuple[str, str | None]], order: int) -> VerdictCounts:
     """Return the counts of the script.
 
-    A reply of two parts that are not numbers, or of which one is above 10, is in both `failed` and `counted`. An
-    unknown task is counted under the part of the previous record.
+    A reply of two words that are not both integers up to 10 is in both `failed` and `counted`. An unknown task is
+    counted under the part of the previous record.
 
     Args:
         records: Task and judge's reply of each row.

@@ -221,4 +221,4 @@ def fsdd(root: Path) -> None:
 def ravdess(root: Path) -> None:
     for actor, name in (("01", "03-01-06-01-02-01-01"), ("24", "03-01-01-01-01-02-24")):
         sound(root / f"Actor_{actor}" / f"{name}.wav", rate=48_000)
-    sound(root / "Actor_01" / "03-02-06-01-02-01-01.wav")  # sung
+    sound(root / "Actor_01" / "03-02-06-01-02-01-01.wav")  # a song, which the layout leaves out

@@ -40,13 +40,15 @@ def write_manifest(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
-def speech_rows(folder: Path, seconds: list[float], *, stated: bool = True, prefix: str = "r") -> list[dict[str, Any]]:
+def speech_rows(
+    folder: Path, seconds: list[float], *, with_duration: bool = True, prefix: str = "r"
+) -> list[dict[str, Any]]:
     """Write audio files to a folder and return manifest rows of English speech recognition.
 
     Args:
         folder: Folder of the audio files.
         seconds: Length of each file.
-        stated: Whether rows have a `duration`.
+        with_duration: Whether rows have a `duration`.
         prefix: Start of the row ids and file names.
     """
     rows = []
@@ -54,7 +56,7 @@ def speech_rows(folder: Path, seconds: list[float], *, stated: bool = True, pref
         write_wave(folder / f"{prefix}{number}.wav", length)
         row = {"id": f"{prefix}{number}", "audio": f"{prefix}{number}.wav", "task": "asr", "language": "en"}
         row["text"] = " ".join(["the cat sat"] * (1 + number % 3))
-        rows.append(row | ({"duration": length} if stated else {}))
+        rows.append(row | ({"duration": length} if with_duration else {}))
     return rows
 
 

@@ -45,8 +45,11 @@ def clips(rows: list[Row]) -> list[Clip]:
     return [part for row in rows for part in row if isinstance(part, Clip)]
 
 
-def expand(row: Row, geometry: Geometry) -> list[int]:
-    """Return the ids of a row. A clip becomes its audio tokens, and its boundaries if they are learned."""
+def row_ids(row: Row, geometry: Geometry) -> list[int]:
+    """Return the ids of a row. A clip becomes its audio tokens.
+
+    If learned vectors mark the begin and end of a clip, one more audio token stands at each end.
+    """
     parts = ([AUDIO_ID] * _n_positions(p, geometry) if isinstance(p, Clip) else p for p in row)
     return [token for part in parts for token in part]
 
@@ -65,7 +68,7 @@ def pack(rows: list[Row], geometry: Geometry) -> dict:
     """Pack rows. Every token after a row's last clip is supervised, except the first one."""
     samples = []
     for number, row in enumerate(rows):
-        ids = np.array(expand(row, geometry))
+        ids = np.array(row_ids(row, geometry))
         audio = np.array(audio_mask(row, geometry))
         last = int(audio.nonzero()[0].max()) if audio.any() else -1
         samples.append(

@@ -9,7 +9,7 @@ import numpy as np
 
 from auris.audio import Geometry
 from auris.data.collate import Sample, collate
-from support.packs import Row, audio_mask, clips, expand
+from support.packs import Row, audio_mask, clips, row_ids
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def sequence(pair: Pair, answer: list[int], geometry: Geometry) -> dict:
 
 
 def _sample(number: int, pair: Pair, answer: list[int], geometry: Geometry) -> Sample:
-    prompt = expand(pair.prompt, geometry)
+    prompt = row_ids(pair.prompt, geometry)
     return Sample(
         row=number,
         ids=np.array([*prompt, *answer]),

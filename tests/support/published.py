@@ -127,7 +127,7 @@ def qwen(path: Path) -> dict[str, Tensor]:
 
 
 def _v1_shapes(config: dict[str, Any]) -> list[tuple[str, tuple[int, ...]]]:
-    """Return names and shapes of the tensors of QwenLM/Qwen-Audio's classes (fact sheet, section 2.1)."""
+    """Return names and shapes of the tensors of QwenLM/Qwen-Audio (modeling_qwen.py and audio.py)."""
     audio, hidden, inner = config["audio"], config["hidden_size"], config["intermediate_size"] // 2
     d = audio["n_state"]
     shapes = [("transformer.wte", (config["vocab_size"], hidden)), ("lm_head", (config["vocab_size"], hidden))]

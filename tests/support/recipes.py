@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 from auris import config
 
-_compose = config.compose
+_compose = config.compose  # kept here, because tests replace `config.compose` by `compose_once`
 
 SMALLEST_MODEL = [
     "model.encoder.width=16",

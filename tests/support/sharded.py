@@ -20,7 +20,7 @@ from auris.model.weights import checkpoint_dir, checkpoint_io
 
 
 class Net(nn.Module):
-    """Sizes that most numbers of ranks do not divide, some of them smaller than the number of ranks."""
+    """A net with sizes that most numbers of ranks do not divide, and with some sizes below the number of ranks."""
 
     def __init__(self, seed: int) -> None:
         super().__init__()

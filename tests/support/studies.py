@@ -19,9 +19,9 @@ def write_run(root: Path, arm: str, seed: int, groups: dict[str, tuple[str, list
 
     Args:
         root: Folder of the study.
-        arm: Arm of the run.
+        arm: Arm of the run: one of the variants that the study compares.
         seed: Seed of the run.
-        groups: Metric and statistics of the rows, by group.
+        groups: Metric and statistics of the rows, by group (line of the results table).
         provenance: Label of every row.
     """
     run = root / arm / f"seed_{seed}"

@@ -13,7 +13,7 @@ from auris.model.audio_lm import AudioLM
 from auris.model.encoder import Encoder
 from auris.model.weights import loading
 from auris.model.weights.tensors import StateTensors
-from support.packs import AUDIO_ID, VOCAB, Clip, Row, clips, expand, text
+from support.packs import AUDIO_ID, VOCAB, Clip, Row, clips, row_ids, text
 
 QWEN2 = {
     "model_type": "qwen2",
@@ -65,7 +65,7 @@ def build() -> tuple[AudioLM, Qwen2AudioForConditionalGeneration]:
     return net, reference
 
 
-def pad(rows: list[list[int]], side: str) -> dict[str, torch.Tensor]:
+def pad_ids(rows: list[list[int]], side: str) -> dict[str, torch.Tensor]:
     """Return rows of ids as transformers' padded batch with its mask."""
     ids = [torch.tensor(row) for row in rows]
     pad_sequence = partial(torch.nn.utils.rnn.pad_sequence, batch_first=True, padding_side=side)
@@ -75,10 +75,10 @@ def pad(rows: list[list[int]], side: str) -> dict[str, torch.Tensor]:
     }
 
 
-def padded(rows: list[Row], net: AudioLM, side: str) -> dict[str, torch.Tensor]:
+def processor_output(rows: list[Row], net: AudioLM, side: str) -> dict[str, torch.Tensor]:
     """Return the output of transformers' processor: padded ids with mask, features of all clips at 30 s with mask."""
     all_clips = clips(rows)
-    return pad([expand(row, net.geometry) for row in rows], side) | {
+    return pad_ids([row_ids(row, net.geometry) for row in rows], side) | {
         "input_features": torch.stack([clip.features for clip in all_clips]),
         "feature_attention_mask": (torch.arange(MAX_FRAMES) < torch.tensor([[c.frames] for c in all_clips])).long(),
     }

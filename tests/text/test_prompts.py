@@ -1,4 +1,4 @@
-"""Prompts equal the published strings, supervise the right tokens and never parse a row's text as control tokens."""
+"""Prompts equal the published strings and supervise the right tokens. Text of a row never becomes control tokens."""
 
 from __future__ import annotations
 

@@ -41,9 +41,10 @@ def labels(code: str) -> dict:
     return {"task": code, **{field: LABELS[field] for field in TASKS[code].needs}, **choice}
 
 
+# Tasks of Qwen-Audio's Table 1: only these have published hours of training audio.
 TRAINED_TASKS = [code for code, task in TASKS.items() if task.hours]
 
-# Tasks and hours of Qwen-Audio's Table 1, in order.
+# Tasks and hours of Table 1, in order.
 SPEECH = """ASR 30k, S2TT 3.7k, OSR <1k, Dialect ASR 2k, SRWT en 10k, SRWT zh 11k, DID 2k, LID 11.7k, SGC 4.8k, ER <1k,
     SV 1.2k, SD <1k, SER <1k, KS <1k, IC <1k, SF <1k, SAP 4.8k, VSC <1k"""
 SOUND = "AAC 8.4k, SEC 5.4k, ASC <1k, SED <1k, AQA <1k"
@@ -72,13 +73,13 @@ def test_every_entry_fills_all_columns_of_the_table():
 
 
 def test_exactly_the_published_tags_are_marked_as_published():
-    """These are the tasks of Qwen-Audio's eval_audio/*.py."""
+    """The expected tasks are those of Qwen-Audio's eval_audio/*.py."""
     expected = {"asr", "srwt", "s2tt", "er", "vsc", "aac", "asc", "mna", "aqa"}
     assert {code for code, task in TASKS.items() if task.tags_source == "published"} == expected
 
 
 def test_tags_distinguish_all_tasks_but_two_pairs():
-    """The exceptions are speech and dialects, and questions about sound and about music."""
+    """One pair is the recognition of speech and of dialects, the other is questions about sound and about music."""
     codes_by_tags = {}
     for code in TRAINED_TASKS:
         row = {"language": "en", "target_language": "en", "caption_style": "plain", **labels(code)}
@@ -113,7 +114,7 @@ def test_each_tag_of_a_template_is_a_control_token(code):
             re.sub(r"\{(\w+)\}", lambda m, fields=fields: fields.get(m[1], ""), w) for w in (task.tags, *task.wordings)
         ]
         tags = set(re.findall(r"<\|[^|]*\|>", " ".join(filled)))
-        # Qwen2-Audio's instructions name Cantonese. Without that tag in its vocabulary the tag is encoded as text.
+        # Qwen2-Audio's instructions contain <|yue|>. A vocabulary without this tag encodes it as text.
         assert tags <= {*control_tokens(), "<|yue|>"} and "<|yue|>" not in filled[0]
 
 
@@ -198,7 +199,8 @@ def test_the_caption_style_defaults_to_plain():
         ({"task": "ks", "provenance": "tts"}, "ks"),
     ],
 )
-def test_synthetic_rows_form_a_separate_group_where_they_only_test_the_format(row, group):
+def test_synthetic_rows_whose_audio_does_not_carry_the_label_form_a_separate_group(row, group):
+    """A group is a line of the results table. Groups `fmt_...` test only the format of answers (grade D)."""
     assert tasks.result_group(row) == group
 
 

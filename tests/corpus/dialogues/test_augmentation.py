@@ -24,7 +24,7 @@ def test_the_first_line_of_the_shipped_recording_states_that_templates_wrote_it(
     assert first["answered by"] == stand_in.MODEL == "a script of templates, not a language model"
 
 
-def test_the_shipped_recording_equals_the_current_replies_of_the_mock(tmp_path: Path) -> None:
+def test_the_shipped_recording_equals_the_current_replies_of_the_stand_in(tmp_path: Path) -> None:
     stand_in.record(tmp_path / "again.jsonl")
     assert (tmp_path / "again.jsonl").read_bytes() == SHIPPED_REPLIES.read_bytes()
 
@@ -50,8 +50,8 @@ def test_the_shipped_recording_has_eight_valid_pairs_for_each_label() -> None:
 def test_an_invalid_pair_is_rejected_and_counted(tmp_path: Path, entry: object, reason: str) -> None:
     valid = {"question": "Who barks?", "answer": "It is a dog."}
     with stand_in.serve(constant_reply(json.dumps([entry, valid]))) as (url, _):
-        record = ReplyLog(tmp_path / "record.jsonl", Endpoint(url=url, model="m"))
-        written, rejected = augmentation.write_questions(record, [("sec", "dog")], 2)
+        log = ReplyLog(tmp_path / "record.jsonl", Endpoint(url=url, model="m"))
+        written, rejected = augmentation.write_questions(log, [("sec", "dog")], 2)
     assert written == [WrittenQuestion("sec", "dog", "Who barks?", "It is a dog.", stand_in.MODEL)]
     assert rejected == {reason: 1}
 
@@ -69,8 +69,8 @@ def test_a_code_fence_is_ignored_and_replies_without_a_json_list_are_counted(
     tmp_path: Path, reply: str, n_pairs: int, rejected: dict[str, int]
 ) -> None:
     with stand_in.serve(constant_reply(reply)) as (url, _):
-        record = ReplyLog(tmp_path / "record.jsonl", Endpoint(url=url, model="m"))
-        written, counts = augmentation.write_questions(record, [("sec", "dog")], 4)
+        log = ReplyLog(tmp_path / "record.jsonl", Endpoint(url=url, model="m"))
+        written, counts = augmentation.write_questions(log, [("sec", "dog")], 4)
     assert (len(written), counts) == (n_pairs, rejected)
 
 

@@ -1,4 +1,4 @@
-"""Tests of the wordings of questions: each belongs to one split, and spoken ones are lower-case words."""
+"""Tests of the wordings of questions: each belongs to one split, and spoken ones consist of lower-case words."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_wordings_are_divided_among_the_splits_and_most_are_for_training() -> No
     assert [len(by_split[split]) for split in SPLITS] == [41, 4, 5]
 
 
-def test_spoken_wordings_are_lower_case_words() -> None:
+def test_spoken_wordings_are_lower_case_words_and_placeholders() -> None:
     for family in wordings.question_families(spoken=True):
         for split in SPLITS:
             for wording in wordings.select_questions(family, split, spoken=True):

@@ -33,6 +33,13 @@ def write_row(folder: Path, name: str, wave: np.ndarray, rate: int = RATE, **fie
 
 
 def check_sets(folder: Path, rows: list[dict[str, Any]], **sets: list[dict[str, Any]]) -> Report:
+    """Check several sets of rows.
+
+    Args:
+        folder: Folder of the audio files.
+        rows: Rows whose `split` names their set.
+        sets: Rows of other sets, by the name of the set.
+    """
     sources = []
     for name, set_rows in (({"rows": rows} if rows else {}) | sets).items():
         [manifest] = read_manifests([write_manifest(folder / f"{name}.jsonl", set_rows)])
@@ -267,8 +274,8 @@ def test_split_names_are_mapped_to_train_valid_and_test(tmp_path, split, name):
     assert list(report.n_rows) == [name]
 
 
-def test_the_shared_real_recordings_have_no_faults(shared_data):
-    """Some clips of ESC-50 are clipped."""
+def test_the_shared_real_recordings_have_no_fault_but_clipping(shared_data):
+    """Some recordings of ESC-50 are clipped."""
     paths = {name: shared_data / f"real/esc50.{name}.jsonl" for name in ("train", "test")}
     sources = [
         Source(name, read_manifests([{"path": path, "limit": 12}])[0].rows, name) for name, path in paths.items()

@@ -1,4 +1,4 @@
-"""Tests of Parquet data: our shards equal the manifest that they were packed from, damage, and files of others."""
+"""Tests of Parquet data: shards hold the rows of their manifest, damage is detected, other Parquet files are read."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ ASR = {"task": "asr", "language": "en", "text": "the cat sat"}
 
 @pytest.fixture(scope="module")
 def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write 23 rows, which no shard size divides: whole files, segments, dialogues, and rows with faults."""
+    """Write 23 rows: whole files, segments, dialogues, and rows with faults. The last shard will not be full."""
     folder = tmp_path_factory.mktemp("speech")
-    rows = speech_rows(folder, [0.3 + 0.03 * n for n in range(18)], stated=False)
+    rows = speech_rows(folder, [0.3 + 0.03 * n for n in range(18)], with_duration=False)
     rows[1]["duration"] = 0.33
     rows[2] |= {"offset": 0.05, "duration": 0.2}
     rows[3] |= {"offset": 0.1}
@@ -359,10 +359,10 @@ def bucket(packed, tmp_path):
 
 
 def test_a_failed_read_from_storage_is_retried(packed, bucket, monkeypatch):
-    for path, form in ((f"{bucket}/packed", {}), (f"{bucket}/a.parquet", FORM)):
-        rows = read(path, **form).rows
+    for path, settings in ((f"{bucket}/packed", {}), (f"{bucket}/a.parquet", HUB_ENTRY)):
+        rows = read(path, **settings).rows
         expected = rows[0].clips[0].path.read()
-        rows = read(path, **form).rows
+        rows = read(path, **settings).rows
         with monkeypatch.context() as patch:
             storage = FlakyStorage(patch, "read")
             rows[0]
@@ -374,10 +374,10 @@ def test_the_rows_of_an_unreadable_file_are_unusable_only_until_the_next_start(b
     path = f"{bucket}/a.parquet"
     with monkeypatch.context() as patch:
         FlakyStorage(patch, "open").failures = 99
-        (manifest,) = read_manifests([{"path": path, **FORM}], cache_dir=tmp_path / "cache")
+        (manifest,) = read_manifests([{"path": path, **HUB_ENTRY}], cache_dir=tmp_path / "cache")
         measured = measure_lengths([manifest], samples_of(), tmp_path / "cache")
         assert list(measured.problems) == [0] and "a.parquet: cannot be read (RuntimeError: 503" in measured.problems[0]
-    (manifest,) = read_manifests([{"path": path, **FORM}], cache_dir=tmp_path / "cache")
+    (manifest,) = read_manifests([{"path": path, **HUB_ENTRY}], cache_dir=tmp_path / "cache")
     measured = measure_lengths([manifest], samples_of(), tmp_path / "cache")
     assert len(manifest.rows) == 3 and measured.problems == {}
 
@@ -388,7 +388,7 @@ def test_a_storage_that_does_not_answer_is_an_error_with_its_url(bucket, monkeyp
     with monkeypatch.context() as patch:
         FlakyStorage(patch, method).failures = 99
         with pytest.raises(ValueError, match="bucket.*503 slow down"):
-            read(path, **(FORM if method == "ukey" else {}))
+            read(path, **(HUB_ENTRY if method == "ukey" else {}))
 
 
 # --- Parquet files not written by auris ---
@@ -400,14 +400,16 @@ def test_an_audio_path_outside_the_folder_of_its_file_is_not_read(tmp_path, path
     folder.mkdir()
     write_wave(tmp_path / "secret.wav", 0.5)
     paths = pa.array([path.format(root=tmp_path)] * 3)
-    rows = read(write_hub_dataset(folder, n=3, audio=paths), **FORM).rows
+    rows = read(write_hub_dataset(folder, n=3, audio=paths), **HUB_ENTRY).rows
     assert all(row.problem and "is outside of" in row.problem for row in rows)
 
 
 @pytest.mark.parametrize("path", ["a\0b.wav", 5000 * "x", "\u202e/猫.wav", " ", "."])
 def test_rows_with_impossible_audio_paths_are_unusable(tmp_path, path):
     measured = measure_lengths(
-        [read(write_hub_dataset(tmp_path, n=3, audio=pa.array([path] * 3)), **FORM)], samples_of(), tmp_path / "cache"
+        [read(write_hub_dataset(tmp_path, n=3, audio=pa.array([path] * 3)), **HUB_ENTRY)],
+        samples_of(),
+        tmp_path / "cache",
     )
     assert list(measured.problems) == [0, 1, 2]
 
@@ -416,7 +418,9 @@ def test_audio_paths_in_a_file_from_a_url_are_not_read(bucket, tmp_path):
     fsspec.filesystem("memory").put(
         str(write_hub_dataset(tmp_path, n=2, audio=pa.array(["a.wav", "b.wav"]))), "/bucket/b.parquet"
     )
-    assert all("audio paths of a URL are not read" in row.problem for row in read(f"{bucket}/b.parquet", **FORM).rows)
+    assert all(
+        "audio paths of a URL are not read" in row.problem for row in read(f"{bucket}/b.parquet", **HUB_ENTRY).rows
+    )
 
 
 def audio_bytes(seconds: float, folder: Path) -> bytes:
@@ -434,24 +438,25 @@ def write_hub_dataset(folder: Path, name: str = "a.parquet", n: int = 5, **field
     return folder / name
 
 
-FORM = {"columns": {"text": "sentence"}, "labels": {"task": "asr", "language": "en"}}
+# An entry of `data.train`, without its path, for the files of `write_hub_dataset`.
+HUB_ENTRY = {"columns": {"text": "sentence"}, "labels": {"task": "asr", "language": "en"}}
 
 
 def test_a_hub_dataset_is_read_with_a_column_map(tmp_path):
-    rows = read(write_hub_dataset(tmp_path), **FORM).rows
+    rows = read(write_hub_dataset(tmp_path), **HUB_ENTRY).rows
     assert [row.problem for row in rows] == [None] * 5
     assert rows[3].labels == {"text": "the cat sat 3", "task": "asr", "language": "en"}
     assert rows[3].id == "a.parquet:3"
     assert str(rows[3].clips[0].path) == "3.flac in a.parquet:3"
     samples = samples_of(prompt=TagPrompt())
-    measured = measure_lengths([read(tmp_path / "a.parquet", **FORM)], samples, tmp_path / "cache")
+    measured = measure_lengths([read(tmp_path / "a.parquet", **HUB_ENTRY)], samples, tmp_path / "cache")
     assert measured.tokens.tolist() == [len(samples.build(row, 0, 0).ids) for row in rows]
 
 
 def test_files_that_match_a_pattern_are_read_in_the_order_of_their_names(tmp_path):
     write_hub_dataset(tmp_path, "b.parquet", 3)
     write_hub_dataset(tmp_path, "a.parquet", 2)
-    assert [row.id for row in read(tmp_path / "*.parquet", **FORM).rows] == [
+    assert [row.id for row in read(tmp_path / "*.parquet", **HUB_ENTRY).rows] == [
         *("a.parquet:0", "a.parquet:1"),
         *("b.parquet:0", "b.parquet:1", "b.parquet:2"),
     ]
@@ -472,7 +477,7 @@ def audio_columns(folder: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("index", range(5))
 def test_audio_is_read_from_every_supported_column_type(tmp_path, index):
     column = list(audio_columns(tmp_path).values())[index]
-    rows = read(write_hub_dataset(tmp_path, n=2, audio=column), **FORM).rows
+    rows = read(write_hub_dataset(tmp_path, n=2, audio=column), **HUB_ENTRY).rows
     assert [row.problem for row in rows] == [None, None]
     assert [len(row.clips[0].path.read()) for row in rows] == [
         len(audio_bytes(0.3, tmp_path)),
@@ -488,7 +493,7 @@ def test_an_audio_path_is_relative_to_the_folder_of_its_file(tmp_path, kind):
     structs = pa.array(
         [{"bytes": None, "path": path} for path in paths], pa.struct({"bytes": pa.binary(), "path": pa.string()})
     )
-    rows = read(write_hub_dataset(tmp_path, n=2, audio=paths if kind == "strings" else structs), **FORM).rows
+    rows = read(write_hub_dataset(tmp_path, n=2, audio=paths if kind == "strings" else structs), **HUB_ENTRY).rows
     assert rows[0].clips[0].path == tmp_path / "x.wav" and len(build_row(rows[0])) == 3
     assert "gone.wav: no such file" in build_row(rows[1])[0]
     assert [row.id for row in rows.without_duration()] == ["a.parquet:0", "a.parquet:1"]
@@ -503,7 +508,7 @@ def test_a_null_cell_is_a_missing_field(tmp_path):
             audio=pa.array([None, {"path": "x"}, {"bytes": audio_bytes(0.3, tmp_path)}], clip),
             sentence=["a", "b", None],
         ),
-        **FORM,
+        **HUB_ENTRY,
     ).rows
     assert "needs `audio`" in build_row(rows[0])[0]
     assert "no audio is stored there" in build_row(rows[1])[0]
@@ -525,7 +530,7 @@ def test_an_empty_or_damaged_file_counts_as_one_unusable_row(tmp_path):
     )
     (tmp_path / "c.parquet").write_bytes(b"")
     (tmp_path / "d.parquet").write_bytes(b"PAR1 and no more")
-    rows = read(tmp_path / "*.parquet", **FORM).rows
+    rows = read(tmp_path / "*.parquet", **HUB_ENTRY).rows
     assert [row.id for row in rows][3:] == ["c.parquet:0", "d.parquet:0"]
     assert all(f"{name}.parquet: cannot be read" in row.problem for name, row in zip("cd", rows[3:], strict=True))
 
@@ -545,20 +550,21 @@ HOSTILE = {
 
 @pytest.mark.parametrize("field", ["sentence", "audio", "id", "duration", "messages"])
 @pytest.mark.parametrize("kind", HOSTILE)
-def test_a_column_of_a_wrong_type_is_not_an_exception(tmp_path, kind, field):
-    rows = read(write_hub_dataset(tmp_path, n=3, **{field: HOSTILE[kind]}), **FORM).rows
+def test_a_column_of_a_wrong_type_raises_no_exception(tmp_path, kind, field):
+    rows = read(write_hub_dataset(tmp_path, n=3, **{field: HOSTILE[kind]}), **HUB_ENTRY).rows
     row_list = list(rows)
     assert [row.id for row in row_list] == [rows[n].id for n in range(3)]
-    assert len(measure_lengths([read(tmp_path / "a.parquet", **FORM)], samples_of(), tmp_path / "cache").tokens) == 3
+    measured = measure_lengths([read(tmp_path / "a.parquet", **HUB_ENTRY)], samples_of(), tmp_path / "cache")
+    assert len(measured.tokens) == 3
     if field in ("sentence", "messages"):
         assert sum(row.problem is not None for row in row_list) >= (1 if kind == "invalid UTF-8" else 2)
 
 
 def test_a_hub_dataset_can_be_packed_into_shards(tmp_path):
     write_hub_dataset(tmp_path, n=5)
-    entry = {"path": str(tmp_path / "a.parquet"), **FORM}
+    entry = {"path": str(tmp_path / "a.parquet"), **HUB_ENTRY}
     pack_shards(entry, tmp_path / "out", rows_per_shard=2, processes=1, console=QUIET)
-    expected, actual = read(tmp_path / "a.parquet", **FORM).rows, read(tmp_path / "out").rows
+    expected, actual = read(tmp_path / "a.parquet", **HUB_ENTRY).rows, read(tmp_path / "out").rows
     assert [(row.id, row.labels, build_row(row)) for row in actual] == [
         (row.id, row.labels, build_row(row)) for row in expected
     ]

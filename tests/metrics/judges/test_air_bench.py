@@ -1,4 +1,4 @@
-"""AIR-Bench's chat protocol equals the released scripts; malformed replies are classified."""
+"""Prompts and scores of AIR-Bench chat equal those of the released scripts; malformed replies are classified."""
 
 from __future__ import annotations
 
@@ -102,8 +102,9 @@ def test_a_malformed_reply_is_dropped_in_official_and_zero_in_strict_points():
     assert score_of("judged_official") == ((8 + 0) / 2 + (4 + 10) / 2) / 2
     assert score_of("judged_strict") == (8 / 3 + 14 / 3) / 2
     assert score_of("judge_failed") == 3 / 6
-    assert score_of("judge_wins") == 2 / 4  # the first row wins in the first order, the second row in the second
-    assert score_of("judge_flips") == 1 / 1  # only the first row is parsed in both orders: 8 to 6, then 4 to 6
+    assert score_of("judge_wins") == 2 / 4  # the model wins row 1 in the first order and row 2 in the second order
+    # Only row 1 is parsed in both orders. The model wins 8 to 6 in the first and loses 4 to 6 in the second.
+    assert score_of("judge_flips") == 1 / 1
     assert np.isnan(score("judged_official", [count("judged_official", ("", "5 5"), "sound_QA")]))
 
 

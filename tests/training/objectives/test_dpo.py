@@ -21,7 +21,7 @@ from auris.text.tasks import LOSS_CURVES
 from auris.training.objectives import logps as logps_module
 from auris.training.objectives.dpo import DPO, answer_logps
 from support import nets
-from support.packs import Clip, expand, text
+from support.packs import Clip, row_ids, text
 from support.preferences import Pair, sequence, sequences, tree
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -212,7 +212,7 @@ def test_each_clip_and_each_prompt_is_computed_once(net: AudioLM) -> None:
     net.llm.get_decoder().layers[0].register_forward_hook(lambda module, args, out: tokens.append(args[0].shape[1]))
     DPO()(net, tree(build_pairs(), net.geometry, REFERENCES))
     assert frames == [[37, 60, 8]]
-    prompts = [len(expand(pair.prompt, net.geometry)) for pair in build_pairs()]
+    prompts = [len(row_ids(pair.prompt, net.geometry)) for pair in build_pairs()]
     answers = [len(pair.chosen) + len(pair.rejected) for pair in build_pairs()]
     # The last token of each prompt is repeated before the rejected answer.
     assert tokens == [sum(prompts) + sum(answers) + len(build_pairs())]
