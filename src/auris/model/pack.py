@@ -31,8 +31,8 @@ class Pack(TypedDict):
         positions: (T,) int64, position of each token in its row.
         cu_seqlens: (S + 1,) int32, cumulative lengths of the segments.
         audio_index: (M,) int64, positions of the audio tokens in `ids`.
-        tasks: one int64 per row or pair, the index in `text.tasks.LOSS_CURVES` of its task (or task and mode), for which the
-            loss is logged separately.
+        tasks: one int64 per row or pair, the index in `text.tasks.LOSS_CURVES` of its task (or task and mode). The loss
+            of each is logged separately.
         rows: the number of each row or pair in the data set.
         skipped: (row id, reason) of each row that could not be read.
         audio_seconds: total duration of the audio.
