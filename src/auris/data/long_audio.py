@@ -59,7 +59,8 @@ def merge_transcripts(texts: Sequence[str], language: str) -> str:
     units = [text.split() if separator else list(text.strip()) for text in texts]
     merged = units[0] if units else []
     for following in units[1:]:
-        # If speech were even, this share of the window's units would be in the overlap. Twice that number is searched.
+        # Speech of constant rate would have len(following) * OVERLAP / WINDOW units in the overlap. About twice as many
+        # are searched.
         n_searched = 2 * math.ceil(len(following) * OVERLAP / WINDOW) + 2
         end, start = merged[-n_searched:], following[:n_searched]
         match = SequenceMatcher(None, _fold(end), _fold(start), autojunk=False).find_longest_match()
