@@ -25,7 +25,7 @@ from auris.files import digest
 from auris.text import tasks
 
 _VERSION = 4  # version of the format of cached arrays
-_CHUNK = 10_000  # rows that a process measures at a time; fewer rows are measured without a progress bar
+_CHUNK_ROWS = 10_000  # rows that a process measures at a time; fewer rows are measured without a progress bar
 _MAX_FAMILIES = 10_000  # number of stored `RowFamilies`; limits the memory if every row has different labels
 _LABEL_TYPES = {str, type(None)}  # types whose equal values are the same label, unlike numbers (1 == 1.0 == True)
 
@@ -92,10 +92,10 @@ def _load_or_measure(manifest: Manifest, samples: Samples, cache_dir: Path) -> L
 
 def _measure(rows: Sequence[Row], samples: Samples) -> Lengths:
     """Measure rows in chunks, on all cores that this process may use."""
-    starts = range(0, len(rows), _CHUNK)
+    starts = range(0, len(rows), _CHUNK_ROWS)
 
     def measure_from(start: int) -> Lengths:
-        return _measure_chunk(iterate_undecoded(rows, start, start + _CHUNK), samples)
+        return _measure_chunk(iterate_undecoded(rows, start, start + _CHUNK_ROWS), samples)
 
     if len(starts) <= 1:
         return measure_from(0)

@@ -20,7 +20,9 @@ OVERLAP = 5.0  # minimum overlap of neighbouring windows in seconds: about one s
 
 
 def split_row(row: Row, is_transcript: Callable[[Row], bool]) -> list[Row]:
-    """Split a row into rows of overlapping windows. A row with a short clip or another task is returned unchanged.
+    """Split a row whose answer is a transcript (`is_transcript`) into rows of overlapping windows.
+
+    All other rows, and rows with a clip of at most 30 s or with several clips, are returned unchanged.
 
     Raises:
         AudioError: The clip's length cannot be read.

@@ -1,9 +1,9 @@
 """Training plan: the rows of each step, and how they are divided into packs.
 
-The rows of a step are computed from the step number, the ids and lengths of all rows, the settings and the seed. No
-process keeps a position, so a resumed run needs no saved state. Runs with any number of ranks see the same rows at the
-same step. With a fixed number of rows per step, lengths have no influence, so all systems that a study compares also
-see the same rows, even if they need different numbers of tokens.
+A pack holds the rows of one forward pass. The rows of a step are computed from the step number, the ids and lengths of
+all rows, the settings and the seed. No process keeps a position, so a resumed run needs no saved state. Runs with any
+number of ranks see the same rows at the same step. With a fixed number of rows per step, lengths have no influence, so
+all systems that a study compares also see the same rows, even if they need different numbers of tokens.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from auris.errors import UserError
 
 # Number of rows of the stream among which the rows of the next pack are chosen. With 256 rows, packs are almost full,
 # and rows stay close to their random position.
-POOL = 256
+POOL_ROWS = 256
 
 Entry = tuple[int, int]
-"""(row number, number of the row's data epoch from 0)"""
+"""(row number, data epoch of the row: the number of earlier passes over its source)"""
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
@@ -293,12 +293,12 @@ class Plan:
         chunks = np.array_split(np.stack([usable, lengths[usable]], axis=1), len(usable) // 4096 + 1)
         remaining = (pair for chunk in chunks for pair in chunk.tolist())  # (position in the epoch, length)
         order, ends = array("q"), array("q", [0])
-        pool = list(islice(remaining, POOL))
+        pool = list(islice(remaining, POOL_ROWS))
         while pool:
             indices = _choose_fullest([length for _, length in pool], self.token_budget)
             order.extend([pool.pop(i)[0] for i in reversed(indices)][::-1])
             ends.append(len(order))
-            pool += islice(remaining, POOL - len(pool))
+            pool += islice(remaining, POOL_ROWS - len(pool))
         if epoch == len(self._pack_ends):
             self._pack_ends.append(len(ends) - 1 + (self._pack_ends[-1] if epoch else 0))
         positions = np.frombuffer(order, dtype=np.int64)
