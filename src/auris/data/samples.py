@@ -128,7 +128,7 @@ class Samples(ABC):
         """Return the number of tokens except audio and `text`; None if it depends on the audio or `text` of the row."""
         return None
 
-    def target_row(self, row: Row) -> Row:
+    def row_to_score(self, row: Row) -> Row:
         """Return the row with the labels that an answer in this view is scored against."""
         return row
 
@@ -365,7 +365,7 @@ class TranscriptSamples(Samples):
         ids = np.array(self.tokenizer.encode_plain(self._transcript(row)), dtype=np.int64)
         return Encoded(ids, np.zeros(len(ids), dtype=bool), np.zeros(len(ids), dtype=bool))
 
-    def target_row(self, row: Row) -> Row:
+    def row_to_score(self, row: Row) -> Row:
         """Return the row with the labels of a speech recognition task."""
         labels = {"task": "asr", "language": row.labels.get("language", "en"), "text": self._transcript(row)}
         return replace(row, labels={**row.labels, **labels})
