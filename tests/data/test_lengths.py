@@ -234,7 +234,7 @@ def test_measuring_in_parallel_gives_the_same_lengths_as_in_one_process(folder, 
     rows = manifests(folder, extra=extra, with_duration=True)[0].rows
     samples = samples_of(long_audio="first")
     expected = lengths._measure(rows, samples)
-    monkeypatch.setattr(lengths, "_CHUNK", 2)
+    monkeypatch.setattr(lengths, "_CHUNK_ROWS", 2)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
     assert (
         equal(lengths._measure(rows, samples), expected)

@@ -398,8 +398,8 @@ def test_the_transcript_view_uses_the_transcript_for_every_task():
         "k", (Clip(Path("a.wav")),), {"task": "ks", "language": "en", "text": "go", "transcript": "the cat says go"}
     )
     view = TranscriptSamples(tokenizer=None, prompt=None, geometry=None)
-    assert view.target_row(row).labels == {**row.labels, "task": "asr", "text": "the cat says go"}
-    assert AudioSamples(tokenizer=None, prompt=None, geometry=None).target_row(row) is row
+    assert view.row_to_score(row).labels == {**row.labels, "task": "asr", "text": "the cat says go"}
+    assert AudioSamples(tokenizer=None, prompt=None, geometry=None).row_to_score(row) is row
 
 
 # --- Qwen-Audio's clips ---
@@ -596,7 +596,7 @@ def test_the_prompt_only_sample_of_a_dialogue_ends_before_the_last_answer(tmp_pa
     ]
     assert sample.ids.tolist() == [*prompt.ids, *answer]
     assert sample.frames == prompt.frames and not prompt.supervise.any()
-    assert samples.target_row(row).labels["text"] == "the mat <|im_end|>"
+    assert samples.row_to_score(row).labels["text"] == "the mat <|im_end|>"
 
 
 @pytest.mark.parametrize(("chat", "geometry"), CHATS)

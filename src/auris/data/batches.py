@@ -88,7 +88,7 @@ def build_pack(
     return collate(built, geometry=samples.geometry if samples.has_audio else None, skipped=skipped)
 
 
-def drop_over_budget(lengths: Lengths, token_budget: int) -> Lengths:
+def exclude_over_budget(lengths: Lengths, token_budget: int) -> Lengths:
     """Mark rows that are longer than the budget as unusable."""
     too_long = np.flatnonzero(lengths.tokens > token_budget)
     problems = {

@@ -1,7 +1,7 @@
 """Collation of samples into packs: the tokens of all rows concatenated, without padding.
 
-Shapes: S segments with T tokens in total (one per row, two per pair of answers), A clips with F mel frames in total,
-M audio tokens, P pairs, K keys.
+Shapes: S segments (one per row, two per pair of answers) with T tokens in total, A clips with F mel frames in total,
+M audio tokens, P pairs, K attention keys.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from auris.audio import Geometry
 from auris.model.pack import IGNORE, Pack
 from auris.text.tasks import LOSS_CURVES
 
-# Number of valid mel frames of the silent clip in a pack without audio. They become two encoder frames, or one audio
-# token if the encoder pools by 2.
+# Number of valid mel frames of the silent clip in a pack without audio, which is needed because every rank must run the
+# encoder. They become two encoder frames, or one audio token if the encoder pools by 2.
 DUMMY_FRAMES = 4
 
 _CURVE_NUMBERS = {name: number for number, name in enumerate(LOSS_CURVES)}
@@ -34,7 +34,7 @@ class Sample:
         supervise: (T,) bool, True for tokens to predict. In a pair, these are exactly the tokens of the chosen answer.
         audio_mask: (T,) bool, True for audio tokens.
         mels: Log-mel features of the clips (or their windows) in the order of the audio tokens, each (n_mels,
-            geometry.n_computed_frames(frames)) float32.
+            geometry.n_computed_frames(frames)) float32: the valid frames, and padding that the encoder needs.
         frames: Number of valid mel frames of each of `mels`.
         audio_seconds: Seconds of audio.
         curve_name: Name of the loss curve that the row counts for (one of `tasks.LOSS_CURVES`).
@@ -133,7 +133,10 @@ def _shift(segment: _Segment) -> np.ndarray:
 
 
 def _index_keys(segments: Sequence[_Segment]) -> tuple[Tensor, Tensor]:
-    """Return the positions (K,) of each segment's keys, the inherited keys first, and cumulative counts (S + 1,)."""
+    """Return the positions (K,) of each segment's attention keys, inherited ones first, and their cumulative counts.
+
+    The cumulative counts (S + 1,) start with 0.
+    """
     positions: list[Tensor] = []
     previous_start = start = 0
     for segment in segments:

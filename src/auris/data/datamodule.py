@@ -15,7 +15,7 @@ import lightning as L
 import numpy as np
 from torch.utils.data import Dataset
 
-from auris.data.batches import EvaluationDataset, RowDataset, StepDataset, drop_over_budget, pack_by_length
+from auris.data.batches import EvaluationDataset, RowDataset, StepDataset, exclude_over_budget, pack_by_length
 from auris.data.lengths import Lengths, measure_lengths
 from auris.data.loader import Loader
 from auris.data.manifests import EntryConfig, JoinedRows, Manifest, read_manifests
@@ -85,7 +85,7 @@ class AudioDataModule(L.LightningDataModule):
         self._reported_wait = 0.0
 
     def prepare_data(self) -> None:
-        """Index and measure the rows in one process per machine, so that its other processes find them in the cache."""
+        """Index and measure the rows in one process per machine, so that the others find the results in the cache."""
         self.setup("fit")
 
     def setup(self, stage: str) -> None:
@@ -94,7 +94,7 @@ class AudioDataModule(L.LightningDataModule):
             return
         manifests, self.rows, self.lengths = self._read("data.train", self.train, self.samples)
         if self.samples.long_audio == "skip":
-            self.lengths = drop_over_budget(self.lengths, self.token_budget)
+            self.lengths = exclude_over_budget(self.lengths, self.token_budget)
         self._check_usable()
         self.plan = Plan(
             sources=manifests,
@@ -141,7 +141,7 @@ class AudioDataModule(L.LightningDataModule):
         return self._world_and_rank()[0]
 
     def packs_by_rank(self, step: int) -> list[list[list[Entry]]]:
-        """Return a list of packs for each rank in a step."""
+        """Return the packs of each rank in a step."""
         assert self.plan is not None  # `setup` has been called
         packs = self.plan.all_packs(step, world=self.world)
         return [packs[rank :: self.world] for rank in range(self.world)]
@@ -166,12 +166,12 @@ class AudioDataModule(L.LightningDataModule):
         """Return {group of scored validation rows (`rows.group`): name of its metric}."""
         usable = [number for number, n_tokens in enumerate(self.valid_lengths.tokens) if n_tokens]
         # A row that has changed since it was measured has no valid labels. It is reported when its sample is built.
-        target_rows = [self.target_row(number) for number in usable if not self.valid_rows[number].problem]
-        return {group(row): metric_name(row) for row in target_rows if is_scored(row)}
+        rows_to_score = [self.row_to_score(number) for number in usable if not self.valid_rows[number].problem]
+        return {group(row): metric_name(row) for row in rows_to_score if is_scored(row)}
 
-    def target_row(self, number: int) -> Row:
-        """Return a validation row with the labels that its answer is scored against (`Samples.target_row`)."""
-        return self.valid_samples.target_row(self.valid_rows[number])
+    def row_to_score(self, number: int) -> Row:
+        """Return a validation row with the labels that its answer is scored against (`Samples.row_to_score`)."""
+        return self.valid_samples.row_to_score(self.valid_rows[number])
 
     def _check_usable(self) -> None:
         n_unusable, n_rows = int(np.count_nonzero(self.lengths.tokens == 0)), len(self.rows)

@@ -13,8 +13,8 @@ from auris.data.plan import Plan
 from auris.data.rows import Row
 from auris.data.samples import Samples
 
-# Maximum number of evenly spaced steps that are sampled. This takes some seconds; the error of the fractions of the
-# epoch is a few thousandths.
+# Maximum number of evenly spaced steps that are sampled. Sampling takes some seconds. The error of a task's share of
+# the epoch is a few thousandths.
 MAX_SAMPLED_STEPS = 2000
 
 

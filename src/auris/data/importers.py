@@ -271,8 +271,8 @@ _INSTRUCTION = (
 def _convert_air_bench(fields: Fields) -> Fields:
     """Convert `{path, question, answer_gt, task_name, dataset_name}` of AIR-Bench to a dialogue.
 
-    Rows of the foundation part of AIR-Bench have `choice_a` to `choice_d`, rows of the chat part have `meta_info`. Each
-    task has its own folder of audio files.
+    Rows of the foundation part of AIR-Bench have `choice_a` to `choice_d`, rows of the chat part have `meta_info`. The
+    audio files of each pair of `task_name` and `dataset_name` are in a folder of their own.
     """
     missing = sorted({"path", "question", "task_name", "dataset_name"} - fields.keys())
     if missing:

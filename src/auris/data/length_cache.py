@@ -32,19 +32,19 @@ class LengthCache:
 
     def __init__(self, tokenizer: Tokenizer):
         self._tokenizer = tokenizer
-        self._has_words = splits_into_words(tokenizer.text_encoder)
+        self._splits_into_words = splits_into_words(tokenizer.text_encoder)
         self._cached_shared_counts = lru_cache(maxsize=1000)(self._shared_counts)
         self._count_word = lru_cache(maxsize=100_000)(self._encode_and_count)
         self._count_after_space = lru_cache(maxsize=100_000)(lambda words: self._count_words(f" {words}"))
 
     def max_length(self, prompt: RowPromptStyle, labels: Labels, audio_lengths: Sequence[int]) -> int:
         """Return the number of tokens of a row in its longest wording, given the number of tokens of each clip."""
-        prompt_and_answer = (
+        n_text_tokens = (
             max(n_shared + sum(self.count_tokens(labels[name]) for name in names) for names, n_shared in counts)
             + sum(self._count_turn(turn.text, turn.control) for turn in style.answer(labels))
             for style, counts in self._counts_by_style(prompt, labels, len(audio_lengths))
         )
-        return sum(audio_lengths) + max(prompt_and_answer)
+        return sum(audio_lengths) + max(n_text_tokens)
 
     def max_length_without_text(self, prompt: RowPromptStyle, labels: Labels, n_clips: int) -> int | None:
         """Return the number of tokens that a row shares with all rows that differ only in audio and the answer `text`.
@@ -60,9 +60,10 @@ class LengthCache:
 
         ASCII text is counted word by word, which is 20 times as fast as the tokenizer.
         """
-        if not (self._has_words and text.isascii()):
+        if not (self._splits_into_words and text.isascii()):
             return self._encode_and_count(text)
-        # A single space between two words always belongs to the second word. With more spaces, the pattern decides.
+        # A single space between two words always belongs to the second word. If there are several spaces between two
+        # words, the pattern must be applied to the whole text.
         first_word, *other_words = text.split(" ")
         if not first_word or "" in other_words:
             return self._count_words(text)

@@ -25,8 +25,8 @@ from auris.files import digest
 from auris.text import tasks
 
 _VERSION = 4  # version of the format of cached arrays
-_CHUNK = 10_000  # rows that a process measures at a time; fewer rows are measured without a progress bar
-_MAX_FAMILIES = 10_000  # limits the memory if every row has different labels
+_CHUNK_ROWS = 10_000  # rows that a process measures at a time; fewer rows are measured without a progress bar
+_MAX_FAMILIES = 10_000  # number of stored `RowFamilies`; limits the memory if every row has different labels
 _LABEL_TYPES = {str, type(None)}  # types whose equal values are the same label, unlike numbers (1 == 1.0 == True)
 
 
@@ -52,9 +52,9 @@ def measure_lengths(manifests: Sequence[Manifest], samples: Samples, cache_dir: 
     Raises:
         UserError: A clip is longer than 30 s and `long_audio` is `error`.
     """
-    starts = [0, *accumulate(len(manifest.rows) for manifest in manifests)]
+    *starts, n_rows = accumulate((len(manifest.rows) for manifest in manifests), initial=0)
     parts = [_load_or_measure(manifest, samples, cache_dir) for manifest in manifests]
-    lengths = _join(starts.pop(), zip(starts, parts, strict=True))
+    lengths = _join(n_rows, zip(starts, parts, strict=True))
     if seconds := lengths.dropped_seconds.values():
         warnings.warn(
             f"long_audio=first drops {sum(seconds):.1f} s of audio after the first 30 s in {len(seconds)} rows "
@@ -92,10 +92,10 @@ def _load_or_measure(manifest: Manifest, samples: Samples, cache_dir: Path) -> L
 
 def _measure(rows: Sequence[Row], samples: Samples) -> Lengths:
     """Measure rows in chunks, on all cores that this process may use."""
-    starts = range(0, len(rows), _CHUNK)
+    starts = range(0, len(rows), _CHUNK_ROWS)
 
     def measure_from(start: int) -> Lengths:
-        return _measure_chunk(iterate_undecoded(rows, start, start + _CHUNK), samples)
+        return _measure_chunk(iterate_undecoded(rows, start, start + _CHUNK_ROWS), samples)
 
     if len(starts) <= 1:
         return measure_from(0)
@@ -142,7 +142,7 @@ def _file_versions(manifest: Manifest) -> Iterator[str]:
     rows = manifest.rows
     for row in rows.without_duration() if isinstance(rows, Selection) else rows:
         for clip in row.clips:
-            # The manifest's digest changes with the audio in shards.
+            # Audio stored in Parquet files is left out, because the manifest's digest covers it.
             if clip.duration is None and isinstance(clip.path, Path):
                 try:
                     status = clip.path.stat()

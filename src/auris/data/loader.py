@@ -27,7 +27,7 @@ from auris.errors import RunStopped, UserError
 POLL_INTERVAL = 5.0  # seconds between checks that all workers are alive
 PREFETCH = 2  # items that a worker prepares in advance (torch's default)
 _END = object()  # marks the end of the items
-# Frequent reasons why a worker receives a signal that ends it.
+# {signal that ends a worker: frequent reason why the worker receives it}
 _SIGNAL_CAUSES: dict[int, str] = {
     signal.SIGKILL: "the machine may be out of memory",
     signal.SIGBUS: "shared memory, /dev/shm, may be full",
@@ -49,7 +49,7 @@ class _WorkersLostError(Exception):
 class Loader:
     """Loader of items [start, stop) of a dataset, in order.
 
-    Its length is `stop`, not `stop - start`, because Lightning counts batches from the first one when it resumes.
+    Its length is `stop`, not `stop - start`, because a resumed Lightning run counts batches from the start of the run.
 
     Args:
         dataset: Maps a number to an item; the same number always gives the same item.

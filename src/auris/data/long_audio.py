@@ -20,7 +20,9 @@ OVERLAP = 5.0  # minimum overlap of neighbouring windows in seconds: about one s
 
 
 def split_row(row: Row, is_transcript: Callable[[Row], bool]) -> list[Row]:
-    """Split a row into rows of overlapping windows. A row with a short clip or another task is returned unchanged.
+    """Split a row whose answer is a transcript (`is_transcript`) into rows of overlapping windows.
+
+    All other rows, and rows with a clip of at most 30 s or with several clips, are returned unchanged.
 
     Raises:
         AudioError: The clip's length cannot be read.
@@ -59,7 +61,8 @@ def merge_transcripts(texts: Sequence[str], language: str) -> str:
     units = [text.split() if separator else list(text.strip()) for text in texts]
     merged = units[0] if units else []
     for following in units[1:]:
-        # If speech were even, this share of the window's units would be in the overlap. Twice that number is searched.
+        # Speech of constant rate would have len(following) * OVERLAP / WINDOW units in the overlap. About twice as many
+        # are searched.
         n_searched = 2 * math.ceil(len(following) * OVERLAP / WINDOW) + 2
         end, start = merged[-n_searched:], following[:n_searched]
         match = SequenceMatcher(None, _fold(end), _fold(start), autojunk=False).find_longest_match()

@@ -76,7 +76,8 @@ class Selection(LazyRows):
 
     def iterate_undecoded(self, positions: slice) -> Iterator[UndecodedRow]:
         """Yield the rows at the positions of a slice without decoding them."""
-        overrides_decode = type(self.row_index).decode is not RowIndex.decode  # such an index may find more problems
+        # An index with its own `decode` may find problems that a record does not show.
+        overrides_decode = type(self.row_index).decode is not RowIndex.decode
         for number, record in self._records(positions):
             must_decode = overrides_decode or self._repeated[number]
             yield UndecodedRow(None if must_decode else record, partial(self._decode, number, record))
@@ -97,7 +98,7 @@ class Selection(LazyRows):
         return keys
 
     def without_duration(self) -> Iterator[Row]:
-        """Yield the rows with a clip whose length must be read from its file."""
+        """Yield the rows that state no duration for a clip whose audio the manifest's digest does not cover."""
         lacks_duration = self.row_index.columns.lacks_duration[self._selected]
         return (self[int(position)] for position in np.flatnonzero(lacks_duration))
 
@@ -138,10 +139,11 @@ def row_keys(rows: Sequence[Row]) -> np.ndarray:
 
 
 class UndecodedRow(NamedTuple):
-    """A row that is decoded only if its record does not suffice.
+    """A row that need not be decoded if its record shows all that the caller needs.
 
     Attributes:
-        record: The record, or None if it does not suffice.
+        record: The record, or None if the row must be decoded, because it may have a problem that the record does not
+            show.
         decode: Function that returns the decoded row.
     """
 
@@ -297,7 +299,7 @@ def _check_ids(manifests: Sequence[Manifest], key: str) -> None:
 
 
 def _select(row_index: RowIndex, task_codes: Sequence[str], limit: int | None) -> Selection:
-    """Select the first `limit` rows of each of some tasks, and find the rows whose id an earlier row already has."""
+    """Select the first `limit` rows of each given task, or of every task if none is given; find repeated ids."""
     for code in task_codes:
         tasks.get_task(code)  # raises UserError for an unknown task
     columns = row_index.columns
@@ -306,6 +308,6 @@ def _select(row_index: RowIndex, task_codes: Sequence[str], limit: int | None) -
     repeated[order[1:][columns.keys[order[1:]] == columns.keys[order[:-1]]]] = True
     if not task_codes and limit is None:
         return Selection(row_index, None, repeated)
-    chosen = [n for n, code in enumerate(columns.codes.tolist()) if not task_codes or code in task_codes]
-    numbers = [np.flatnonzero(columns.tasks == n)[:limit] for n in chosen]
+    task_numbers = [n for n, code in enumerate(columns.codes.tolist()) if not task_codes or code in task_codes]
+    numbers = [np.flatnonzero(columns.tasks == n)[:limit] for n in task_numbers]
     return Selection(row_index, np.sort(np.concatenate([np.zeros(0, np.int64), *numbers])), repeated)

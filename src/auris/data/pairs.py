@@ -19,7 +19,9 @@ from auris.text.prompts import Turn
 
 
 class PairSamples(AudioSamples):
-    """View of a preference row: a dialogue with a chosen and a rejected answer. Only the answers are supervised.
+    """View (see `samples`) of a preference row: a dialogue with a chosen and a rejected answer.
+
+    Only the answers are supervised.
 
     Attributes:
         references: Log-probabilities of both answers under the reference model, by row id; None if the reference model
@@ -69,7 +71,7 @@ class PairSamples(AudioSamples):
 
 
 class VerdictSamples(AudioSamples):
-    """View of a yes-or-no task row as a pair, with yes as the chosen and no as the rejected answer.
+    """View (see `samples`) of a yes-or-no task row as a pair, with yes as the chosen and no as the rejected answer.
 
     Only the two answers are supervised. Their log-probabilities give the log-odds of yes over no.
     """

@@ -1,7 +1,9 @@
 """Training plan: the rows of each step, and how they are divided into packs.
 
-The plan depends only on row ids, weights, seed and step number. No process keeps a position, so a resumed run needs no
-saved state, and runs with any number of ranks and all compared systems of a study see the same rows at the same step.
+A pack holds the rows of one forward pass. The rows of a step are computed from the step number, the ids and lengths of
+all rows, the settings and the seed. No process keeps a position, so a resumed run needs no saved state. Runs with any
+number of ranks see the same rows at the same step. With a fixed number of rows per step, lengths have no influence, so
+all systems that a study compares also see the same rows, even if they need different numbers of tokens.
 """
 
 from __future__ import annotations
@@ -23,10 +25,10 @@ from auris.errors import UserError
 
 # Number of rows of the stream among which the rows of the next pack are chosen. With 256 rows, packs are almost full,
 # and rows stay close to their random position.
-POOL = 256
+POOL_ROWS = 256
 
 Entry = tuple[int, int]
-"""(row number, number of the row's data epoch from 0)"""
+"""(row number, data epoch of the row: the number of earlier passes over its source)"""
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
@@ -40,7 +42,7 @@ def _mix(x: np.ndarray) -> np.ndarray:
 class _Merge:
     """Two streams merged into one stream: round(p * share) of its first p rows are from the left stream.
 
-    A tree of merges defines a stream of many sources. The row at any position of it can be computed directly.
+    A tree of merges defines a stream of many sources. The row at any position can be computed without the rows before.
     """
 
     left: int | _Merge  # int: index of a source
@@ -49,15 +51,18 @@ class _Merge:
 
 
 def _locate(tree: int | _Merge, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the source (n,) of each position (n,) of a merged stream, and the source's number of earlier rows (n,)."""
+    """Return the source (n,) of each position (n,) of a merged stream, and how many earlier rows it has (n,)."""
     if isinstance(tree, int):
         return np.full_like(positions, tree), positions
-    before = np.floor(positions * tree.share + 0.5).astype(np.int64)
-    is_left = np.floor((positions + 1) * tree.share + 0.5) > before
-    sources, counts = np.empty_like(positions), np.empty_like(positions)
-    for branch, is_chosen, rank in ((tree.left, is_left, before), (tree.right, ~is_left, positions - before)):
-        sources[is_chosen], counts[is_chosen] = _locate(branch, rank[is_chosen])
-    return sources, counts
+    n_left = np.floor(positions * tree.share + 0.5).astype(np.int64)  # earlier rows from the left stream
+    is_left = np.floor((positions + 1) * tree.share + 0.5) > n_left
+    sources, n_earlier = np.empty_like(positions), np.empty_like(positions)
+    for branch, is_chosen, branch_positions in (
+        (tree.left, is_left, n_left),
+        (tree.right, ~is_left, positions - n_left),
+    ):
+        sources[is_chosen], n_earlier[is_chosen] = _locate(branch, branch_positions[is_chosen])
+    return sources, n_earlier
 
 
 class Plan:
@@ -65,16 +70,16 @@ class Plan:
 
     The rows form an endless stream. Each source (manifest) is repeated, every time in a new order. Rows are sorted by a
     hash of (row id, seed, epoch), so their order in the manifest has no influence. Sources are merged pairwise, the two
-    lightest first (Huffman tree). Among the first p rows of the stream, the number of rows of a source therefore
-    differs from p times its share by at most half a row for two sources, and by less than two rows for more. Without
-    weights, shares are proportional to the number of rows, and an epoch of `epoch_rows` rows contains every row once.
+    lightest first (Huffman tree). Among the first p rows of the stream, the number of rows of a source differs from p
+    times its share by at most half a row for two sources, and by less than two rows for more. Without weights, shares
+    are proportional to the number of rows, and an epoch of `epoch_rows` rows contains every row once.
 
     With a temperature, or if a source has a cap (`max_per_epoch`), an epoch contains an exact number of rows of each
     source, its quota. The quota is the source's share of the total number of rows, but at most the cap. A cap makes the
     epoch shorter; the other sources do not get more rows. The next epoch continues each source where this epoch
     stopped, so no row is repeated before all rows of its source have been used.
 
-    A row of length 0 is unusable. It keeps its position in the stream but is in no pack, so the steps of all other
+    A row of length 0 is unusable. It keeps its position in the stream but is in no pack, so the positions of all other
     rows do not change.
 
     Args:
@@ -158,7 +163,8 @@ class Plan:
         setting = f"data.temperature={self.temperature}"
         if not 0 < self.temperature < math.inf:
             raise UserError(
-                f"{setting}: expected a positive number (1: shares as the numbers of rows, larger: more equal shares)"
+                f"{setting}: expected a positive number (1: shares proportional to the numbers of rows; "
+                "larger: more equal shares)"
             )
         if len(self.sources) < 2:
             raise UserError(
@@ -169,7 +175,7 @@ class Plan:
             raise UserError(f"{setting} has no effect if sources have weights: remove the temperature or the weights")
 
     def _compute_quotas(self) -> list[int] | None:
-        """Return the number of rows of each source in an epoch, or None if only weights define the mix."""
+        """Return the number of rows of each source in an epoch, or None without temperature and caps."""
         caps = [source.max_per_epoch for source in self.sources]
         if self.temperature is None and all(cap is None for cap in caps):
             return None
@@ -193,7 +199,7 @@ class Plan:
         if self.rows_per_step is not None:
             return math.ceil(epochs * self.epoch_rows / self.rows_per_step)
         while len(self._pack_ends) < epochs:
-            self._epoch_packs(len(self._pack_ends))
+            self._epoch_packs(len(self._pack_ends))  # appends to `_pack_ends`
         return math.ceil(self._pack_ends[epochs - 1] / self.packs_per_step) if epochs else 0
 
     def step(self, k: int) -> list[Entry]:
@@ -206,8 +212,8 @@ class Plan:
         """Return the packs of one rank in step k, where `world` is the number of ranks.
 
         Every rank has the same number of packs. They are within the budget and have similar numbers of tokens. Every
-        usable row of the step is in exactly one pack of one rank. Packs are empty if the step has fewer usable rows
-        than packs.
+        usable row of the step is in exactly one pack of one rank. Some packs are empty if the step has fewer usable
+        rows than packs.
         """
         assert 0 <= rank < world, (rank, world)
         return self.all_packs(k, world=world)[rank::world]
@@ -233,11 +239,11 @@ class Plan:
     def _stream(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the row number and epoch at each of the positions [start, stop) of the stream."""
         positions = np.arange(start, stop)
-        sources, counts = _locate(self._merge_tree, positions)
+        sources, n_earlier = _locate(self._merge_tree, positions)
         rows, epochs = np.empty_like(positions), np.empty_like(positions)
         for i, source in enumerate(self.sources):
             indices = np.flatnonzero(sources == i)
-            epochs[indices], order_positions = np.divmod(counts[indices], len(source.rows))
+            epochs[indices], order_positions = np.divmod(n_earlier[indices], len(source.rows))
             for epoch in np.unique(epochs[indices]):
                 in_epoch = epochs[indices] == epoch
                 rows[indices[in_epoch]] = self._starts[i] + self._order(i, int(epoch))[order_positions[in_epoch]]
@@ -285,14 +291,14 @@ class Plan:
         usable = np.flatnonzero(lengths)
         # Rows are converted to Python objects a few thousand at a time; all at once would take five times the memory.
         chunks = np.array_split(np.stack([usable, lengths[usable]], axis=1), len(usable) // 4096 + 1)
-        remaining = (pair for chunk in chunks for pair in chunk.tolist())
+        remaining = (pair for chunk in chunks for pair in chunk.tolist())  # (position in the epoch, length)
         order, ends = array("q"), array("q", [0])
-        pool = list(islice(remaining, POOL))
+        pool = list(islice(remaining, POOL_ROWS))
         while pool:
             indices = _choose_fullest([length for _, length in pool], self.token_budget)
             order.extend([pool.pop(i)[0] for i in reversed(indices)][::-1])
             ends.append(len(order))
-            pool += islice(remaining, POOL - len(pool))
+            pool += islice(remaining, POOL_ROWS - len(pool))
         if epoch == len(self._pack_ends):
             self._pack_ends.append(len(ends) - 1 + (self._pack_ends[-1] if epoch else 0))
         positions = np.frombuffer(order, dtype=np.int64)
@@ -322,7 +328,7 @@ def _weight(source: Manifest) -> float:
 
 
 def _merge(sources: Sequence[Manifest], weights: Sequence[float]) -> int | _Merge:
-    """Build the Huffman tree over the sources' weights; it does not depend on the order of the sources."""
+    """Build the Huffman tree over the sources' weights. The order of the sources does not affect the stream."""
     heap: list[tuple[float, str, int | _Merge]]
     heap = [(weight, s.name, i) for i, (s, weight) in enumerate(zip(sources, weights, strict=True))]
     heapq.heapify(heap)
@@ -337,7 +343,7 @@ def _choose_fullest(lengths: list[int], budget: int) -> list[int]:
     """Return the indices of rows that fill the budget best. The first row is always among them.
 
     Subset sums are the bits of one integer: bit t of reach[i] is set if a subset of rows 0 to i that contains row 0 has
-    t tokens in total. If the budget can be filled exactly, the rows after the first such i are not used. A later row is
+    t tokens in total. Rows after the first i for which bit `budget` of reach[i] is set are not used. A later row is
     used only if earlier rows cannot give the same total.
     """
     within_budget = (1 << budget + 1) - 1

@@ -39,8 +39,9 @@ class RowColumns:
         keys: (R,) uint64, `row_key` of each id.
         tasks: (R,) uint32, index of each row's task in `codes`.
         codes: Task names as written in the rows.
-        lacks_duration: (R,) bool, True if the length of a clip is not stated and must be read from its file.
-        places: int64, positions of the rows in their files. `scan` of each index says what they mean.
+        lacks_duration: (R,) bool, True if the duration of a clip is not stated, unless the digest of the index covers
+            its audio. The lengths of such rows change with their audio files.
+        places: int64, positions of the rows in their files. The method `scan` of each index says what they mean.
         names: (R,) uint32, line numbers, from which row names are made; empty for files without lines.
     """
 
@@ -60,26 +61,26 @@ class Builder:
         self.places, self.names = array("q"), array("I")
         self._codes: dict[str, int] = {}
 
-    def add(self, record: Record, folder: Path, *, has_lengths: bool = False) -> None:
+    def add(self, record: Record, folder: Path, *, is_audio_in_digest: bool = False) -> None:
         """Add a row.
 
         Args:
             record: Record of the row.
             folder: Folder that the audio paths of the row are relative to.
-            has_lengths: If True, `lacks_duration` is False although the row may state no duration.
+            is_audio_in_digest: Whether the digest of the index covers the row's audio; `lacks_duration` is then False.
         """
         fields = record.fields
         # Task rows are not decoded, because decoding takes two thirds of the time.
         if fields is not None and record.problem is None and is_task_row(fields):
             code = fields.get("task")
-            lacks_duration = not has_lengths and fields.get("duration") is None and bool(fields.get("audio"))
+            states_duration = fields.get("duration") is not None or not fields.get("audio")
         else:
             row = decode_record(record, folder)
             code = row.labels.get("task")
-            lacks_duration = not has_lengths and any(clip.duration is None for clip in row.clips)
+            states_duration = all(clip.duration is not None for clip in row.clips)
         self.keys.append(row_key(record.id))
         self.tasks.append(self._codes.setdefault(f"{code!s:.80}", len(self._codes)))
-        self.lacks_duration.append(lacks_duration)
+        self.lacks_duration.append(not states_duration and not is_audio_in_digest)
 
     def extend(self, rows: RowColumns) -> None:
         """Add the rows that another builder has collected."""

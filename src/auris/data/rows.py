@@ -29,10 +29,11 @@ from auris.text import chat, tasks
 from auris.text.answer_formats import Labels
 
 _NOT_LABELS = {"audio", "offset", "duration", "id"}
-# Fields by which kinds of rows are recognised; a row has at least one of them.
+# Fields by which preferences, dialogues, and all rows other than auris task rows are recognised. Such a row has at
+# least one of the fields.
 _PREFERENCE_FIELDS = {"chosen", "rejected", "rejected_response", "rejected_messages"}
 _DIALOGUE_FIELDS = {"messages", "conversations", *_PREFERENCE_FIELDS}
-_NOT_TASK_ROW = _DIALOGUE_FIELDS | {"gt", "answer_gt"}
+_NON_TASK_FIELDS = _DIALOGUE_FIELDS | {"gt", "answer_gt"}
 
 EQUAL_ANSWERS = "`chosen` and `rejected` are equal"  # start of the problem of a preference with two equal answers
 
@@ -167,7 +168,7 @@ def parse_line(line: bytes, name: str, field_map: FieldMap) -> Record:
 
 def is_task_row(fields: Fields) -> bool:
     """Return whether fields belong to an auris task row, whose `task` and `id` can be read without decoding."""
-    return _NOT_TASK_ROW.isdisjoint(fields)
+    return _NON_TASK_FIELDS.isdisjoint(fields)
 
 
 def decode_record(record: Record, folder: Path) -> Row:

@@ -1,8 +1,9 @@
 """Samples: the prompt, answer and audio of a row as token ids, masks and log-mel features.
 
-A view determines which parts of a row are used. There are three views of a task row. `AudioSamples` uses the clips, the
-prompt and the answer. `TextSamples` uses text in place of the audio, to pre-train a small language model.
-`TranscriptSamples` uses the clip and its transcript, for CTC. `ChatSamples` is the view of a dialogue.
+A view determines which parts of a row become its sample. This module has three views of a task row. `AudioSamples`
+uses the clips, the prompt and the answer. `TextSamples` uses text in place of the audio, to pre-train a small language
+model. `TranscriptSamples` uses the clip and its transcript, for CTC. `ChatSamples` is the view of a dialogue. The views
+with two answers are in `pairs`.
 
 All random choices about a row are drawn from a seed of (seed, epoch, row id).
 """
@@ -121,13 +122,13 @@ class Samples(ABC):
 
     @abstractmethod
     def max_length(self, row: Row, audio_lengths: Sequence[int]) -> int:
-        """Return the number of tokens of the row in its longest wording, which the plan uses."""
+        """Return the number of tokens of the row in its longest wording, the length that the plan uses."""
 
     def max_length_without_text(self, row: Row) -> int | None:
         """Return the number of tokens except audio and `text`; None if it depends on the audio or `text` of the row."""
         return None
 
-    def target_row(self, row: Row) -> Row:
+    def row_to_score(self, row: Row) -> Row:
         """Return the row with the labels that an answer in this view is scored against."""
         return row
 
@@ -289,7 +290,8 @@ class AudioSamples(Samples):
         encoded = self.tokenizer.encode(turns, [[pad] * n for n in audio_lengths])
         if not self._geometry.boundary:
             return encoded
-        audio_mask = encoded.audio.copy()  # learned vectors also replace the begin and end token of each clip
+        # Learned vectors replace the begin and end token of each clip, so these count as audio tokens too.
+        audio_mask = encoded.audio.copy()
         audio_mask[:-1] |= encoded.audio[1:]
         audio_mask[1:] |= encoded.audio[:-1]
         return replace(encoded, audio=audio_mask)
@@ -363,7 +365,7 @@ class TranscriptSamples(Samples):
         ids = np.array(self.tokenizer.encode_plain(self._transcript(row)), dtype=np.int64)
         return Encoded(ids, np.zeros(len(ids), dtype=bool), np.zeros(len(ids), dtype=bool))
 
-    def target_row(self, row: Row) -> Row:
+    def row_to_score(self, row: Row) -> Row:
         """Return the row with the labels of a speech recognition task."""
         labels = {"task": "asr", "language": row.labels.get("language", "en"), "text": self._transcript(row)}
         return replace(row, labels={**row.labels, **labels})
@@ -383,9 +385,10 @@ class TranscriptSamples(Samples):
 
 
 class ChatSamples(AudioSamples):
-    """View of a dialogue in ChatML, in which every message of the assistant is supervised. Plain text is accepted too.
+    """View of a dialogue in ChatML, in which every message of the assistant is supervised.
 
-    The prompt consists of all messages except the last. There are no alternative wordings.
+    A row of plain text is accepted too. The prompt consists of all messages except the last. There are no alternative
+    wordings.
     """
 
     styles = (Chat,)

@@ -81,7 +81,7 @@ def pack(entry: EntryConfig, out: Path, *, rows_per_shard: int, processes: int |
         source=job.source, rows_per_shard=rows_per_shard, problems=len(problems), index=index, shards=tuple(files)
     )
     write_text(out / CONTENTS, contents.dump(), sync=True)
-    for receipt in out.glob("shard-*.json"):
+    for receipt in out.glob("shard-*.json"):  # `shards.json` now contains them
         receipt.unlink()
     _print_summary(console, out, contents, problems)
     return contents

@@ -169,7 +169,7 @@ def split_long(manifests: Sequence[Manifest], samples: Samples) -> tuple[list[Ma
         return list(manifests), windows
 
     def is_transcript(row: Row) -> bool:
-        return samples.target_row(row).labels["task"] in tasks.TRANSCRIPT_TASKS
+        return samples.row_to_score(row).labels["task"] in tasks.TRANSCRIPT_TASKS
 
     def split(row: Row) -> list[Row]:
         try:
@@ -225,7 +225,7 @@ def answer_rows(
     for responses, problems in track(results, "answering", total=len(shares), console=console, disable=not shares):
         skipped |= problems
         cache.add(
-            {keys[n]: Response(request.samples.target_row(rows[n]), *response) for n, response in responses.items()}
+            {keys[n]: Response(request.samples.row_to_score(rows[n]), *response) for n, response in responses.items()}
         )
     return [key for key in keys.values() if key in cache], skipped
 
@@ -271,7 +271,7 @@ def answer_share(
             model.net, batch, request.generation, generator=generator, next_pack=waiting.next_pack
         )
         for number, answer_ids in zip(waiting.taken, ids, strict=True):
-            is_tagged = tasks.get_task(request.samples.target_row(rows[number]).labels["task"]).answer.has_tags
+            is_tagged = tasks.get_task(request.samples.row_to_score(rows[number]).labels["task"]).answer.has_tags
             contents[number] = model.tokenizer.decode(answer_ids, keep_control=is_tagged)
     log_odds: dict[int, float] = {}
     for numbers in share:

@@ -35,13 +35,13 @@ KINDS = {
     "silent": "samples differ by less than one step of 16-bit audio",
     "clipped": "the audio is clipped at its peaks",
     "length": "the length of the audio does not match the row",
-    "duplicate": "an earlier row of the same set has the same audio and task",
+    "duplicate": "an earlier row of the same set has the same audio and asks the same question",
     "contaminated": "audio or a sentence of a held-out set is also in another set",
 }
 
-# Clipped audio stays at its highest or lowest value for several samples. The share of such samples from which on a
-# channel counts as clipped is low if that value is full scale. Otherwise it must be higher, because low tones are flat
-# around their peaks too (1 % of the samples of a 50 Hz tone at 44.1 kHz).
+# Clipped audio stays at its highest or lowest value for several samples. A channel counts as clipped if the share of
+# such samples exceeds a limit. The limit is low if the value is full scale. Otherwise it must be higher, because low
+# tones are flat around their peaks too (1 % of the samples of a 50 Hz tone at 44.1 kHz).
 FULL_SCALE = 0.99
 _MIN_RUN = 3  # samples
 _MIN_SHARE_AT_FULL_SCALE, _MIN_SHARE_BELOW_FULL_SCALE = 1e-3, 2e-2

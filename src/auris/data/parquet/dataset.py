@@ -115,7 +115,9 @@ def is_parquet(path: str | Path) -> bool:
 
 
 def find_files(path: str | Path) -> tuple[Any, list[str]]:
-    """Return the file system of a path or URL, and the paths of `shards.json` in the directory or of Parquet files.
+    """Return the file system of a path or URL, and the paths of the files there.
+
+    These are the Parquet files that the path names, or for a directory of shards only its `shards.json`.
 
     Raises:
         MissingFileError: There is no such file.

@@ -53,7 +53,8 @@ class ParquetFiles(FileRows):
             n_rows = 0
             for record in self._scan_file(file):
                 self.is_complete &= not isinstance(record.problem, TransientProblem)
-                builder.add(record, self.folder, has_lengths=bool(record.sounds))  # the digest covers audio in the file
+                # The digest covers the audio that is stored in the files.
+                builder.add(record, self.folder, is_audio_in_digest=bool(record.sounds))
                 n_rows += 1
             builder.places.append(n_rows)
         return builder.build()
@@ -92,7 +93,8 @@ class ParquetFiles(FileRows):
         values: dict[str, Any] = _without_nulls(fields)
         if not columns.name:
             return Record(name, self.field_map.apply(values))
-        clips = as_list(values.pop(columns.name, [{}] if columns.is_hidden else None))
+        # Fields that say nothing about the audio belong to a row with one clip.
+        clips = as_list(values.pop(columns.name, [{}] if columns.fields_omit_audio else None))
         paths = [clip.get("path") if isinstance(clip, Mapping) else None for clip in clips]
         if not columns.sound:  # the file contains only paths
             return Record(name, self.field_map.apply({**values, columns.name: paths}))
@@ -123,7 +125,7 @@ def _columns(parquet: pq.ParquetFile, field_map: FieldMap) -> Columns:
             return Columns(leaves, sound, column)  # the number of clips can only be read with the audio
         fields = [leaf for leaf in leaves if leaf not in sound]
         has_only_paths = bool(metadata) and _are_null(parquet, sound)
-        return Columns(fields, [] if has_only_paths else sound, column, is_hidden=not metadata)
+        return Columns(fields, [] if has_only_paths else sound, column, fields_omit_audio=not metadata)
     return Columns(leaves, [])
 
 

@@ -23,7 +23,7 @@ from auris.data.importers import Fields
 from auris.errors import AudioError, MissingFileError, UserError
 
 MAX_OPEN_FILES = 16  # number of files that a process keeps open; each footer takes a few hundred kilobytes
-MAX_TABLES = 2  # number of row groups that a process keeps in memory: fields and audio of the current row
+MAX_TABLES = 2  # number of tables that a process keeps in memory: fields and audio of the current row group
 
 T = TypeVar("T")
 
@@ -82,13 +82,13 @@ class Columns:
         fields: Columns with the fields of a row.
         sound: Columns with the audio.
         name: Field that the audio belongs to; empty if the file has no audio.
-        is_hidden: Whether `fields` contains nothing about the audio, not even its path.
+        fields_omit_audio: Whether `fields` contains nothing about the audio, not even its path.
     """
 
     fields: list[str]
     sound: list[str]
     name: str = ""
-    is_hidden: bool = False
+    fields_omit_audio: bool = False
 
 
 @dataclass(frozen=True, eq=False)

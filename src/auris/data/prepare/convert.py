@@ -88,15 +88,15 @@ class Writer:
 
     def __init__(self, out: Path):
         self._out = out
-        self._single = out.suffix == ".jsonl"
+        self._is_single_file = out.suffix == ".jsonl"
         self.files: dict[Path, IO[str]] = {}
         self._stack = ExitStack()
-        self.folder = out.parent if self._single else out
-        self.sounds = out.with_suffix(".audio") if self._single else out / "audio"
+        self.folder = out.parent if self._is_single_file else out
+        self.sounds = out.with_suffix(".audio") if self._is_single_file else out / "audio"
 
     def __enter__(self) -> Writer:
         existing = [path for path in [self._out, self.sounds] if path.exists()]
-        if existing and (self._single or any(self._out.iterdir())):
+        if existing and (self._is_single_file or any(self._out.iterdir())):
             raise UserError(f"out={self._out}: {existing[0]} already exists, expected a new file or folder")
         return self
 
@@ -108,7 +108,7 @@ class Writer:
     def write(self, row: RowDict) -> None:
         """Write a row to its manifest, or to the file of unusable rows if it has a `problem`."""
         is_unusable = "problem" in row
-        if self._single:
+        if self._is_single_file:
             path = self._out.with_suffix(".unusable.jsonl") if is_unusable else self._out
         else:
             split = re.sub(r"[^\w.-]", "-", str(row.get("split") or "rows"))  # makes a valid file name of any split

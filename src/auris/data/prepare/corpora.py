@@ -1,4 +1,4 @@
-"""Readers of published corpora, one for each folder layout as its archives unpack.
+"""Readers of published corpora. Each reads the folders into which the archives of one corpus unpack.
 
 A reader yields every utterance that its corpus lists. An utterance that cannot be used has the reason as `problem`.
 Audio files are checked later, when the rows are written (`auris.data.prepare.convert`).
@@ -30,7 +30,7 @@ _LABELS: dict[str, dict[str, str]] = {
     "mic": {"text": "instrument"},
 }
 
-# Language codes of Common Voice, CoVoST and FLEURS that are not an auris code followed by a region.
+# Language codes of Common Voice, CoVoST and FLEURS whose first part is not the auris code.
 _LANGUAGES = {"zh-HK": "yue", "cmn_hans_cn": "zh"}
 
 _SPLITS = ("train", "dev", "test")
@@ -232,13 +232,18 @@ def aishell2(root: Path, *, tasks: Sequence[str], splits: Choice) -> Iterator[Ro
     """
     scripts = [path for depth in range(4) for path in sorted(root.glob("*/" * depth + "wav.scp"))]
     folders = [path.parent for path in scripts if path.with_name("trans.txt").is_file()]
-    sets = {f"{folder.name.replace('data', 'train')}-{folder.parent.name}": folder for folder in folders}
+    split_folders = {f"{folder.name.replace('data', 'train')}-{folder.parent.name}": folder for folder in folders}
     layout = "iOS/data/wav.scp with iOS/data/trans.txt, and the same in iOS/dev, iOS/test, Android/dev, ..."
-    for split in _choose(splits, sorted(sets), root, layout):
-        texts, paths = (read_map(sets[split] / name) for name in ("trans.txt", "wav.scp"))
+    for split in _choose(splits, sorted(split_folders), root, layout):
+        texts, paths = (read_map(split_folders[split] / name) for name in ("trans.txt", "wav.scp"))
         for key in sorted({*texts, *paths}):
             path = Path(paths.get(key, ""))
-            utterance = {"name": f"{split}/{key}", "split": split, "language": "zh", "audio": sets[split] / path}
+            utterance = {
+                "name": f"{split}/{key}",
+                "split": split,
+                "language": "zh",
+                "audio": split_folders[split] / path,
+            }
             utterance |= {"transcript": _remove_spaces(texts.get(key, "")), "speaker": path.parent.name}
             absent = "trans.txt" if key not in texts else "wav.scp"
             utterance |= {} if key in texts and key in paths else {"problem": f"{absent} has no line for this file"}

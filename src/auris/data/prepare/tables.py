@@ -293,7 +293,7 @@ def table(root: Path, *, files: str, **mapping: Any) -> Iterator[RowDict]:
         root: The folder.
         files: Path of the table below the folder, or a pattern (`data/train-*.parquet`). The text that matches
             `{split}` is the split of the table's rows, unless a column or label sets the split.
-        mapping: The other attributes of `ColumnMap`. The column `audio` is a path relative to its table.
+        mapping: The other attributes of `ColumnMap`. Paths in the column `audio` are relative to the table.
 
     Raises:
         MissingFileError: There is no such table.
@@ -329,7 +329,7 @@ def files(root: Path, *, pattern: str, **mapping: Any) -> Iterator[RowDict]:
         root: The folder.
         pattern: Regular expression for paths below the folder, with a named group for each column:
             `recordings/(?P<digit>\d)_(?P<speaker>\w+)_(?P<take>\d+)\.wav`. Files that do not match are ignored.
-        mapping: The other attributes of `ColumnMap`; `audio` is the file.
+        mapping: The other attributes of `ColumnMap`, which need no column `audio`.
 
     Raises:
         MissingFileError: No file matches.

@@ -1,7 +1,7 @@
 """Conversion of the data of speech toolkits to rows: Lhotse's cuts, Kaldi's data directories, and auris manifests.
 
-Lhotse and Kaldi can define audio as the output of a transform or a command. auris does not run these:
-such a row is unusable, with the reason as its problem.
+Lhotse and Kaldi can define audio as the output of a transform or a command. auris does not run these. A row with such
+audio is unusable, and its `problem` gives the reason.
 """
 
 from __future__ import annotations
@@ -149,9 +149,8 @@ def _kaldi_sound(
             start, end = map(float, bounds)
         except (KeyError, ValueError):
             raise UserError(f"segments has no line `{key} RECORDING START END` with times in seconds") from None
-        times = {"offset": start} | (
-            {"duration": round(end - start, 4)} if end >= 0 else {}
-        )  # -1: to the end of the file
+        # The end -1 means the end of the file.
+        times = {"offset": start} | ({"duration": round(end - start, 4)} if end >= 0 else {})
     if recording not in sounds:
         raise UserError(f"wav.scp has no recording {recording}")
     if sounds[recording].endswith("|") or sounds[recording].startswith("|"):
