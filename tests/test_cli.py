@@ -141,7 +141,7 @@ def test_a_failed_run_prints_one_line_and_returns_1(error, make_corpus_fail, cap
     assert capsys.readouterr().err == "error: out=x is full\n"
 
 
-@pytest.mark.parametrize("error", [ValueError("of torch"), OSError("of the disk"), KeyError("of a subclass")])
+@pytest.mark.parametrize("error", [ValueError("raised by torch"), OSError("disk failure"), KeyError("missing key")])
 def test_every_other_exception_keeps_its_traceback(error, make_corpus_fail):
     make_corpus_fail(error)
     with pytest.raises(type(error)) as caught:
@@ -163,13 +163,13 @@ def raise_user_error() -> None:
 
 
 def raise_value_error() -> None:
-    raise ValueError("of numpy")
+    raise ValueError("raised by numpy")
 
 
 def test_a_user_error_raised_by_a_target_is_not_wrapped():
     with pytest.raises(UserError, match="^p=2: expected a probability$"):
         config.build({"_target_": f"{__name__}.raise_user_error"})
-    with pytest.raises(Exception, match="of numpy") as caught:
+    with pytest.raises(Exception, match="raised by numpy") as caught:
         config.build({"_target_": f"{__name__}.raise_value_error"})
     assert not isinstance(caught.value, UserError) and isinstance(caught.value.__cause__, ValueError)
 

@@ -92,7 +92,7 @@ def test_a_logger_starts_a_new_event_file(tmp_path: Path):
     assert logger.experiment is not before
 
 
-def test_the_division_of_ranks_runs_before_processes_are_launched(monkeypatch: pytest.MonkeyPatch):
+def test_the_data_parallel_size_is_set_before_processes_are_launched(monkeypatch: pytest.MonkeyPatch):
     calls = []
     monkeypatch.setattr(ModelParallelStrategy, "_configure_launcher", lambda self: calls.append(self))
     strategy = ModelParallelStrategy(tensor_parallel_size=2)
@@ -102,11 +102,11 @@ def test_the_division_of_ranks_runs_before_processes_are_launched(monkeypatch: p
 
 
 def test_compilation_settings_exist():
-    import torch.fx.experimental._config as sizes
+    import torch.fx.experimental._config as fx_config
 
-    with torch._dynamo.config.patch(nested_graph_breaks=False), sizes.patch(use_duck_shape=True):
+    with torch._dynamo.config.patch(nested_graph_breaks=False), fx_config.patch(use_duck_shape=True):
         compat.set_compile_options()
-        assert torch._dynamo.config.nested_graph_breaks is True and sizes.use_duck_shape is False
+        assert torch._dynamo.config.nested_graph_breaks is True and fx_config.use_duck_shape is False
 
 
 def test_compiled_modules_are_recognised():

@@ -1,4 +1,4 @@
-"""Configs: required settings, differences, recipe files, and the choice of the view and the prompt."""
+"""Configs: required settings, differences, recipe files, and the choice of the view (how rows become samples)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: two sides with equal results are timed, two sides with different results are not."""
+"""`python -m benchmarks`: auris and its peer are timed if their results are equal, and not if they differ."""
 
 from __future__ import annotations
 
@@ -82,6 +82,7 @@ def test_memory_of_each_side_is_measured_in_its_own_process(
 def test_training_with_lightning_is_compared_with_plain_torch(
     capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # After each `stretch` steps of `fit`, plain torch repeats these steps. There are `stretches` of them.
     sizes = {"rows": 2, "stretch": 1, "stretches": 3, "lengths": "0.3-0.7123"}
     arguments = ["fit_overhead", "preset=tiny", *(f"{name}={value}" for name, value in sizes.items())]
     assert __main__.main(arguments) == 0
@@ -194,6 +195,7 @@ def test_memory_of_sides_that_differ_is_not_reported(
 def test_a_figure_is_compared_with_gate_and_goal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
+    """The gate is the worst accepted value. The goal is the value that is aimed for."""
     sides = {"auris": {"MB": 27.0, "loss": 9.0, "norm": 1.0}, "peer": {"MB": 100.0, "loss": 9.0, "norm": 1.0}}
     monkeypatch.setattr(memory, "_measure_in_process", lambda settings: sides[settings["side"]])
     assert __main__.main(["memory", "preset=small", "seed=3"]) == 0
@@ -207,7 +209,7 @@ def test_a_figure_is_compared_with_gate_and_goal(
     }
 
 
-def test_the_gate_is_the_prototype_less_five_per_cent() -> None:
+def test_the_gate_allows_results_5_percent_worse_than_the_prototype() -> None:
     lower_bound = Target(benchmark="", preset="", prototype=4.0, goal=5.0)
     assert lower_bound.judge(3.8)["meets_gate"] and not lower_bound.judge(3.79)["meets_gate"]
     assert not lower_bound.judge(float("nan"))["meets_gate"]
@@ -226,7 +228,7 @@ def test_every_target_has_valid_settings_and_is_run_by_default() -> None:
             assert case.settings[name] in choices
 
 
-def test_a_preset_runs_its_first_target_that_matches_the_settings() -> None:
+def test_missing_settings_are_those_of_the_first_matching_target_of_the_preset() -> None:
     [case], rounds = __main__._parse(["train_step", "preset=prop", "trained=sft", "seed=7", "rounds=2"])
     assert rounds == 2 and case.settings == {
         "peer": "transformers", "lengths": "2-8", "trained": "sft", "clips": 4, "seed": 7,

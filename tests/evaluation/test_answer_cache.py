@@ -123,9 +123,13 @@ def test_digests_change_with_the_weights_and_with_the_prompt():
     with torch.no_grad():
         net[0].bias[1] += 1e-6
     assert weights_digest(net) != before
-    views = [samples_of(), samples_of(prompt=TagPrompt()), samples_of(prompt=NaturalPrompt().with_wording("What?"))]
-    views.append(samples_of(long_audio="first"))
-    assert len({prompt_digest(view) for view in views}) == 4
+    all_samples = [
+        samples_of(),
+        samples_of(prompt=TagPrompt()),
+        samples_of(prompt=NaturalPrompt().with_wording("What?")),
+        samples_of(long_audio="first"),
+    ]
+    assert len({prompt_digest(samples) for samples in all_samples}) == 4
 
 
 def test_an_evaluation_can_be_loaded_with_its_responses_and_rows(tmp_path: Path):

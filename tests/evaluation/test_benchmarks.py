@@ -168,7 +168,7 @@ def test_predictions_are_grouped_by_part_and_rows_without_a_part_are_kept(folder
     assert [prediction.group for prediction in by_part] == ["asr en dev-clean", "asr en dev-clean", "asr en"]
 
 
-def test_the_strict_word_times_include_rows_on_which_the_script_stops(folder: Path):
+def test_the_strict_word_times_include_rows_on_which_the_official_script_stops(folder: Path):
     predictions, rows = predict(
         folder,
         ({"source": "srwt_zh", "gt": "<|zh|><|0.00|>我<|0.20|>们<|0.40|>"}, "我<|0.20|>们<|0.44|>"),
@@ -181,7 +181,7 @@ def test_the_strict_word_times_include_rows_on_which_the_script_stops(folder: Pa
     assert words["word_coverage"] == 0.5 and words["aas_ms"] == pytest.approx(10.0)
 
 
-def test_official_and_strict_note_scores(folder: Path):
+def test_a_wrong_octave_has_the_right_chroma_only_in_the_strict_score(folder: Path):
     gt = "<|pitch|><|midi_pitch_{}|><|velocity|><|midi_velocity_75|><|instrument|>bass<|sonic|>dark, reverb"
     rows = [
         ({"source": "nsynth", "gt": gt.format(pitch)}, gt.format(predicted))

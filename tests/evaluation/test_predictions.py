@@ -211,8 +211,9 @@ def test_a_table_fits_into_eighty_columns():
     assert max(map(len, table.splitlines())) <= 80 and "…" not in table
     assert "112.5 [100.0, 125.0]" in table and "1200/24" in table and table.count("mna") == 1
     assert "tts of dialect_asr Caribbean English, mna; real of srwt zh" in footer and "after the slash" in footer
-    losses = [replace(row, split="drop", p=p) for row, p in zip(rows, (0.001, 0.9), strict=False)]
-    table, _, footer = printed([*rows, *losses]).partition("audio:")
+    # Drops (scores lost without the own audio) replace the column of the MDD (minimum detectable difference).
+    drops = [replace(row, split="drop", p=p) for row, p in zip(rows, (0.001, 0.9), strict=False)]
+    table, _, footer = printed([*rows, *drops]).partition("audio:")
     assert (
         max(map(len, table.splitlines())) <= 80
         and "drop: how much worse the score is than" in footer
@@ -276,16 +277,16 @@ def test_log_odds_compare_the_log_probabilities_of_the_complete_answers(tmp_path
         for text in ("yes", "no")
     ]
     for prompt in (NaturalPrompt(), TagPrompt()):
-        view = samples_of(prompt=prompt)
-        odds = yes_no_log_odds(model, view, rows, [0, 1])
+        samples = samples_of(prompt=prompt)
+        odds = yes_no_log_odds(model, samples, rows, [0, 1])
         assert odds[0] == pytest.approx(odds[1], abs=1e-4), "the label is not part of the prompt"
         log_probs = []
         for number in (0, 1):
-            sample = view.build(rows[number], number, None)
-            n_prompt = len(view.build(rows[number], number, None, prompt_only=True).ids)
+            sample = samples.build(rows[number], number, None)
+            n_prompt = len(samples.build(rows[number], number, None, prompt_only=True).ids)
             answer = sample.supervise & (np.arange(len(sample.ids)) >= n_prompt)
-            batch = collate([replace(sample, supervise=answer)], geometry=view.geometry)
+            batch = collate([replace(sample, supervise=answer)], geometry=samples.geometry)
             with torch.no_grad():
                 log_probs.append(logps.label_logps(net, batch)[0].sum().item())
         assert odds[0] == pytest.approx(log_probs[0] - log_probs[1], abs=1e-3)
-    assert yes_no_log_odds(model, view, rows, []) == {}
+    assert yes_no_log_odds(model, samples, rows, []) == {}

@@ -225,7 +225,7 @@ def dialogues(clip: Path, tmp_path: Path) -> Path:
         {"id": "swift", "messages": [user("<audio>what?")], "audios": ["here.wav"]},
         {"id": "role", "messages": [{"role": "robot", "content": "hello"}]},
         {"id": "task", "audio": "here.wav", "task": "sec", "text": "dog"},
-        {"id": "handed", "messages": [{"role": "user", "content": [{"type": "audio", "audio": {"bytes": 1}}]}]},
+        {"id": "bytes", "messages": [{"role": "user", "content": [{"type": "audio", "audio": {"bytes": 1}}]}]},
     ]
     return write_manifest(tmp_path / "dialogues.jsonl", rows)
 
@@ -251,12 +251,12 @@ def test_all_dialogues_of_a_file_are_answered(model: AudioModel, dialogues: Path
         *[None] * 4,
     ]
     assert {name: row["problem"] for name, row in zip(problems, [rows[2], *rows[4:]], strict=True)} == problems
-    assert list(problems) == ["absent", "role", "task", "handed", "dialogues.jsonl:9"]
+    assert list(problems) == ["absent", "role", "task", "bytes", "dialogues.jsonl:9"]
     for name, reason in {
         "absent": "no.wav: no such file",
         "role": "expected a `role` of",
         "task": "no `messages`",
-        "handed": "expected a path",
+        "bytes": "expected a path",
         "dialogues.jsonl:9": "Expecting property name",
     }.items():
         assert reason in problems[name]

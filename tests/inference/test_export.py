@@ -210,9 +210,9 @@ def test_an_export_in_the_auris_format_does_not_need_the_run(tmp_path: Path, fil
     assert_transformers_computes_the_same(tmp_path / "again", auris.load(tmp_path / "elsewhere"), files)
 
 
-@pytest.mark.parametrize("long", [True, False])
-def test_exporting_qwen_audio_restores_its_files_exactly(tmp_path: Path, long: bool):
-    state = published.qwen_audio(tmp_path / "v1", use_dynamic_ntk=long, use_logn_attn=long)
+@pytest.mark.parametrize("rescales_long_rows", [True, False])
+def test_exporting_qwen_audio_restores_its_files_exactly(tmp_path: Path, rescales_long_rows: bool):
+    state = published.qwen_audio(tmp_path / "v1", use_dynamic_ntk=rescales_long_rows, use_logn_attn=rescales_long_rows)
     (tmp_path / "v1/modeling_qwen.py").write_text("# the released code\n")
     assert export(tmp_path / "v1", tmp_path / "out")[0] == "qwen_audio"
     assert_identical(state, tensors(tmp_path / "out"))
@@ -223,7 +223,7 @@ def test_exporting_qwen_audio_restores_its_files_exactly(tmp_path: Path, long: b
     assert_identical(auris.load(tmp_path / "out").net.state_dict(), auris.load(tmp_path / "v1").net.state_dict())
 
 
-def test_the_released_tokenizer_ranks_are_restored_exactly(shared_data: Path, tmp_path: Path):
+def test_the_merge_ranks_of_the_released_tokenizer_are_restored_exactly(shared_data: Path, tmp_path: Path):
     released = shared_data / "golden/qwen_audio_v1/qwen.tiktoken"
     write_ranks(Tokenizer.load(released), tmp_path / "qwen.tiktoken")
     assert (tmp_path / "qwen.tiktoken").read_bytes() == released.read_bytes()

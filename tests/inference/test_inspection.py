@@ -46,8 +46,8 @@ def subject(folder: Path) -> inspection.Subject:
 
 
 def build_batch(model: AudioModel, row: Row) -> dict:
-    view = samples_of(tokenizer=model.tokenizer, prompt=model.prompt, geometry=model.net.geometry)
-    return collate([view.build(row, 0, None)], geometry=model.net.geometry)
+    samples = samples_of(tokenizer=model.tokenizer, prompt=model.prompt, geometry=model.net.geometry)
+    return collate([samples.build(row, 0, None)], geometry=model.net.geometry)
 
 
 # --- attention ----------------------------------------------------------------------------------------------------
@@ -115,8 +115,8 @@ def test_a_trace_has_features_pooled_frames_attention_and_the_answer(model: Audi
 def test_the_attention_of_a_token_is_that_of_the_position_predicting_it(subject: inspection.Subject):
     """The first token is predicted by the last position of the prompt, which has not seen the answer."""
     model, row = subject.model, subject.rows[0]
-    view = samples_of(tokenizer=model.tokenizer, prompt=model.prompt, geometry=model.net.geometry)
-    batch = collate([view.build(row, 0, None, prompt_only=True)], geometry=model.net.geometry)
+    samples = samples_of(tokenizer=model.tokenizer, prompt=model.prompt, geometry=model.net.geometry)
+    batch = collate([samples.build(row, 0, None, prompt_only=True)], geometry=model.net.geometry)
     last = torch.tensor([len(batch["ids"]) - 1])
     expected = inspection.attention_weights(model.net, batch, last)[:, :, 0, batch["audio_index"]]
     np.testing.assert_allclose(inspection.trace_row(model, row).attention[:, :, 0], expected.numpy(), atol=1e-6)

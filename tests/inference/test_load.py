@@ -54,6 +54,7 @@ def model(model_dir: Path) -> AudioModel:
 
 @pytest.fixture(scope="module")
 def v1(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the directory of a model of the first version, Qwen-Audio."""
     path = tmp_path_factory.mktemp("qwen_audio") / "model"
     published.qwen_audio(path)
     return path

@@ -58,17 +58,17 @@ def test_packed_attention_equals_attention_over_each_sequence(case: str, causal:
 
 
 @pytest.mark.parametrize("heads", [(4, 4), (4, 2), (4, 1)], ids=str)
-def test_single_query_attention_ignores_free_cache_slots(heads: tuple[int, int]) -> None:
+def test_single_query_attention_ignores_unused_places_of_a_cache_slot(heads: tuple[int, int]) -> None:
     lengths = [7, 1, 4]
     q, k, v = tensors([1, 1, 1], lengths, heads)
     expected = attention.attend_packed(q, k, v, cu([1, 1, 1]), cu(lengths), causal=True, scale=0.3)
-    free = torch.arange(9) >= torch.tensor(lengths)[:, None]
+    is_unused = torch.arange(9) >= torch.tensor(lengths)[:, None]
     slots = []
     for cached in (k, v):
-        slot = torch.full((3, 9, heads[1], 8), 1e4)  # values in free slots must not matter
-        slot[~free] = cached
+        slot = torch.full((3, 9, heads[1], 8), 1e4)  # values in unused places must not matter
+        slot[~is_unused] = cached
         slots.append(slot.transpose(1, 2))
-    mask = torch.zeros(3, 9).masked_fill(free, -torch.inf)
+    mask = torch.zeros(3, 9).masked_fill(is_unused, -torch.inf)
     torch.testing.assert_close(
         attention.attend_single_query(q, *slots, mask, scale=0.3), expected, atol=1e-6, rtol=1e-5
     )
@@ -89,13 +89,13 @@ def test_lengths_that_do_not_cover_the_tokens_are_refused() -> None:
 def test_autocast_sets_the_dtype_of_the_output() -> None:
     q, k, v = tensors([4, 3], [4, 3], (2, 2))
     exact = attention.attend_packed(q, k, v, cu([4, 3]), cu([4, 3]), causal=True)
-    with torch.autocast("cpu", dtype=torch.bfloat16):  # rotated queries are float32 even under autocast
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # as in a net, where rotation makes q and k float32
         half = attention.attend_packed(q, k, v.bfloat16(), cu([4, 3]), cu([4, 3]), causal=True)
     assert half.dtype == torch.bfloat16
     torch.testing.assert_close(half.to(exact.dtype), exact, atol=2e-2, rtol=2e-2)
 
 
-def test_ranges_concatenates_one_arange_per_start() -> None:
+def test_concatenate_ranges_joins_one_range_per_start() -> None:
     ranges = attention.concatenate_ranges(torch.tensor([3, 10, 0, 7]), torch.tensor([2, 0, 3, 1]))
     assert ranges.tolist() == [3, 4, 0, 1, 2, 7]
 

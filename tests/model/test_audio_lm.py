@@ -35,6 +35,7 @@ QWEN2 = {
 
 
 def build(pool: str = "mean", project: type[nn.Module] = projector.Linear, *, v1: bool = False) -> AudioLM:
+    """Return a tiny net. `v1` gives it the clip end and the learned boundaries of Qwen-Audio."""
     return AudioLM(
         encoder=Encoder(n_mels=16, width=24, n_layers=2, n_heads=2, ffn=40, clip_end="zero" if v1 else "silence"),
         pooling=POOLINGS[pool],
@@ -103,11 +104,12 @@ def test_the_gradient_of_a_row_reaches_only_its_own_clips(mean_net: AudioLM) -> 
     batch["mel"].requires_grad_()
     h = by_row(mean_net(batch), batch)
     (grad,) = torch.autograd.grad(h[2].square().sum(), batch["mel"])
-    stored_frames = [39, 102, 5, 60, 203]
+    stored_frames = [39, 102, 5, 60, 203]  # two frames of silence follow each clip
     assert [bool(part.any()) for part in grad.split(stored_frames, dim=1)] == [False, True, True, True, False]
 
 
 def test_the_dummy_clip_gives_the_encoder_zero_gradients(mean_net: AudioLM) -> None:
+    """A pack without audio contains a dummy clip, so that every rank runs the encoder."""
     mean_net.zero_grad()
     batch = pack([[text(9)], [text(5)]], mean_net.geometry)
     assert batch["mel"].shape[1] > 0 and len(batch["audio_index"]) == 0

@@ -21,17 +21,17 @@ from support.packs import Clip, pack, text
 @pytest.fixture(autouse=True)
 def reset_compiler() -> Iterator[None]:
     """Reset compiled graphs and restore the global compile settings."""
-    sizes = torch.fx.experimental._config
-    with torch._dynamo.config.patch(nested_graph_breaks=False), sizes.patch(use_duck_shape=True):
+    fx_config = torch.fx.experimental._config
+    with torch._dynamo.config.patch(nested_graph_breaks=False), fx_config.patch(use_duck_shape=True):
         torch.compiler.reset()
         yield
     torch.compiler.reset()
 
 
 class Counter:
-    """A backend that counts graphs and computes with another backend.
+    """A compile backend that counts graphs and computes them with another backend.
 
-    That backend may request the same graph again, which counts once.
+    A graph that is passed twice within one compilation counts once.
     """
 
     def __init__(self, backend: Callable | None = None):

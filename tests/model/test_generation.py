@@ -273,12 +273,12 @@ def test_finished_rows_are_not_computed(net: AudioLM, monkeypatch: pytest.Monkey
     assert sum(running) < 9 * len(answers)
 
 
-FREE = GenerationSettings(max_new_tokens=10)
+GREEDY = GenerationSettings(max_new_tokens=10)
 
 
 @pytest.mark.parametrize(
     "settings",
-    [FREE, SAMPLED, GenerationSettings(max_new_tokens=10, repetition_penalty=1.5)],
+    [GREEDY, SAMPLED, GenerationSettings(max_new_tokens=10, repetition_penalty=1.5)],
     ids=["greedy", "sampled", "penalty"],
 )
 def test_rows_that_refill_slots_are_answered_as_in_one_batch(net: AudioLM, settings: GenerationSettings) -> None:
@@ -336,7 +336,7 @@ def test_rotary_rescaling_depends_on_the_prompt_length_while_decoding() -> None:
 
 
 def test_generation_runs_on_a_pack_without_rows(net: AudioLM) -> None:
-    """All ranks of a sharded model must take part in every forward pass."""
+    """Such a pack is computed as one dummy row, because every forward pass of a sharded net needs all ranks."""
     empty = collate([], geometry=net.geometry)
     for settings in (
         GenerationSettings(max_new_tokens=3),

@@ -111,13 +111,17 @@ def test_decoding_with_the_cache_equals_a_full_forward_pass(config: dict) -> Non
     slot_rows: list[int] = []  # the number of the row in each slot
     n_reordered = 0
 
-    def begin(new_rows: list[int], prompts: list[int]) -> None:
-        cache.begin_prompts(torch.tensor(prompts))
-        ids = torch.cat([rows()[row][:n] for row, n in zip(new_rows, prompts, strict=True)])
+    def begin(new_rows: list[int], prompt_lengths: list[int]) -> None:
+        cache.begin_prompts(torch.tensor(prompt_lengths))
+        ids = torch.cat([rows()[row][:n] for row, n in zip(new_rows, prompt_lengths, strict=True)])
         actual = lm.hidden_states(
-            llm, lm.embed(llm, ids), positions(prompts), attention.cumulative_lengths(torch.tensor(prompts)), cache
+            llm,
+            lm.embed(llm, ids),
+            positions(prompt_lengths),
+            attention.cumulative_lengths(torch.tensor(prompt_lengths)),
+            cache,
         )
-        expected = [full[row][:n] for row, n in zip(new_rows, prompts, strict=True)]
+        expected = [full[row][:n] for row, n in zip(new_rows, prompt_lengths, strict=True)]
         torch.testing.assert_close(actual, torch.cat(expected), **tolerance)
         slot_rows.extend(new_rows)
 
@@ -219,7 +223,7 @@ def test_a_missing_directory_is_named(tmp_path: Path) -> None:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_architectures_without_packed_attention_are_refused(config: dict, reason: str) -> None:
+def test_a_config_of_anything_but_an_llm_with_packed_attention_is_refused(config: dict, reason: str) -> None:
     with torch.device("meta"), pytest.raises(ValueError, match=reason):
         lm.build_llm(config, VOCAB)
 

@@ -98,7 +98,7 @@ SAMPLED = {
 @torch.no_grad()
 @pytest.mark.parametrize("name", SAMPLED)
 def test_processed_scores_equal_those_of_transformers_at_every_sampled_token(models: tuple, name: str) -> None:
-    """The scores of every step are compared along the answers that transformers samples, excluded tokens included."""
+    """At every step of an answer sampled by transformers, compare the scores of all tokens (-inf: excluded)."""
     net, reference = models
     rows = BATCHES["several clips"]
     inputs, prompts = processor_output(rows, net, "left"), [row_ids(row, net.geometry) for row in rows]

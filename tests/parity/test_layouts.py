@@ -185,7 +185,7 @@ def test_names_of_a_transformers_model_in_memory_are_read(
 
 
 def rename_to_qwen_audio(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename our tensors to the released names, by a mapping written by hand from the released code (section 1.2)."""
+    """Rename our tensors to the released names, by a mapping written by hand from the released code."""
     renamed = {}
     for name, tensor in state.items():
         llm = re.fullmatch(r"llm\.model\.layers\.(\d+)\.(.+)\.(weight|bias)", name)
@@ -273,13 +273,13 @@ def load_encoder(source: TensorSource, layout: str) -> dict[str, Tensor]:
     return net.encoder.state_dict()
 
 
-@pytest.mark.parametrize("head", [True, False])
+@pytest.mark.parametrize("has_head", [True, False])
 def test_the_whisper_encoder_is_read_from_transformers_files(
-    whisper: WhisperForConditionalGeneration, tmp_path: Path, head: bool
+    whisper: WhisperForConditionalGeneration, tmp_path: Path, has_head: bool
 ):
-    (whisper if head else whisper.model).save_pretrained(tmp_path)
+    (whisper if has_head else whisper.model).save_pretrained(tmp_path)
     source = TensorFiles.open(tmp_path)
-    assert any(name.startswith("model.decoder." if head else "decoder.") for name in tensors(source))
+    assert any(name.startswith("model.decoder." if has_head else "decoder.") for name in tensors(source))
     encoder = load_encoder(source, "whisper")
     reference = whisper.model.encoder
     assert len(encoder) == len(reference.state_dict())
@@ -300,7 +300,7 @@ def test_the_whisper_encoder_is_read_from_transformers_files(
         assert torch.equal(encoder[name], tensor), name
 
 
-# From transformers' convert_openai_to_hf.py: names of openai to names of transformers.
+# From transformers' convert_openai_to_hf.py: parts of openai's names and the parts of transformers' names for them.
 OPENAI = {
     "blocks": "layers",
     "mlp.0": "fc1",

@@ -175,7 +175,7 @@ def test_dialogues_equal_the_chat_template_of_the_processor(processor, name):
 
 @pytest.mark.parametrize("chat", [QwenAudioChat(), Qwen2AudioChat()])
 def test_training_and_inference_have_the_same_tokens(chat: Chat):
-    """Supervised answers are tokenised separately, as in generation."""
+    """Supervised answers are separate turns, as in generation. This must not change the tokens."""
     messages = [user("one"), assistant("the cat sat"), user("two"), assistant("on the mat")]
     supervised, unsupervised = (ids_of(tokenizer(), chat.turns(messages, supervise=s), []) for s in (True, False))
     assert supervised == unsupervised

@@ -26,7 +26,8 @@ from support.manifests import tokenizer
 pytestmark = pytest.mark.usefixtures("float64")
 
 VOCAB = 40
-# TRL rounds log-probabilities to float32, and a loss sums up to 16. Half a unit in the last place below 16 is 2^-21.
+# A loss is a sum of at most 16 log-probabilities, which TRL rounds to float32. All are below 16 in size, so rounding
+# changes each by at most 2^-21.
 ROUNDING = 16 * 2**-21
 QWEN2 = {
     "model_type": "qwen2",
@@ -142,7 +143,7 @@ def test_the_loss_of_a_pair_equals_that_of_trl(case: str) -> None:
         summed = float(objective(policy, batch)[0])
     assert losses == pytest.approx(LOSSES[case], rel=0, abs=ROUNDING)
     assert summed == pytest.approx(sum(LOSSES[case]), rel=0, abs=len(PAIRS) * ROUNDING)
-    assert len(set(np.round(losses, 3))) == len(PAIRS)  # the pairs distinguish the formulas
+    assert len(set(np.round(losses, 3))) == len(PAIRS)  # the losses of the pairs differ clearly
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -1,4 +1,4 @@
-"""Published tables next to results of a study: pooling, marks and the figure."""
+"""Published tables next to results of a study: pooled seeds, marks of incomparable numbers, and the figure."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ class CurveLogger(dict[str, dict[int, float]]):
 
 
 def run_step(callback: TaskLosses, curves: CurveLogger, step: int, **sums: tuple[float, float]) -> None:
-    """Run the callback for one step with the given (loss, tokens) sums of tasks."""
+    """Run the callback for one step, given the sum of losses and the number of tokens of tasks."""
     values = torch.tensor([sums.get(code, (0.0, 0.0)) for code in LOSS_CURVES]).T
     state = trainer(global_step=step, log_every_n_steps=2, loggers=[curves])
     callback.on_train_batch_end(state, MODULE, {"tasks": values})
@@ -110,7 +110,7 @@ def start(callback: UnusableRows, *problems: tuple[str, str]) -> None:
 
 
 def skip(callback: UnusableRows, *rows: tuple[str, str], n_read: int = 1, n_unusable_elsewhere: int = 0) -> None:
-    """Run a step that reads `n_read` rows: `rows` are unusable, and `n_unusable_elsewhere` rows of other ranks."""
+    """Run a step that reads `n_read` rows. `rows` and `n_unusable_elsewhere` rows of other ranks are unusable."""
     outputs = {"skipped": list(rows), "rows_read": torch.tensor(float(n_read))}
     outputs["rows_unusable"] = torch.tensor(float(len(rows) + n_unusable_elsewhere))
     callback.on_train_batch_end(trainer(), MODULE, outputs)
@@ -233,7 +233,7 @@ class FakeTrainer:
     def __init__(self) -> None:
         self.global_step = 0
         rows = [SimpleNamespace(id=f"r{n}") for n in range(4)]
-        ranks = [[[(0, 0)], [(2, 0)]], [[(1, 1)], []]]
+        ranks = [[[(0, 0)], [(2, 0)]], [[(1, 1)], []]]  # the packs of each rank; a pack is a list of (row, epoch)
         self.datamodule = SimpleNamespace(rows=rows, packs_by_rank=lambda step: ranks)
 
     def step(
@@ -279,7 +279,9 @@ def test_a_non_finite_step_is_saved_with_its_rows_and_weights(tmp_path, report):
     fake_trainer.step(callback, module)
     fake_trainer.step(callback, module, loss=INF)
     weight_dirs = [path.name for path in sorted((tmp_path / "faults").iterdir()) if path.is_dir()]
-    assert weight_dirs == ["step_00000004"]  # only the weights of the last series are kept, because they are large
+    assert weight_dirs == [
+        "step_00000004"
+    ]  # only the weights of the last series of faults are kept, because they are large
 
 
 def test_many_consecutive_non_finite_steps_stop_the_run(tmp_path, report):

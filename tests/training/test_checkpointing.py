@@ -303,12 +303,11 @@ def test_a_signal_before_training_ends_the_process_and_handlers_are_restored(mon
     def receive(number: signal.Signals) -> None:
         with Preemption():
             os.kill(os.getpid(), number)
-            time.sleep(5)  # the signal arrives at once and ends this
+            time.sleep(5)  # the signal arrives at once and interrupts the sleep
 
     for signal_number in Preemption.SIGNALS:
-        with pytest.raises(Preempted, match=f"stopped by {signal_number.name} before the first step"), Preemption():  # noqa: PT012
-            os.kill(os.getpid(), signal_number)
-            time.sleep(5)  # the signal arrives at once and ends this
+        with pytest.raises(Preempted, match=f"stopped by {signal_number.name} before the first step"):
+            receive(signal_number)
         (tmp_path / "requeue").unlink()  # this file tells a job script to requeue
     assert [signal.getsignal(signal_number) for signal_number in Preemption.SIGNALS] == before
 
@@ -317,7 +316,7 @@ def test_a_signal_before_training_ends_the_process_and_handlers_are_restored(mon
 
 
 class BrokenDisk(L.Callback):
-    """A disk that refuses writes from the end of step `start` to the end of step `stop`."""
+    """A disk that refuses writes from the end of step `start` (0: at once) to the end of step `stop`."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, error: Exception, start: int, stop: int) -> None:
         self.patch, self.error, self.start, self.stop = monkeypatch, error, start, stop

@@ -1,4 +1,8 @@
-"""Cost model and inspection: published sizes, and what a directory contains, supports and lacks."""
+"""Cost model and inspection: published sizes, and what a directory contains, supports and lacks.
+
+Expected numbers come from two documents that are not part of the repository: the fact sheet (sizes of the released
+systems) and the performance notes (memory and FLOPs computed from these sizes).
+"""
 
 from __future__ import annotations
 
@@ -131,7 +135,7 @@ def test_training_only_the_encoder_needs_no_memory_for_llm_activations(released_
 
 
 def test_training_flops_equal_the_performance_notes(released_net: nn.Module):
-    """Use the GFLOP of a forward pass in the performance notes.
+    """The performance notes state these GFLOP of a forward pass.
 
     LLM token 12.95, scored position 1.278, encoder frame of 20 ms 1.271, audio token (two frames) in projector 0.0105.
     The last layer's queries, output and MLP take 0.338 of the 12.95. Only scored tokens need them.
@@ -155,7 +159,7 @@ def test_training_flops_equal_the_performance_notes(released_net: nn.Module):
         assert count_training_flops(released_net, stage, audio) / 1e9 == pytest.approx(expected, rel=1e-3)
 
 
-LOADS = ({"tokens": 1}, {"frames": 1}, {"scored": 1})
+LOADS = ({"tokens": 1}, {"frames": 1}, {"scored": 1})  # one LLM token, one encoder frame, one scored position
 
 
 def test_a_live_reference_adds_the_memory_of_a_frozen_copy(released_net: nn.Module):
@@ -241,18 +245,18 @@ def test_a_dry_run_prints_the_first_batch_and_its_cost(tmp_path: Path):
         {"id": "bad", "audio": "no.wav", "task": "asr", "language": "en", "text": "a"},
     ]
     [manifest] = read_manifests([write_manifest(tmp_path / "rows.jsonl", rows)])
-    view = samples_of()
-    batch = build_pack(manifest.rows, [(0, None), (1, None), (2, None)], view)
-    assert dry_run.format_first_row(batch, view.tokenizer) == (
+    samples = samples_of()
+    batch = build_pack(manifest.rows, [(0, None), (1, None), (2, None)], samples)
+    assert dry_run.format_first_row(batch, samples.tokenizer) == (
         "<|audio_bos|>[25 audio tokens]<|audio_eos|>Detect the language and recognize the speech: "
         "{<|en|>the cat sat<|endoftext|>}"
     )
     run_config = config.resolve(config.compose([*published.TINY, "model.encoder.n_mels=16"]))
-    net = config.build_net(run_config, view.tokenizer)
+    net = config.build_net(run_config, samples.tokenizer)
     console = Console(file=io.StringIO(), width=200)
     stages = [Stage(name="this run", trainable=("projector",))]
     dry_run.print_sizes(console, net, stages, Load.of_pack(batch))
-    dry_run.print_batch(console, [batch], view.tokenizer)
+    dry_run.print_batch(console, [batch], samples.tokenizer)
     text = console.file.getvalue()
     n_tokens, n_scored = len(batch["ids"]), int((batch["labels"] != IGNORE).sum())
     assert f"1 packs, 2 rows, {n_tokens:,} tokens, {n_scored} of them scored, 75 audio tokens (3.0 s)" in text

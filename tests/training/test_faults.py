@@ -214,12 +214,12 @@ def kill_workers_at(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     read, main_process = audio.read, os.getpid()
 
     def set_up(path: str, times: int) -> None:
-        marks = tmp_path / "marks"
-        marks.mkdir()
+        killed_workers = tmp_path / "killed_workers"  # contains an empty file for each killed worker
+        killed_workers.mkdir()
 
         def read_or_kill(file: Path, *segment: float | None) -> np.ndarray:
-            if str(file) == path and os.getpid() != main_process and len(list(marks.iterdir())) < times:
-                (marks / str(os.getpid())).touch()
+            if str(file) == path and os.getpid() != main_process and len(list(killed_workers.iterdir())) < times:
+                (killed_workers / str(os.getpid())).touch()
                 os.kill(os.getpid(), signal.SIGKILL)
             return read(file, *segment)
 

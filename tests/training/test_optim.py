@@ -65,7 +65,7 @@ def test_the_learning_rate_halves_with_each_block_below_the_encoders_output(net)
     }
 
 
-def test_the_published_layer_decay_over_32_blocks():
+def test_the_published_layer_decay_applies_to_each_of_32_blocks():
     net = Net()
     net.encoder.blocks = nn.ModuleList(nn.Linear(4, 4) for _ in range(32))
     rates = settings(net, lr=5e-5, layer_decay=0.95)

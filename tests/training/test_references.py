@@ -1,4 +1,4 @@
-"""Reference log-probabilities: their values, when the cache is reused, and runs that use them."""
+"""Log-probabilities of answers under the reference model of DPO: values, reuse of the cache, and runs with them."""
 
 from __future__ import annotations
 
@@ -252,12 +252,12 @@ def test_replaying_a_step_computes_references_of_only_its_rows(compose_run, monk
     train.claim_run_dir(Path(run_config["run_dir"]), run_config)
     _, data = train.build(run_config)
     data.setup("fit")
-    numbers = data.plan.step(1)[:2]
-    positions = [RowPosition(row=row, id=data.rows[row].id, epoch=epoch) for row, epoch in numbers]
+    first_rows = data.plan.step(1)[:2]
+    positions = [RowPosition(row=row, id=data.rows[row].id, epoch=epoch) for row, epoch in first_rows]
     file = Fault(step=1, reason="a test", ranks=[[positions]]).save(Path(run_config["run_dir"]))
     calls = CallRecorder(monkeypatch)
     assert replay.replay(file, checkpoint=None, accelerator="cpu", console=Console(quiet=True)) == []
-    assert sum(map(len, calls.rows)) == len({data.rows[row].id for row, _ in numbers}) < len(data.rows)
+    assert sum(map(len, calls.rows)) == len({data.rows[row].id for row, _ in first_rows}) < len(data.rows)
 
 
 def test_cached_and_live_references_give_the_same_training(compose_run, monkeypatch):

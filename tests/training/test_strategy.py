@@ -20,9 +20,10 @@ from support.records import Record, record, record_in_processes
 from support.runs import ROOT
 
 STEPS = 3  # validated after 2 and at the end
-CLIP = 0.01  # far below the norms of these runs
+CLIP = 0.01  # maximum gradient norm, far below the gradient norms of these runs
 
-# The kinds of training. In all but `text_only`, each process has several packs in a step.
+# The kinds of training. In all but `text_only`, each process has several packs in a step. `v1` is Qwen-Audio,
+# `dpo_live` computes references in each step, and `published` starts from a published encoder and language model.
 CASES = {
     "llm_frozen": ["experiment=qwen2_audio_pretrain", "optim.layer_decay=0.9"],
     "encoder_frozen": ["experiment=qwen2_audio_pretrain", "trainable=[pooling,projector,boundary,llm]"],

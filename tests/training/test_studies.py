@@ -65,7 +65,7 @@ def test_studies_share_the_run_of_a_stage_only_if_its_config_is_equal():
     assert stage_digests(STUDY, more=["max_steps=7"]) != stage_digests(STUDY)
 
 
-def test_one_arm_and_seed_include_their_dependencies():
+def test_a_selected_arm_and_seed_are_planned_with_their_dependencies():
     assert [job.key for job in studies.plan_jobs(STUDY, arm="b", seed=1)] == ["encoder, seed 1", "b, seed 1"]
 
 
@@ -201,7 +201,8 @@ def test_finished_runs_start_again_only_with_another_config_or_evaluation(tmp_pa
 
     assert count_starts(make_jobs()) == 3
     assert count_starts(make_jobs()) == 0 and "1 runs (1 already done)" in capsys.readouterr().out
-    assert count_starts(make_jobs(benchmarks=())) == 0  # a dependency of another run in a job array
+    # A run that is planned only as a dependency, for example in another job of a job array, has no evaluations.
+    assert count_starts(make_jobs(benchmarks=())) == 0
     assert count_starts(make_jobs(benchmarks=("a", "c"))) == 3
     assert count_starts(make_jobs(steps=2, benchmarks=("a", "c"))) == 3
     (tmp_path / "run" / "done.json").write_text("{")

@@ -55,7 +55,10 @@ def test_counts_of_a_pack_equal_the_hand_computed_ones():
 
 
 def test_token_pairs_of_a_tree_include_the_prompt_for_both_answers():
-    """The tree: 3 prompt tokens, 2 chosen tokens, the last prompt token again, and 4 rejected tokens."""
+    """A preference pair is packed as a tree: both answers share the prompt.
+
+    The ids are 3 prompt tokens, 2 chosen tokens, the last prompt token again, and 4 rejected tokens.
+    """
     ids = torch.arange(10)
     tree = {"cu_seqlens": torch.tensor([0, 5, 10]), "cu_keys": torch.tensor([0, 5, 12])}
     fields = {"labels": torch.full((10,), IGNORE), "rows": [0], "audio_seconds": 0.0}

@@ -28,7 +28,7 @@ STATE = {"recipe": {"seed": 3, "names": ["a", "é"]}, "validating": False}
 
 
 class Tied(nn.Module):
-    """A module with parameters of several dtypes and ranks: tied, empty, scalar, frozen; and a buffer."""
+    """A module with tied, empty, scalar and frozen parameters, parameters of two dtypes, and a buffer."""
 
     def __init__(self, seed: int) -> None:
         super().__init__()
@@ -235,7 +235,10 @@ class ProcessKilled(BaseException):
 
 @contextmanager
 def killed_at_call(monkeypatch: pytest.MonkeyPatch, call_number: int, *removals: str) -> Iterator[None]:
-    """Simulate a kill in disk operation `call_number`: a flush to disk, a rename or a new directory."""
+    """Simulate a kill in the disk operation with this number.
+
+    Operations are flushes to disk, renames, new directories and the functions of `shutil` named in `removals`.
+    """
     calls = iter(range(100))
 
     def count(function):
@@ -322,10 +325,10 @@ def test_saving_a_step_again_replaces_its_checkpoint(tmp_path: Path):
     assert states_equal(restored, build_trained(seed=2)[0]) and files(tmp_path) == [path]
 
 
-def test_pruning_keeps_the_newest_and_the_best_and_sets_later_ones_aside(tmp_path: Path):
+def test_pruning_keeps_the_newest_and_the_best_and_sets_later_steps_aside(tmp_path: Path):
     for step in (2, 4, 6, 8, 12):
         save_checkpoint(tmp_path, step)
-    checkpoint_dir.prune(tmp_path, 8, keep=2, best=2)
+    checkpoint_dir.prune(tmp_path, 8, keep=2, best=2)  # step 12 is later than the newest saved step
     assert checkpoint_dir.list_steps(tmp_path) == [8, 6, 2]
     assert (tmp_path / "damaged-step_00000012").is_dir()
 
@@ -347,7 +350,12 @@ def run_processes(folder: Path, world: int, *layouts: str) -> None:
 
 
 def check_strategies(folder: Path, rounds: dict[int, list[str]]) -> CheckpointDir:
-    """Check that the last checkpoint equals that of a single process."""
+    """Save on one process, continue in every round, and compare with training on a single process.
+
+    Args:
+        folder: Folder of the checkpoints.
+        rounds: {number of processes: the layouts under which they continue, one step each}.
+    """
     net, optimizer = make(seed=9)
     learn(net, optimizer)
     checkpoint_io.save(folder, 1, module=net, optimizer=optimizer, state={})
@@ -373,7 +381,7 @@ def check_strategies(folder: Path, rounds: dict[int, list[str]]) -> CheckpointDi
 def test_two_processes_resume_from_one_and_each_writes_a_share(tmp_path: Path):
     """Each process writes some replicated tensors and its own part of the sharded ones. Nothing is written twice.
 
-    The first save fails on one process. Both processes learn of it and continue.
+    Under each layout, the first save fails on one process. Both processes learn of it and save again.
     """
     newest = check_strategies(tmp_path, {2: ["replicated", "fsdp"]})
     n_bytes = sum(tensor.nbytes for tensor in make(seed=9)[0].state_dict().values())

@@ -130,7 +130,7 @@ def test_whisper_is_identified_as_an_encoder_with_its_sizes(paths: dict[str, Pat
 
 
 @pytest.mark.parametrize("kind", ["causal_lm", "qwen"])
-def test_a_language_model_initialises_the_llm_of_a_larger_vocabulary(paths: dict[str, Path], kind: str):
+def test_a_language_model_initialises_an_llm_with_a_larger_vocabulary(paths: dict[str, Path], kind: str):
     source = identify(paths[kind])
     preset = auris_config.resolve(auris_config.compose(published.TINY))["model"]
     net = auris_config.build_net({"model": preset | source.parts}, SimpleNamespace(size=5000))

@@ -392,15 +392,15 @@ def load_as_a_rank(rank: int, directory: Path, world_size: int) -> None:
         parts = ["llm"] if case == "causal_lm" else None
         loading.load(net, source, layout=case, parts=parts, label=case, seed=7)
         expected = torch.load(directory / f"{case}.pt", weights_only=True)
-        local = 0
+        n_local = 0
         for name, tensor in net.state_dict().items():
             if name in expected:
                 sharded = isinstance(tensor, DTensor)
                 assert sharded == (name != "encoder.positions"), name
                 assert torch.equal(tensor.full_tensor() if sharded else tensor, expected[name]), (case, name)
-                local += (tensor.to_local() if sharded else tensor).numel()
+                n_local += (tensor.to_local() if sharded else tensor).numel()
         if case != "causal_lm":
-            assert source.n_read == local  # no rank reads the slices of another rank
+            assert source.n_read == n_local  # no rank reads the slices of another rank
     dist.barrier()
     dist.destroy_process_group()
 
