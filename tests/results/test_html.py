@@ -267,7 +267,8 @@ def test_the_worst_rows_have_the_lowest_scores():
     worst = examples.choose(run_predictions(sounds), 1)
     assert (
         worst.ids == ["sec-en-1"]
-        and "2 rows share the score of the last one shown, of which the first 1" in worst.description
+        and "2 rows have the same score as the last one shown; of these, the page shows the first 1 by id"
+        in worst.description
     )
     assert examples.choose(run_predictions(sounds[:1]), 3).ids == []
     answers = examples.choose([*run_predictions(sounds), *run_predictions(sounds, arm="b", stats=[1.0, 1.0])], 3)

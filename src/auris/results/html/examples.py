@@ -137,7 +137,8 @@ def choose(predictions: Sequence[RunPrediction], count: int) -> WorstRows | None
     if chosen:
         tied, shown = (sum(means[name] == means[chosen[-1]] for name in names) for names in (ranked, chosen))
         if tied > shown:
-            description += f"; {tied} rows share the score of the last one shown, of which the first {shown} by id"
+            description += f"; {tied} rows have the same score as the last one shown"
+            description += f"; of these, the page shows the first {shown} by id"
     return WorstRows(metric, description, chosen)
 
 
