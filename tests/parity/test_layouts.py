@@ -179,9 +179,9 @@ def test_names_of_a_transformers_model_in_memory_are_read(
     assert "model.audio_tower.conv1.weight" in state and "lm_head.weight" in state
     loading.load(net, StateTensors(state), layout="qwen2_audio", label="memory")
     qwen2_audio.save_pretrained(tmp_path)
-    files = nets.build()
-    loading.load(files, TensorFiles.open(tmp_path), layout="qwen2_audio", label="files")
-    assert_equal(net.state_dict(), files.state_dict())
+    net_from_files = nets.build()
+    loading.load(net_from_files, TensorFiles.open(tmp_path), layout="qwen2_audio", label="files")
+    assert_equal(net.state_dict(), net_from_files.state_dict())
 
 
 def rename_to_qwen_audio(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -71,8 +71,8 @@ def build(audio: dict, hidden: int, llm: dict, vocab_size: int, clip_end: str = 
 
 
 @pytest.fixture(scope="module", params=["zero", "silence"])
-def encoders(request, golden: Path) -> AudioLM:
-    """Return the released audio module, and the same module with silence after each clip."""
+def audio_module(request, golden: Path) -> AudioLM:
+    """Return the released audio module, or the same module with silence instead of zeros after each clip."""
     config = json.loads((golden / "encoder_config.json").read_text())
     llm = {"intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
     net = build(config, config["output_dim"], llm, 16, request.param)
@@ -184,27 +184,27 @@ def test_features_and_lengths_equal_the_released_ones(clips: dict[str, np.ndarra
         assert (tokens > 0) == (status == 1), samples  # a clip that the released code cannot encode is an unusable row
 
 
-@pytest.mark.parametrize("encoders", ["zero"], indirect=True)
-def test_the_audio_module_equals_the_released_one_for_each_clip(encoders: AudioLM, clips: dict[str, np.ndarray]):
-    single = [encode(encoders, [clip_features(clips, n, encoders.geometry)]) for n in range(5)]
+@pytest.mark.parametrize("audio_module", ["zero"], indirect=True)
+def test_the_audio_module_equals_the_released_one_for_each_clip(audio_module: AudioLM, clips: dict[str, np.ndarray]):
+    single = [encode(audio_module, [clip_features(clips, n, audio_module.geometry)]) for n in range(5)]
     for number, out in enumerate(single):
         expected = torch.from_numpy(clips[f"out_single_{number}"])
         torch.testing.assert_close(out, expected, rtol=0, atol=1e-4, check_dtype=False)
-    batched = encode(encoders, [clip_features(clips, n, encoders.geometry) for n in range(5)])
+    batched = encode(audio_module, [clip_features(clips, n, audio_module.geometry) for n in range(5)])
     torch.testing.assert_close(batched, torch.cat(single), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("encoders", ["zero"], indirect=True)
-def test_batches_of_the_released_code_add_one_frame_of_silence(encoders: AudioLM, clips: dict[str, np.ndarray]):
+@pytest.mark.parametrize("audio_module", ["zero"], indirect=True)
+def test_batches_of_the_released_code_add_one_frame_of_silence(audio_module: AudioLM, clips: dict[str, np.ndarray]):
     expected = torch.cat([torch.from_numpy(clips[f"out_batch_{number}"]) for number in range(5)])
     torch.testing.assert_close(
-        encode_as_released(encoders, clips, list(range(5))), expected, rtol=0, atol=1e-4, check_dtype=False
+        encode_as_released(audio_module, clips, list(range(5))), expected, rtol=0, atol=1e-4, check_dtype=False
     )
 
 
-@pytest.mark.parametrize("encoders", ["silence"], indirect=True)
-def test_silence_after_a_clip_changes_the_output(encoders: AudioLM, clips: dict[str, np.ndarray]):
-    out = encode(encoders, [clip_features(clips, 0, encoders.geometry)])
+@pytest.mark.parametrize("audio_module", ["silence"], indirect=True)
+def test_silence_after_a_clip_changes_the_output(audio_module: AudioLM, clips: dict[str, np.ndarray]):
+    out = encode(audio_module, [clip_features(clips, 0, audio_module.geometry)])
     expected = torch.from_numpy(clips["out_single_0"])
     assert (out[: len(expected)] - expected).abs().max() > 5e-3
 

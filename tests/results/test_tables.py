@@ -370,7 +370,7 @@ def test_the_error_for_an_unknown_axis_lists_the_valid_ones(study):
 # --- descriptions of runs ---
 
 
-def describe(run: Path, **settings: object) -> None:
+def write_recipe(run: Path, **settings: object) -> None:
     (run / "recipe.yaml").write_text(yaml.safe_dump({"study": "demo", "seed": 0, "checkpoint": None, **settings}))
 
 
@@ -378,7 +378,7 @@ def test_settings_that_differ_between_arms_become_tensorboard_hparams(study):
     for arm in ARMS:
         for seed in (0, 1):
             settings = {"optim": {"lr": 0.1 if arm == ARMS[0] else 0.2, "clip": 1.0}, "run_dir": f"runs/{arm}/{seed}"}
-            describe(study / arm / f"seed_{seed}", arm=arm, **settings)
+            write_recipe(study / arm / f"seed_{seed}", arm=arm, **settings)
     assert results.hparams(study).columns.tolist() == ["arm", "seed", "optim.lr"]
     for _ in range(2):  # a repeated call replaces the file of each run
         runs.write_hparams(study)
@@ -396,7 +396,7 @@ def test_settings_that_differ_between_arms_become_tensorboard_hparams(study):
 
 def test_a_run_can_be_reproduced_from_its_recorded_command(tmp_path, capsys):
     run = write_run(tmp_path / "s", "a", 0, {"sec": ("accuracy", [[1, 1]])})
-    describe(run, weights={"llm": "runs/shared/llm/seed_0", "encoder": None})
+    write_recipe(run, weights={"llm": "runs/shared/llm/seed_0", "encoder": None})
     environment = {
         "commit": "abc1234-dirty",
         "torch": "2.11",

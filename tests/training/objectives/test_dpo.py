@@ -1,4 +1,7 @@
-"""DPO losses: hand-computed cases, the prompt tree against two sequences, and cached and live references."""
+"""DPO losses: hand-computed cases, the prompt tree against two sequences, and cached and live references.
+
+A prompt tree contains a prompt once, followed by both answers.
+"""
 
 from __future__ import annotations
 
@@ -29,9 +32,9 @@ pytestmark = pytest.mark.usefixtures("float64")
 VOCAB = 96
 
 
-def build(system: str, phase: int = 0, **config: object) -> AudioLM:
-    """Return a net with weights small enough that its answers are comparable."""
-    torch.manual_seed(phase)
+def build(system: str, seed: int = 0, **config: object) -> AudioLM:
+    """Return a net with weights so small that the softmax does not saturate."""
+    torch.manual_seed(seed)
     net = nets.build(system, vocab=VOCAB, **{"num_key_value_heads": 2, **config})
     with torch.no_grad():
         for parameter in net.parameters():
@@ -86,7 +89,7 @@ def assert_close(left: list[Tensor], right: list[Tensor], tolerance: float = 1e-
 
 # Three pairs. With beta = 1/2, beta * (log-ratio of chosen - log-ratio of rejected) is log 3, 0 and -log 3.
 LOGPS = [[-1.0, -2.0 - 2 * math.log(3)], [-3.0, -4.0], [-2.0 - 2 * math.log(3), -1.0]]
-REFERENCE = [[-2.0, -3.0], [-5.0, -6.0], [-3.0, -2.0]]
+REFERENCE_LOGPS = [[-2.0, -3.0], [-5.0, -6.0], [-3.0, -2.0]]
 LENGTHS = [[1.0, 2.0], [2.0, 2.0], [4.0, 1.0]]
 LOG3 = math.log(3)
 
@@ -114,7 +117,7 @@ CASES = {
 def test_losses_of_three_pairs_equal_the_hand_computed_ones(case: str) -> None:
     arguments, expected = CASES[case]
     objective = DPO(beta=0.5, **arguments)
-    logps, reference, lengths = (torch.tensor(numbers) for numbers in (LOGPS, REFERENCE, LENGTHS))
+    logps, reference, lengths = (torch.tensor(numbers) for numbers in (LOGPS, REFERENCE_LOGPS, LENGTHS))
     losses = objective.losses(objective.rewards(logps, reference, lengths), logps, lengths)
     torch.testing.assert_close(losses, torch.tensor(expected))
 
@@ -123,7 +126,7 @@ def test_the_gradient_equals_equation_7_of_the_dpo_paper() -> None:
     """It is -beta * sigmoid(-x) for the chosen log-probability and beta * sigmoid(-x) for the rejected one."""
     logps = torch.tensor(LOGPS, requires_grad=True)
     objective, ones = DPO(beta=0.5), torch.ones(3, 2)
-    objective.losses(objective.rewards(logps, torch.tensor(REFERENCE), ones), logps, ones).sum().backward()
+    objective.losses(objective.rewards(logps, torch.tensor(REFERENCE_LOGPS), ones), logps, ones).sum().backward()
     weight = 0.5 * torch.tensor([1 / 4, 1 / 2, 3 / 4])
     torch.testing.assert_close(logps.grad, torch.stack([-weight, weight], dim=1))
 

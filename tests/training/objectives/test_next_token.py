@@ -67,7 +67,7 @@ def rows() -> list[Row]:
 
 
 def run(net: nn.Module, batch: dict) -> tuple[Tensor, int, int, list[Tensor]]:
-    """Return loss, number of correct tokens, count, and gradients of a pack."""
+    """Return the loss of a pack, its numbers of correct and of scored tokens, and the gradients."""
     objective = NextToken()
     net.zero_grad()
     loss, sums = objective(net, batch)
@@ -154,11 +154,11 @@ def test_an_empty_pack_contributes_nothing_but_reaches_every_part(net):
     assert net.projector.weight.grad is not None and net.encoder.conv1.weight.grad is not None
 
 
-def test_a_text_pack_without_audio_has_the_same_loss(net):
+def test_the_dummy_clip_of_a_text_pack_does_not_change_the_loss(net):
     batch = pack([[text(9)]], net.geometry)
-    with_dummy = NextToken()(net, batch)[0]
-    without = NextToken()(net, {key: value for key, value in batch.items() if key not in ("mel", "frames")})[0]
-    torch.testing.assert_close(with_dummy, without)
+    with_dummy_clip = NextToken()(net, batch)[0]
+    without_clip = NextToken()(net, {key: value for key, value in batch.items() if key not in ("mel", "frames")})[0]
+    torch.testing.assert_close(with_dummy_clip, without_clip)
 
 
 def test_the_objective_generates_the_answers_of_the_net(net):
