@@ -16,7 +16,7 @@ N = 60
 TOKENS = np.array([10 + 7 * (n % 5) for n in range(N)])
 TOKENS[[3, 17]] = 0  # unusable
 ROWS = [Row(f"r{n}", labels={"task": "asr" if n % 3 else "sec"}) for n in range(N)]
-SAMPLES = SimpleNamespace(seconds=lambda row: 2.0 if row.labels["task"] == "asr" else 0.5)
+SAMPLES = SimpleNamespace(audio_seconds=lambda row: 2.0 if row.labels["task"] == "asr" else 0.5)
 
 
 def plan(**changes) -> Plan:

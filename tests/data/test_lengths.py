@@ -205,7 +205,7 @@ def test_an_unusable_row_has_a_reason_and_no_length(folder, cache):
     reasons = [
         "cannot be decoded",
         "needs the label `text`",
-        "40.0 s, the limit is 30 s",
+        "40.0 s long, the limit is 30 s",
         "shorter than one audio token",
     ]
     assert list(measured.problems) == [3, 4, 5, 6]

@@ -179,7 +179,7 @@ def test_a_clip_of_40_seconds_is_an_error_that_names_the_setting(tmp_path, polic
     row = row_of(tmp_path, 40.0, **fields)
     samples = samples_of(long_audio=policy)
     for attempt in (samples.audio_lengths, lambda row: samples.build(row, 0, 0)):
-        with pytest.raises(ClipTooLongError, match="40.0 s, the limit is 30 s: set long_audio=window"):
+        with pytest.raises(ClipTooLongError, match="40.0 s long, the limit is 30 s: set long_audio=window"):
             attempt(row)
 
 
