@@ -53,7 +53,7 @@ class Report:
     """Measurements of a benchmark that does not time two sides against each other.
 
     Attributes:
-        figures: The measurements. Those that `goals.TARGETS` names are numbers.
+        figures: The measurements. Those that `goals.TARGETS` names are numbers, or mappings with the key `median`.
         errors: As in `Comparison`.
         limits: As in `Comparison`.
         peer: Name and version of the peer, if there is one.

@@ -37,7 +37,7 @@ from benchmarks import (
     train_step,
 )
 from benchmarks.goals import TARGETS, Target
-from benchmarks.models import seconds
+from benchmarks.models import parse_lengths
 
 BENCHMARKS = {
     "train_step": train_step,
@@ -55,7 +55,7 @@ BENCHMARKS = {
 OUT = Path("runs/benchmarks")
 
 USAGE = """\
-Speed and memory against named peers, as ratios: above 1, auris is faster.
+Speed and memory against named peers, as ratios. Above 1, auris is faster; for `memory`, below 1, auris needs less.
 
   python -m benchmarks                                    all benchmarks, with all settings that have a target
   python -m benchmarks train_step                         one benchmark, with all settings that have a target
@@ -131,9 +131,10 @@ def _command(case: Case, rounds: int) -> list[str]:
 
 
 def _describe(name: str) -> str:
+    """Return the line of the help about a benchmark: its settings with their choices or their default."""
     choices = {"preset": tuple(BENCHMARKS[name].PRESETS), **_choices(name)}
-    free = {key: value for key, value in _defaults(name).items() if key not in choices}
-    parts = [f"{key}={'|'.join(values)}" for key, values in choices.items()] + [f"{k}={v}" for k, v in free.items()]
+    others = {key: default for key, default in _defaults(name).items() if key not in choices}
+    parts = [f"{key}={'|'.join(values)}" for key, values in choices.items()] + [f"{k}={v}" for k, v in others.items()]
     return f"  {name:10}  {'  '.join(parts)}"
 
 
@@ -176,6 +177,7 @@ def _parse(argv: Sequence[str]) -> tuple[list[Case], int]:
     cases = []
     for name, option in selected:
         matches = _cases(name, option, {key: _read(name, key, value) for key, value in settings.items()})
+        # With a benchmark and a preset, only the first target counts: it provides the settings that are not given.
         cases += matches if preset is None or not named else matches[:1]
     return cases, int(rounds)
 
@@ -186,7 +188,7 @@ def _read(benchmark: str, name: str, value: str) -> Any:
     if choices and value not in choices:
         raise SettingError(f"{name}={value}: expected one of {', '.join(choices)}")
     if name == "lengths":
-        seconds(value)
+        parse_lengths(value)  # raises SettingError
     if not isinstance(_defaults(benchmark)[name], int):
         return value
     if not value.isdecimal():
@@ -205,8 +207,8 @@ def _cases(name: str, preset: str, overrides: Mapping[str, Any]) -> list[Case]:
     with_target = [
         {**defaults, **target.settings} for target in TARGETS if (target.benchmark, target.preset) == (name, preset)
     ]
-    fixed = {key: value for key, value in overrides.items() if key != "seed"}.items()
-    matches = [settings | overrides for settings in with_target or [defaults] if fixed <= settings.items()]
+    compared = {key: value for key, value in overrides.items() if key != "seed"}.items()
+    matches = [settings | overrides for settings in with_target or [defaults] if compared <= settings.items()]
     matches = [settings for number, settings in enumerate(matches) if settings not in matches[:number]]
     return [Case(benchmark=name, preset=preset, settings=s) for s in matches or [{**defaults, **overrides}]]
 
@@ -287,7 +289,7 @@ def race(comparison: Comparison, rounds: int) -> tuple[list[float], list[float]]
 
 
 def _cpu_seconds(work: Callable[[], object]) -> float:
-    # CPU time does not include the time of other processes, although they slow down both sides.
+    # CPU time does not include the time of other processes. They may still slow down both sides.
     start = time.process_time()
     work()
     return time.process_time() - start

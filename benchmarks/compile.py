@@ -1,4 +1,4 @@
-"""Number of graphs that `torch.compile(dynamic=True)` makes of the blocks over many packs of random lengths.
+"""Number of graphs that `torch.compile(dynamic=True)` makes of encoder and LLM blocks for many packs of random lengths.
 
 There is no peer, and no time is measured. Each block is compiled in place with a backend that counts the graphs and
 runs them unchanged. The number of graphs is the same with any backend.
@@ -24,11 +24,11 @@ from benchmarks.models import Preset, models, samples, step, waves
 
 PRESETS = {"tiny": SIZES["tiny"]}
 LIMITS = {"loss": 1e-5}
-WARM_UP = 2  # steps after which no further graph should be compiled
+WARM_UP_STEPS = 2  # number of steps after which no further graph should be compiled
 
 
 def report(preset: Preset, *, batches: int = 100, lengths: str = "0.5-4", clips: int = 4, seed: int = 0) -> Report:
-    """Report the number of graphs by kind of block, and of those added after step `WARM_UP`.
+    """Report the number of graphs by kind of block, and the number of graphs that were added after the warm-up.
 
     The error is the largest difference of the losses from those without compilation.
     """
@@ -53,15 +53,16 @@ def report(preset: Preset, *, batches: int = 100, lengths: str = "0.5-4", clips:
     for kind, blocks in {"encoder": net.encoder.blocks, "llm": decoder_layers(net.llm)}.items():
         # All blocks of a kind share one backend object. With several backends they would not share graphs.
         compile_blocks(blocks, _counting_backend(graphs, kind))
-    compiled_losses, after_warm_up = [], 0
+    compiled_losses, n_warm_up_graphs = [], 0
     for number, pack in enumerate(packs):
         compiled_losses.append(step(net, partial(compute_loss, pack)))
-        after_warm_up = graphs.total() if number + 1 == WARM_UP else after_warm_up
+        if number + 1 == WARM_UP_STEPS:
+            n_warm_up_graphs = graphs.total()
     return Report(
         figures={
             "graphs_encoder": graphs["encoder"],
             "graphs_llm": graphs["llm"],
-            "graphs_after_step_2": graphs.total() - after_warm_up,
+            "graphs_after_step_2": graphs.total() - n_warm_up_graphs,
             "batches": batches,
         },
         errors={"loss": float(np.abs(np.subtract(losses, compiled_losses)).max())},

@@ -1,9 +1,9 @@
-"""One step of direct preference optimisation: pairs that share their prompt, against TRL, with one sequence per answer.
+"""One step of direct preference optimisation: auris, where both answers share a prompt, against TRL, where none do.
 
 auris computes the clip and the prompt of a pair once and uses precomputed log-probabilities of the reference. The peer
 is written here from the description of TRL 1.16, because TRL's DPO trainer does not support audio. Its batch has all
 prompts with their chosen answers, followed by all prompts with their rejected answers, so each clip is encoded twice.
-A live reference is a frozen second model that computes the same batch. Logits are computed only at positions with a
+A live reference is a second, frozen model that is run on the same batch. Logits are computed only at positions with a
 label.
 
 Shapes: P pairs; the two answers are in the order chosen, rejected.
@@ -31,13 +31,13 @@ from benchmarks.models import (
     PRESETS,
     TRAINED,
     Preset,
+    freeze_untrained,
     gradient_error,
     label_logps,
     models,
     padded,
     samples,
     step,
-    train,
     waves,
 )
 
@@ -54,16 +54,16 @@ def compare(
 
     The reference has other weights than the policy. With the same weights every loss would be log 2.
     """
-    wave = waves(lengths, pairs, seed)
+    clip_waves = waves(lengths, pairs, seed)
     reference, peer_reference = models(preset, seed + 1)
     net, peer_net = models(preset, seed)
-    train(net, peer_net, trained)
-    chosen = samples(wave, net.geometry, preset.vocab_size, seed)
+    freeze_untrained(net, peer_net, trained)
+    chosen = samples(clip_waves, net.geometry, preset.vocab_size, seed)
     rejected_answers = [_random_answer(row, preset.vocab_size, (seed, row.row, 1)) for row in chosen]
     objective = DPO(beta=BETA)
     pairs_of_answers = [replace(row, rejected=answer) for row, answer in zip(chosen, rejected_answers, strict=True)]
     rejected = [_replace_answer(row, answer) for row, answer in zip(chosen, rejected_answers, strict=True)]
-    inputs = padded([*chosen, *rejected], [*wave, *wave])
+    inputs = padded([*chosen, *rejected], [*clip_waves, *clip_waves])
     with torch.no_grad():
         pack = collate(pairs_of_answers, geometry=net.geometry)
         pack["reference"] = answer_logps(reference, pack)[0]

@@ -25,7 +25,7 @@ from auris.training.module import AudioLMModule
 from auris.training.preemption import Preemption
 from benchmarks import Report, SettingError
 from benchmarks.loader import write_rows
-from benchmarks.models import PRESETS, TRAINED, Preset, seconds
+from benchmarks.models import PRESETS, TRAINED, Preset, parse_lengths
 
 __all__ = ["CHOICES", "PRESETS", "report"]
 
@@ -48,15 +48,17 @@ def report(
 ) -> Report:
     """Report the relative overhead: CPU seconds of `trainer.fit` / CPU seconds of plain torch - 1, for each stretch.
 
-    The first stretch is not used, because the optimizer allocates its moments there.
+    A stretch is a series of `stretch` consecutive steps; a run has `stretches` of them. The first stretch is not used,
+    because the optimizer allocates its moments there.
     """
     if stretches < 2 or min(rows, stretch) < 1:
         raise SettingError(
-            f"stretches={stretches} stretch={stretch} rows={rows}: expected 2 or more stretches, of 1 or more"
+            f"stretches={stretches} stretch={stretch} rows={rows}: expected 2 or more stretches, 1 or more steps in a "
+            "stretch, and 1 or more rows"
         )
     with tempfile.TemporaryDirectory(prefix="auris-fit-") as name:
         folder, steps = Path(name), stretch * stretches
-        write_rows(folder, 2 * rows, seconds(lengths), seed)
+        write_rows(folder, 2 * rows, parse_lengths(lengths), seed)
         run_config = _run_config(preset, folder, trained=trained, rows=rows, steps=steps, seed=seed)
         racer = Racer(run_config, stretch)
         module, data = train.build(run_config)

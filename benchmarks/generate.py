@@ -20,10 +20,10 @@ LIMITS = {"tokens": 0.0}
 
 def compare(preset: Preset, *, lengths: str = "2-8", clips: int = 8, tokens: int = 32, seed: int = 0) -> Comparison:
     """Run both models on the same prompts. The error is the share of tokens that differ."""
-    wave = waves(lengths, clips, seed)
+    clip_waves = waves(lengths, clips, seed)
     net, peer_net = (model.eval() for model in models(preset, seed))
-    prompts = [_prompt(row) for row in samples(wave, net.geometry, preset.vocab_size, seed)]
-    pack, inputs = collate(prompts, geometry=net.geometry), padded(prompts, wave, side="left")
+    prompts = [_prompt(row) for row in samples(clip_waves, net.geometry, preset.vocab_size, seed)]
+    pack, inputs = collate(prompts, geometry=net.geometry), padded(prompts, clip_waves, side="left")
     del inputs["labels"]
     settings = GenerationSettings(max_new_tokens=tokens)
     peer_net.generation_config.eos_token_id = None  # all responses reach the length limit, on both sides

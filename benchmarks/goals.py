@@ -25,7 +25,7 @@ class Target:
         figure: Name of the figure in the result.
         prototype: Value of the prototype, None if it was not measured.
         goal: The goal, None if there is none.
-        smaller_is_better: The gate and the goal are upper bounds.
+        smaller_is_better: Whether the gate and the goal are upper bounds.
     """
 
     benchmark: str
@@ -38,13 +38,16 @@ class Target:
 
     @property
     def gate(self) -> float | None:
-        """The worst accepted value: the prototype's value with `SLACK`."""
+        """The worst accepted value, which is worse than the prototype's value by the fraction SLACK."""
         if self.prototype is None:
             return None
         return self.prototype * (1 + SLACK if self.smaller_is_better else 1 - SLACK)
 
     def judge(self, value: float) -> dict[str, Any]:
-        """Return the gate and the goal, and whether the value meets them; None if they are not set."""
+        """Return the prototype's value, the gate and the goal, and whether `value` meets the gate and the goal.
+
+        Entries that depend on an attribute that is None are None.
+        """
         verdict: dict[str, Any] = {"prototype": self.prototype}
         for name, bound in (("gate", self.gate), ("goal", self.goal)):
             meets = None if bound is None else value <= bound if self.smaller_is_better else value >= bound

@@ -30,7 +30,7 @@ from auris.data.samples import AudioSamples
 from auris.text.prompts import NaturalPrompt
 from auris.text.tokenizer import Tokenizer
 from benchmarks import Comparison
-from benchmarks.models import seconds
+from benchmarks.models import parse_lengths
 from benchmarks.plan import WORDS
 
 N_MELS = 128
@@ -52,7 +52,7 @@ def compare(preset: Preset, *, lengths: str = "2-16", batch: int = 16, seed: int
     """
     directory = tempfile.TemporaryDirectory(prefix="auris-loader-")  # exists as long as the functions that refer to it
     folder = Path(directory.name)
-    write_rows(folder, preset.rows, seconds(lengths), seed)
+    write_rows(folder, preset.rows, parse_lengths(lengths), seed)
     samples = AudioSamples(
         tokenizer=Tokenizer.load(folder / "tokens"), prompt=NaturalPrompt(), geometry=Geometry(n_mels=N_MELS, pool=2)
     )

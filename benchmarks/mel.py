@@ -21,14 +21,14 @@ def compare(preset: int, *, peer: str = "torch", lengths: str = "2-8", clips: in
 
     `peer` selects the implementation of the extractor. It uses torch if torch is installed, and numpy otherwise.
     """
-    wave = waves(lengths, clips, seed)
-    arrays = [clip.numpy() for clip in wave]
+    clip_waves = waves(lengths, clips, seed)
+    arrays = [clip.numpy() for clip in clip_waves]
     extractor = WhisperFeatureExtractor(feature_size=preset)
     if peer == "numpy":  # call the fallback in place of the torch implementation
         extractor._torch_extract_fbank_features = extractor._np_extract_fbank_features
 
     def auris_features() -> list[torch.Tensor]:
-        return [log_mel(clip, preset) for clip in wave]
+        return [log_mel(clip, preset) for clip in clip_waves]
 
     def peer_features() -> torch.Tensor:
         return extractor(arrays, sampling_rate=SAMPLE_RATE, return_tensors="pt").input_features

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from auris.data.collate import collate
 from auris.training.objectives.next_token import NextToken
 from benchmarks import Report
-from benchmarks.models import PRESETS, TRAINED, Preset, models, padded, samples, train, waves
+from benchmarks.models import PRESETS, TRAINED, Preset, freeze_untrained, models, padded, samples, waves
 
 __all__ = ["CHOICES", "PRESETS", "report"]
 
@@ -64,11 +64,11 @@ def _measure_in_process(settings: Mapping[str, Any]) -> dict[str, float]:
 
 def measure(*, side: str, preset: Preset, lengths: str, trained: str, clips: int, seed: int) -> dict[str, float]:
     """Return loss, gradient norm and peak MB of a step of one side, measured in this process."""
-    wave = waves(lengths, clips, seed)
+    clip_waves = waves(lengths, clips, seed)
     auris_net, peer_net = models(preset, seed)
-    train(auris_net, peer_net, trained)
-    rows = samples(wave, auris_net.geometry, preset.vocab_size, seed)
-    pack, inputs = collate(rows, geometry=auris_net.geometry), padded(rows, wave)
+    freeze_untrained(auris_net, peer_net, trained)
+    rows = samples(clip_waves, auris_net.geometry, preset.vocab_size, seed)
+    pack, inputs = collate(rows, geometry=auris_net.geometry), padded(rows, clip_waves)
     objective = NextToken()
     net: nn.Module = auris_net if side == "auris" else peer_net
     del auris_net, peer_net
@@ -83,16 +83,16 @@ def measure(*, side: str, preset: Preset, lengths: str, trained: str, clips: int
     for parameter in parameters:
         parameter.grad.zero_()
     gc.collect()
-    before = _resident()
+    before = _resident_megabytes()
     _reset_peak()
     loss = compute_loss()
     loss.backward()
-    peak = _peak() - before
+    peak = _peak_megabytes() - before
     norm = torch.stack([parameter.grad.norm() for parameter in parameters]).norm()
     return {"loss": loss.item(), "norm": norm.item(), "MB": peak}
 
 
-def _resident() -> float:
+def _resident_megabytes() -> float:
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
 
 
@@ -100,7 +100,7 @@ def _reset_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets the peak to the current resident memory
 
 
-def _peak() -> float:
+def _peak_megabytes() -> float:
     status = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 1024
 

@@ -38,7 +38,8 @@ LIMITS = {"loss": 1e-5, "gradient": 1e-4}
 
 N_MELS = 128  # as in Qwen2-Audio
 AUDIO_ID = 0  # id at the positions of audio tokens; does not occur in the random text
-PROMPT = 12  # tokens of a prompt, as "Detect the language and recognize the speech:" with begin and end of audio
+# Number of tokens of a prompt such as "Detect the language and recognize the speech:", with begin and end of audio.
+PROMPT_TOKENS = 12
 ANSWER_RATE = 4  # transcript tokens per second of speech: 150 words per minute with 1.5 tokens per word, rounded up
 
 
@@ -115,7 +116,7 @@ def _auris_name(name: str) -> str:
     return LAYOUTS["qwen2_audio"].model_names(name)[0]
 
 
-def train(net: AudioLM, peer_net: Qwen2AudioForConditionalGeneration, trained: str) -> None:
+def freeze_untrained(net: AudioLM, peer_net: Qwen2AudioForConditionalGeneration, trained: str) -> None:
     """Freeze the parts that a stage does not train, on both sides."""
     optim.freeze(net, TRAINED[trained])
     trainable = {name for name, p in net.named_parameters() if p.requires_grad}
@@ -124,8 +125,8 @@ def train(net: AudioLM, peer_net: Qwen2AudioForConditionalGeneration, trained: s
             parameter.requires_grad_(_auris_name(name) in trainable)
 
 
-def seconds(lengths: str) -> tuple[float, float]:
-    """Parse the durations of the shortest and the longest clip, as `2-8`. Raise SettingError if they are invalid."""
+def parse_lengths(lengths: str) -> tuple[float, float]:
+    """Parse the seconds of the shortest and the longest clip, such as `2-8`. Raise SettingError if they are invalid."""
     shortest, _, longest = lengths.partition("-")
     try:
         low, high = float(shortest), float(longest)
@@ -137,11 +138,11 @@ def seconds(lengths: str) -> tuple[float, float]:
 
 
 def waves(lengths: str, clips: int, seed: int) -> list[Tensor]:
-    """Return clips of noise whose durations are evenly spaced in `lengths`. Raise SettingError if there are none."""
+    """Return clips of noise whose durations are evenly spaced in `lengths`. Raise SettingError if one is invalid."""
     if clips < 1:
         raise SettingError(f"clips={clips}: expected 1 or more")
     draw = torch.Generator().manual_seed(seed)
-    return [torch.randn(int(s * SAMPLE_RATE), generator=draw) for s in np.linspace(*seconds(lengths), clips)]
+    return [torch.randn(int(s * SAMPLE_RATE), generator=draw) for s in np.linspace(*parse_lengths(lengths), clips)]
 
 
 def models(preset: Preset, seed: int) -> tuple[AudioLM, Qwen2AudioForConditionalGeneration]:
@@ -194,17 +195,17 @@ def samples(clips: Sequence[Tensor], geometry: Geometry, vocab_size: int, seed: 
 
 
 def _sample(row: int, wave: Tensor, geometry: Geometry, vocab_size: int, seed: tuple[int, int]) -> Sample:
-    valid, duration = n_frames(len(wave)), len(wave) / SAMPLE_RATE
-    audio, answer = geometry.n_tokens(valid), max(1, round(ANSWER_RATE * duration))
-    text = np.random.default_rng(seed).integers(AUDIO_ID + 1, vocab_size, PROMPT + answer)
-    ids = np.concatenate([np.full(audio, AUDIO_ID), text])
+    frames, duration = n_frames(len(wave)), len(wave) / SAMPLE_RATE
+    n_audio_tokens, n_answer_tokens = geometry.n_tokens(frames), max(1, round(ANSWER_RATE * duration))
+    text = np.random.default_rng(seed).integers(AUDIO_ID + 1, vocab_size, PROMPT_TOKENS + n_answer_tokens)
+    ids = np.concatenate([np.full(n_audio_tokens, AUDIO_ID), text])
     return Sample(
         row=row,
         ids=ids,
-        supervise=np.arange(len(ids)) >= audio + PROMPT,
+        supervise=np.arange(len(ids)) >= n_audio_tokens + PROMPT_TOKENS,
         audio_mask=ids == AUDIO_ID,
         mels=(log_mel(wave, geometry.n_mels),),
-        frames=(valid,),
+        frames=(frames,),
         audio_seconds=duration,
         curve_name="asr",
     )

@@ -12,7 +12,7 @@ from auris.data.manifests import Manifest
 from auris.data.plan import Plan
 from auris.data.rows import Row
 from benchmarks import Report
-from benchmarks.models import ANSWER_RATE, PROMPT
+from benchmarks.models import ANSWER_RATE, PROMPT_TOKENS
 
 TOKEN_BUDGET = 8192
 WORLD = 8
@@ -60,10 +60,10 @@ def report(preset: Preset, *, seed: int = 0) -> Report:
     Both are computed over the first epoch, without the last step, which reaches into the second epoch.
     """
     durations = preset.durations(np.random.default_rng(seed), preset.rows)
-    valid = np.array([n_frames(min(round(s * SAMPLE_RATE), MAX_SAMPLES)) for s in durations])
+    frames = np.array([n_frames(min(round(s * SAMPLE_RATE), MAX_SAMPLES)) for s in durations])
     geometry = Geometry(n_mels=128, pool=2)
-    text = PROMPT + np.maximum(1, np.round(ANSWER_RATE * durations)).astype(int)
-    lengths = np.array([geometry.n_tokens(n) for n in valid]) + text
+    n_text_tokens = PROMPT_TOKENS + np.maximum(1, np.round(ANSWER_RATE * durations)).astype(int)
+    lengths = np.array([geometry.n_tokens(n) for n in frames]) + n_text_tokens
     plan = Plan(
         sources=[Manifest("simulated", [Row(str(n)) for n in range(preset.rows)])],
         lengths=lengths,
@@ -75,7 +75,7 @@ def report(preset: Preset, *, seed: int = 0) -> Report:
     steps = range(plan.n_steps(1) - 1)
     packs = [plan.all_packs(k, world=WORLD) for k in steps]
     over_budget = sum(lengths[[row for row, _ in pack]].sum() > TOKEN_BUDGET for step in packs for pack in step)
-    work = _work(valid, lengths)
+    work = _work(frames, lengths)
     loads = np.array([[work[[row for row, _ in pack]].sum() for pack in step] for step in packs])  # (steps, ranks)
     rows = [row for step in packs for pack in step for row, _ in pack]
     last = plan.all_packs(len(steps), world=WORLD)

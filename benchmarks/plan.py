@@ -40,7 +40,8 @@ class Preset:
 
     Attributes:
         rows: Number of rows.
-        with_sound: The rows are packed into shards with one second of audio each, and are also read at random.
+        with_sound: Whether the rows are packed into shards, with one second of audio each, and are also read in random
+            order.
     """
 
     rows: int
@@ -55,7 +56,7 @@ def report(preset: Preset) -> Report:
     with tempfile.TemporaryDirectory() as folder:
         write(Path(folder), preset)
         phases = {}
-        for name in PHASES if preset.with_sound else list(PHASES)[:-1]:
+        for name in PHASES if preset.with_sound else list(PHASES)[:-1]:  # the last phase reads audio
             phases[name] = _run_in_process(Path(folder), name)
             values = ", ".join(f"{unit} {value:,.4g}" for unit, value in phases[name].items())
             print(f"  {name}: {values}", flush=True)

@@ -35,7 +35,7 @@ class Machine:
         gpus: GPUs per node.
         flops: FLOP/s of a GPU in training.
         within: Bytes per second that a GPU sends to another GPU of its node while it receives the same amount.
-        between: The same between nodes.
+        between: Bytes per second that a GPU sends to a GPU of another node while it receives the same amount.
     """
 
     gpus: int = 8
@@ -67,6 +67,7 @@ class Step:
 
     @property
     def memory(self) -> float:
+        """Bytes on each GPU in all."""
         return sum(getattr(self, field.name) for field in fields(self)[:6])
 
     @property
@@ -78,8 +79,8 @@ class Step:
 def plan(net: nn.Module, stage: Stage, load: Load, layout: Processes, machine: Machine, *, moment: int = FP32) -> Step:
     """Estimate a step of a stage.
 
-    GPUs that share layers by tensor parallelism each hold all inputs of the layers of the LLM, which are about half of
-    its activations, and a part of the rest. Each of them computes the whole encoder.
+    With tensor parallelism, several GPUs share each layer of the LLM. Each of them holds all inputs of the layers,
+    which are about half of the LLM's activations, and a part of the rest. Each of them computes the whole encoder.
     """
     memory = cost.estimate_memory(net, stage, load, moment_bytes=moment)
     shards, tp = layout.world // layout.replicas, layout.tensor_parallel

@@ -20,6 +20,7 @@ from benchmarks.models import (
     PRESETS,
     TRAINED,
     Preset,
+    freeze_untrained,
     gradient_error,
     label_logps,
     models,
@@ -27,7 +28,6 @@ from benchmarks.models import (
     samples,
     shorten,
     step,
-    train,
     waves,
 )
 
@@ -50,11 +50,11 @@ def compare(
     seed: int = 0,
 ) -> Comparison:
     """Run both models on the same batch. The loss has an absolute error, the gradients have a relative one."""
-    wave = waves(lengths, clips, seed)
+    clip_waves = waves(lengths, clips, seed)
     net, peer_net = models(preset, seed)
-    train(net, peer_net, trained)
-    rows = samples(wave, net.geometry, preset.vocab_size, seed)
-    pack, inputs = collate(rows, geometry=net.geometry), padded(rows, wave)
+    freeze_untrained(net, peer_net, trained)
+    rows = samples(clip_waves, net.geometry, preset.vocab_size, seed)
+    pack, inputs = collate(rows, geometry=net.geometry), padded(rows, clip_waves)
     if peer == "open_mix":
         inputs = shorten(peer_net, inputs)
     objective = NextToken()

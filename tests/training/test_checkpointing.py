@@ -306,7 +306,7 @@ def test_a_signal_before_training_ends_the_process_and_handlers_are_restored(mon
             time.sleep(5)  # the signal arrives at once and interrupts the sleep
 
     for signal_number in Preemption.SIGNALS:
-        with pytest.raises(Preempted, match=f"stopped by {signal_number.name} before the first step"):
+        with pytest.raises(Preempted, match=f"stopped by {signal_number.name} before or after training"):
             receive(signal_number)
         (tmp_path / "requeue").unlink()  # this file tells a job script to requeue
     assert [signal.getsignal(signal_number) for signal_number in Preemption.SIGNALS] == before

@@ -90,15 +90,15 @@ class AnswerCache:
 
 
 def evaluation_lock(directory: Path) -> AbstractContextManager[None]:
-    """Hold the run's evaluation lock.
+    """Hold the run's evaluation lock, without which two processes might write the same file at the same time.
 
-    Several evaluations may run on one run directory, and a killed one may leave child processes behind.
+    Several evaluations may use one run directory, and a killed one may leave child processes behind.
     """
     return file_lock(directory / "lock")
 
 
 def row_key(row: Row) -> str:
-    """Return the cache key of a row: its labels, and the size and modification time of its audio files."""
+    """Return the cache key of a row: a digest of the row, and of the size and modification time of its audio files."""
     return digest([row.id, _row_to_json(row), [_file_stamp(clip) for clip in row.clips]])
 
 

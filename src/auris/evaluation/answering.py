@@ -44,8 +44,8 @@ KINDS = ("task", "chat", "preference")
 pairs of a chosen and a rejected answer, whose log-probabilities are computed.
 """
 
-# Number of packs, sorted by length, that a rank decodes together. Rows of the next pack of a share fill slots as
-# sequences finish, so the composition of a batch does not depend on the number of ranks.
+# Number of packs in a share. Within a share, a waiting row takes the place of a sequence that is finished; rows of other
+# shares never do. Shares are the same for any number of ranks, so the composition of batches is the same as well.
 PACKS_PER_SHARE = 4
 
 Share = Sequence[Sequence[int]]
@@ -139,6 +139,7 @@ def build_samples(
         wording: The benchmark's prompt for task rows. It is ignored if `prompt` is given.
     """
     config = model.config
+    # `data.view` states how rows became samples in training. Three views are of task rows, and evaluation keeps them.
     if kind == "task" and config["data"]["view"] in ("audio", "text", "transcript"):
         config = {**config, "prompt": prompt or config["prompt"]}
         samples = configs.build_samples(config, model.net, model.tokenizer, long_audio=policy, train=False)
@@ -209,7 +210,8 @@ def answer_rows(
         console: Console for the progress bar.
 
     Returns:
-        The cache keys of the responses in the order of the rows, and by row id the reasons why rows have no response.
+        The cache keys of the responses in the order of the rows, and a dict from row id to the reason why the row has
+        no response.
     """
     rows = request.rows
     keys = {number: row_key(row) for number, row in enumerate(rows) if number not in lengths.problems}
@@ -237,8 +239,8 @@ def assist_first_rank(model: AudioModel, request: Request, ranks: Ranks) -> None
         pass
 
 
-def split_into_shares(packs: Share) -> list[Share]:
-    """Split packs into shares. A rank decodes the packs of a share together."""
+def split_into_shares(packs: Sequence[Sequence[int]]) -> list[Share]:
+    """Split packs, which are lists of row numbers, into shares of PACKS_PER_SHARE packs."""
     return [packs[start : start + PACKS_PER_SHARE] for start in range(0, len(packs), PACKS_PER_SHARE)]
 
 
@@ -250,7 +252,7 @@ Answers = dict[int, tuple[object, float | None]]
 def answer_share(
     model: AudioModel, request: Request, rows: Sequence[Row], share: Share
 ) -> tuple[Answers, dict[str, str]]:
-    """Return the responses to the rows of a share, and by row id the reasons why rows have no response."""
+    """Return the responses to the rows of a share, and a dict from row id to the reason why the row has no response."""
     skipped: dict[str, str] = {}
 
     def read_pack(numbers: Sequence[int]) -> Pack:
@@ -281,7 +283,7 @@ def answer_share(
 
 
 def _is_verification(samples: Samples, row: Row) -> bool:
-    """Return whether a row asks to accept or reject its audio, so that its answer can be a threshold on log-odds."""
+    """Return whether a row is a yes/no verification, which a threshold on the log-odds of yes and no can decide too."""
     return type(samples) is AudioSamples and tasks.get_task(row.labels["task"]).choices == VerdictSamples.VERDICTS
 
 

@@ -23,8 +23,8 @@ from auris.model.distributed import gather
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-# The timeout is long, because the other ranks wait while the first rank asks a judge. It is not needed to detect that a
-# process has died, because torchrun notices that immediately.
+# The timeout is long, because the other ranks wait while the first rank asks a judge. A short timeout is not needed to
+# detect that a process has died, because torchrun notices that immediately.
 TIMEOUT = timedelta(days=7)
 
 
@@ -48,8 +48,8 @@ class Ranks:
     def exchange(self, value: Any, *, failed: bool = False) -> list[Any]:
         """Return the values of all ranks, in the order of the ranks.
 
-        If another rank has failed, this process exits (SystemExit), because the failed rank prints the error. If
-        several ranks have failed, only the first failed rank continues, so that its error is printed.
+        If a rank has failed, this call returns only on that rank, which can then raise its error; all other ranks exit
+        (SystemExit). If several ranks have failed, it returns only on the first of them.
 
         Args:
             value: The value of this rank.

@@ -17,7 +17,7 @@ from auris.metrics.records import Prediction
 def rate_responses(
     responses: Sequence[Response], judge: Judge, console: Console
 ) -> tuple[list[Prediction], dict[str, str]]:
-    """Return the predictions of the judge's metrics, and by row id the reasons why responses have not been rated."""
+    """Return the predictions of the judge's metrics, and a dict from row id to the reason why there is no rating."""
     answers = [(response.row.labels, response.content) for response in responses]
     with Progress(console=console) as progress:
         verdicts = judge.judge(answers, progress)

@@ -83,7 +83,7 @@ def score_responses(responses: Sequence[Response], raw_metrics: Sequence[str] = 
         for metric, extract in {**_metrics(row), **dict.fromkeys(metrics_of_text, str)}.items():
             if metric == "eer":  # `_predict_verification` computes it from the log-odds
                 continue
-            correct = extract(labels.get("key", reference))
+            correct = extract(labels.get("key", reference))  # `key`: the words that a correct answer contains
             if metric == "cider":
                 correct = labels.get("references", correct)
             stats = row_stats(

@@ -278,7 +278,7 @@ def compute_statistics(outcome: Outcome) -> dict[str, Any]:
     counts = {"rows": n_rows, "pairs": len(pairs), "without_pair": without_pair, "unusable": n_unusable}
     if not pairs:
         return counts
-    n_characters = np.array([(len(pair.chosen), len(pair.rejected)) for pair in pairs], dtype=float)  # (P, 2)
+    n_characters = np.array([(len(pair.chosen), len(pair.rejected)) for pair in pairs], dtype=float)  # (pairs, 2)
     n_chosen, n_rejected = n_characters.T
     chosen_is_longer = np.where(n_chosen == n_rejected, 0.5, n_chosen > n_rejected)
     low, high = bootstrap([[is_longer, 1.0] for is_longer in chosen_is_longer.tolist()], "accuracy")
@@ -297,7 +297,7 @@ def compute_statistics(outcome: Outcome) -> dict[str, Any]:
 
 
 def _mean_by_answer(values: np.ndarray) -> dict[str, float]:
-    """Return the means of (P, 2) values of chosen and rejected answers."""
+    """Return the mean of the values (pairs, 2) of the chosen answers and of the rejected answers."""
     return dict(zip(("chosen", "rejected"), map(float, values.mean(0)), strict=True))
 
 

@@ -144,8 +144,8 @@ def _answer(
     """Answer the rows of one kind.
 
     Returns:
-        The part of the evaluation, which states where the responses are cached, and by row id the reasons why rows have
-        no response.
+        The part of the evaluation, which states where the responses are cached, and a dict from row id to the reason
+        why the row has no response.
     """
     kind, samples = request.kind, request.samples
     lengths = measure_lengths(request.manifests, samples, Path(model.config["data"]["cache_dir"]))

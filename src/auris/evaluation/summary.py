@@ -61,13 +61,14 @@ def summarise(
         changes: Deviations from the benchmark's prompt and decoding settings, which are appended to every signature.
     """
     results = []
-    for (group, metric), rows in sorted(_group_by_score(predictions).items()):
-        stats, units = [row.stats for row in rows], _find_units(rows)
+    for (group, metric), scored in sorted(_group_by_score(predictions).items()):
+        stats, units = [prediction.stats for prediction in scored], _find_units(scored)
+        provenances = {kind for prediction in scored for kind in prediction.provenance.split("+")}
         scorer = measures.scorer(metric, [dict(enumerate(stats))])
         resampled_scores = statistics.samples(scorer, len(stats), samples, seed, units.indices)
         low, high = statistics.percentiles(resampled_scores)
         detectable = statistics.detectable_alone(resampled_scores)
-        metric_signature = signatures.get(metric) or signature(metric, rows[0].language)
+        metric_signature = signatures.get(metric) or signature(metric, scored[0].language)
         result = ResultRow(
             **identity,
             task=group,
@@ -76,11 +77,11 @@ def summarise(
             value=measures.score(metric, stats),
             low=low,
             high=high,
-            n=len(rows),
+            n=len(scored),
             units=str(units),
             detectable=None if math.isnan(detectable) else detectable,
             signature="|".join([metric_signature, *changes]),
-            provenance="+".join(sorted({kind for row in rows for kind in row.provenance.split("+")})),
+            provenance="+".join(sorted(provenances)),
         )
         results.append(result)
     return results
@@ -266,7 +267,7 @@ def make_published_table(name: str, lines: Sequence[published.Line]) -> Table:
     # Scores that the authors of the table measured have a signature; scores that they quote have none.
     systems = list(dict.fromkeys(cell.system for line in lines for cell in line.cells if cell.signature))
     has_others = any(not cell.signature for line in lines for cell in line.cells)
-    headers = [systems[0] if len(systems) == 1 else "published", *["others"][:has_others]]
+    headers = [systems[0] if len(systems) == 1 else "published", *(["others"] if has_others else [])]
     table = Table(title=f"{name}: published and ours", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for header in ("benchmark", "part", "ours", *headers):
         table.add_column(header, no_wrap=header in ("part", "ours", *systems), overflow="fold")
@@ -276,7 +277,7 @@ def make_published_table(name: str, lines: Sequence[published.Line]) -> Table:
         measured = [format_cell(cell) for cell in line.cells if cell.signature]
         quoted = [_format_system_and_score(cell) for cell in line.cells if not cell.signature]
         label = f"{line.benchmark} {line.metric}"
-        columns = [", ".join(measured), *[", ".join(quoted)][:has_others]]
+        columns = [", ".join(measured), *([", ".join(quoted)] if has_others else [])]
         symbols = [published.DIFFERENT] * line.differs + [published.STAND_IN] * line.is_stand_in
         table.add_row("" if label == last_label else label, line.part, " ".join([line.printed, *symbols]), *columns)
         last_label = label

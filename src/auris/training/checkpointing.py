@@ -101,7 +101,7 @@ class CheckpointCallback(L.Callback):
     ) -> None:
         """Save and end the run if it has been preempted."""
         if not trainer.sanity_checking and self._is_preempted(trainer):
-            self._save_and_exit(trainer, pl_module, _count_steps(trainer), validating=True)
+            self._save_and_exit(trainer, pl_module, _count_steps(trainer), repeat_validation=True)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save a checkpoint if the validation is the best one so far."""
@@ -138,10 +138,10 @@ class CheckpointCallback(L.Callback):
         return trainer.strategy.reduce_boolean_decision(bool(self.preemption.received), all=False)
 
     def _save_and_exit(
-        self, trainer: L.Trainer, module: L.LightningModule, step: int, *, validating: bool = False
+        self, trainer: L.Trainer, module: L.LightningModule, step: int, *, repeat_validation: bool = False
     ) -> None:
         """Save a step and raise Preempted."""
-        if step and not self._save(trainer, module, step, validating=validating):
+        if step and not self._save(trainer, module, step, repeat_validation=repeat_validation):
             step = self.saved_step or 0
         signal = self.preemption.received or "a signal to another process"
         reason = f"stopped by {signal}: the same command continues the run from step {step}"
@@ -151,15 +151,24 @@ class CheckpointCallback(L.Callback):
         is_child = isinstance(getattr(trainer.strategy, "cluster_environment", None), LightningEnvironment)
         raise Preempted(reason, 0 if is_child and not trainer.is_global_zero else REQUEUE_STATUS)
 
-    def _save(self, trainer: L.Trainer, module: L.LightningModule, step: int, *, validating: bool = False) -> bool:
-        """Save the checkpoint of a step, unless it is already saved; return whether it is on disk."""
+    def _save(
+        self, trainer: L.Trainer, module: L.LightningModule, step: int, *, repeat_validation: bool = False
+    ) -> bool:
+        """Save the checkpoint of a step, unless it is already saved; return whether it is on disk.
+
+        Args:
+            trainer: The trainer.
+            module: The LightningModule.
+            step: Number of steps taken.
+            repeat_validation: Whether the validation after this step was interrupted, so that a resumed run repeats it.
+        """
         if self.saved_step == step:
             return True
         for logger in _event_files(trainer):
             logger.flush()  # a run that resumes from this checkpoint does not log the steps before it again
         state = {
             "recipe": module.hparams["recipe"],
-            "validating": validating,
+            "validating": repeat_validation,
             "schedules": [config.scheduler.state_dict() for config in trainer.lr_scheduler_configs],
             "precision": trainer.precision_plugin.state_dict(),
             "best": self.best,
@@ -201,6 +210,7 @@ class CheckpointCallback(L.Callback):
         compat.set_loop_position(
             trainer, step, max_steps=audio_module(module).max_steps, repeat_validation=state["validating"]
         )
+        # A checkpoint from within a validation does not count as saved: it is replaced after the validation.
         self.saved_step = None if state["validating"] else step
         self.best = self._best_if_on_disk(state["best"])
         rank_zero_info(f"resuming from {checkpoint.path}")

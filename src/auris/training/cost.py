@@ -105,7 +105,7 @@ class Stage:
         name: Title of the stage in a table.
         trainable: Names of the trained parts (`optim.find_parts`). If adapters are among them, they must be attached.
         has_reference: Whether a frozen copy of the whole model is in memory as well.
-        runs_llm: Whether the LLM is computed. CTC computes the encoder only.
+        runs_llm: Whether the LLM is run. CTC runs the encoder only.
     """
 
     name: str
@@ -359,10 +359,10 @@ def count_training_flops(net: AudioLM, stage: Stage, load: Load) -> int:
     """
     n_layer_weights = count_parameters(net.llm) - sum(_count_embedding_and_head(net.llm))
     n_head_weights = _embedding_and_head(net.llm)[1].weight.numel()  # includes a head that is tied to the embedding
+    # Products for each use of a weight: in forward, for the gradient of its input, for the gradient of the weight.
     passes = {part: 3 if part in stage.trainable else 2 if stage.trains(part) else 1 for part in ("encoder", "llm")}
-    n_scored_weights = sum(
-        count_parameters(part) for part in last_tokenwise_parts(net.llm)
-    )  # used at scored positions only
+    # Weights that are used at scored positions only.
+    n_scored_weights = sum(count_parameters(part) for part in last_tokenwise_parts(net.llm))
     llm_uses = 0  # number of times that a weight of the LLM is used in forward, summed over its weights
     if stage.runs_llm:
         llm_uses += load.tokens * (n_layer_weights - n_scored_weights)

@@ -129,11 +129,11 @@ def _make_epoch_table(epoch: EpochStats) -> Table:
     )
     table = numbers_table("task", "rows", "hours", "tokens", "share", title=title, caption=balance)
     total = epoch.total
-    for task, share in [*epoch.tasks.items(), ("total", total)]:
+    for task, amount in [*epoch.tasks.items(), ("total", total)]:
         if task == "total":
             table.add_section()
-        percent = f"{100 * share.tokens / max(1, total.tokens):.1f} %"
-        table.add_row(task, f"{share.rows:,.0f}", f"{share.seconds / 3600:,.2f}", f"{share.tokens:,.0f}", percent)
+        percent = f"{100 * amount.tokens / max(1, total.tokens):.1f} %"
+        table.add_row(task, f"{amount.rows:,.0f}", f"{amount.seconds / 3600:,.2f}", f"{amount.tokens:,.0f}", percent)
     return table
 
 

@@ -25,8 +25,8 @@ class ResumableTensorBoardLogger(TensorBoardLogger):
     def __init__(self, run_dir: str | Path) -> None:
         # With the default, every start of the run would log Lightning's placeholder for `hp_metric`.
         super().__init__(run_dir, name="", version="", default_hp_metric=False)
-        self.n_failed = 0
-        self.is_broken = False
+        self.n_failed = 0  # number of failed writes
+        self.is_broken = False  # whether a write to the current event file has failed
         self._dropped_from: int | None = None  # the argument of `drop_from`, until it has been written
 
     @property

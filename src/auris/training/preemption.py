@@ -70,7 +70,7 @@ class Preemption:
         self.received = signal.Signals(number).name
         if self.exits_at_once:
             request_requeue()
-            raise Preempted(f"stopped by {self.received} before the first step")
+            raise Preempted(f"stopped by {self.received} before or after training")
 
 
 def request_requeue() -> None:

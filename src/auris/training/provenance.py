@@ -214,8 +214,8 @@ class Environment:
             step=trainer.global_step,
             steps=module.max_steps,
             epochs=epochs,
-            **_share_to_json(run_total),
-            tasks={task: _share_to_json(share.scale(epochs)) for task, share in epoch.tasks.items()},
+            **_amount_to_json(run_total),
+            tasks={task: _amount_to_json(amount.scale(epochs)) for task, amount in epoch.tasks.items()},
             unusable=epoch.unusable,
             parameters=cost.count_parameters(module.net),
             trained=cost.count_trained_parameters(module.net, stage),
@@ -256,8 +256,8 @@ class Environment:
         ]
 
 
-def _share_to_json(share: DataAmount) -> dict[str, float]:
-    return {"rows": share.rows, "tokens": share.tokens, "hours": share.seconds / 3600}
+def _amount_to_json(amount: DataAmount) -> dict[str, float]:
+    return {"rows": amount.rows, "tokens": amount.tokens, "hours": amount.seconds / 3600}
 
 
 def measure_matmul_speed(device: torch.device) -> float:

@@ -1,9 +1,10 @@
 """Reference model of preference training: the net before the first step.
 
 With objective.reference=cached, the log-probabilities of all pairs under the reference are computed once and cached in
-`CACHE_DIR/references-<digest>-<rank>.jsonl`. The digest covers everything except the row that log-probabilities depend
-on, and every line contains the digest of its row, so an outdated cache is never used. An interrupted computation
-resumes from the cache. With objective.reference=live, a frozen copy of the net computes them in every step.
+`CACHE_DIR/references-<digest>-<rank>.jsonl`. Log-probabilities depend on their row and on settings that all rows share.
+The digest in the file name covers the settings, and every line contains the digest of its row, so an outdated cache is
+never used. An interrupted computation resumes from the cache. With objective.reference=live, a frozen copy of the net
+computes the log-probabilities in every step.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from auris.training.lightning_types import datamodule
 from auris.training.objectives.dpo import DPO, answer_logps
 
 LogpTable = dict[str, tuple[float, float]]
-"""Maps the digest of a row's content to the log-probabilities of the row's chosen and rejected answer."""
+"""Log-probabilities of the chosen and the rejected answer of rows, by digest of the row's content or by row id."""
 
 # A dialogue with every element that chat templates render differently. Its rendering is part of the cache's digest.
 _PROBE = (
@@ -144,7 +145,7 @@ def compute_logps(
     token_budget: int,
     tensor_parallel: int = 1,
 ) -> LogpTable:
-    """Return the log-probabilities of both answers of every row under the net, reusing cached ones.
+    """Return the log-probabilities of both answers under the net by digest of the row, reusing cached ones.
 
     Args:
         net: The reference.
@@ -202,7 +203,7 @@ def row_digest(row: Row) -> str:
 
 
 def cache_digest(net: nn.Module, samples: Samples, config: Config, precision: str) -> str:
-    """Return a digest of everything except the row that log-probabilities depend on."""
+    """Return a digest of everything that log-probabilities depend on, except for the row: the net and the settings."""
     assert isinstance(samples.prompt, Chat)  # pairs are dialogues
     return files.digest(
         [

@@ -1,8 +1,8 @@
 """`auris replay fault=FILE`: run the rows of a faulty step through the model, one at a time.
 
-Each row is read with the same random choices as in the step. It is computed with the weights before the step or, if
-these were not saved, with the latest saved weights. The rows of a pack do not attend to each other, so a row whose loss
-or gradient is not finite on its own has made the step fail.
+Each row is read with the same random choices as in the step. Its loss and gradient are computed with the weights before
+the step or, if these were not saved, with the latest saved weights. The rows of a pack do not attend to each other, so
+a row whose loss or gradient is not finite on its own has made the step fail.
 """
 
 from __future__ import annotations

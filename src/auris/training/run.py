@@ -41,7 +41,7 @@ from auris.training.preemption import Preemption, run_lock
 from auris.training.strategy import strategy_setting
 
 # Settings that may change between two starts of a run. They determine where and how a run computes, not the result.
-_FREE = (
+_CHANGEABLE_SETTINGS = (
     "dry_run",
     "callbacks",
     "logger",
@@ -119,7 +119,7 @@ def _is_first_process() -> bool:
 
 @contextmanager
 def remove_if_unused(run_dir: Path) -> Generator[None]:
-    """Remove a run directory that was created in the block if the block fails before the first step."""
+    """Remove a run directory that the block has created, if the block fails before the first step."""
     created = [path for path in (run_dir, *run_dir.parents) if not path.exists()]
     try:
         yield
@@ -135,8 +135,8 @@ def remove_if_unused(run_dir: Path) -> Generator[None]:
 def claim_run_dir(run_dir: Path, config: Config) -> bool:
     """Prepare a directory for a run with the given config; return False if the run is already finished.
 
-    The config is written into the directory. If the directory contains a checkpoint, the config must be the one that is
-    already there, except for settings that may change.
+    If the directory contains no checkpoint, the config is written into it. Otherwise the config must be the same as the
+    config in the directory, except for settings that may change.
 
     Raises:
         UserError: The directory contains a checkpoint of a run with another config.
@@ -146,7 +146,8 @@ def claim_run_dir(run_dir: Path, config: Config) -> bool:
     if not checkpoint_dir.list_steps(checkpoints):
         rank_zero_only(files.write_yaml)(file, config)
         return True
-    changes = [line for line in configs.differences(files.read_yaml(file), config) if not line.startswith(_FREE)]
+    differences = configs.differences(files.read_yaml(file), config)
+    changes = [line for line in differences if not line.startswith(_CHANGEABLE_SETTINGS)]
     if changes:
         raise UserError(
             f"{run_dir} contains a run with another config ({'; '.join(changes[:5])}): give this run another name "
@@ -240,6 +241,7 @@ def build(config: Config) -> tuple[AudioLMModule, AudioDataModule]:
         config=config,
         **{key: config[key] for key in module_keys},
     )
+    # The data module takes all keys of `data` except those that select rows and describe samples (ROW_KEYS).
     datamodule_settings = {key: value for key, value in data.items() if key not in configs.ROW_KEYS}
     datamodule = configs.build({**datamodule_settings, "_partial_": True})(
         samples=samples, valid_samples=valid_samples, max_steps=config["max_steps"], seed=config["seed"]

@@ -62,13 +62,14 @@ def shard(net: AudioLM, meshes: Meshes) -> None:
     """Shard a net on the meta device over processes (FSDP2).
 
     Each block of the encoder, each layer of the LLM, and the embedding of the LLM is an FSDP unit; units are gathered
-    one at a time. Everything else, including the head, is one unit. This unit stays gathered from forward to backward,
-    so that the number of chunks in which labels are scored may differ between processes.
+    one at a time. Everything else, including the head, is one unit. This unit stays gathered from forward to backward:
+    the head scores labels in chunks, whose number may differ between processes, but to gather a unit all processes are
+    needed at the same time.
 
     With tensor parallelism, the layers of the LLM are first divided by heads and channels. All other parts are computed
-    redundantly by the processes of a group, on the same rows. Their weights are nevertheless sharded over these
-    processes, so that no two copies of a weight can diverge. `check_tensor_parallel` checks beforehand whether the LLM
-    can be divided.
+    redundantly by the processes of a tensor-parallel group, on the same rows. Their weights are nevertheless sharded
+    over these processes, so that no two copies of a weight can diverge. `check_tensor_parallel` checks beforehand
+    whether the LLM can be divided.
 
     Args:
         net: The net, with its adapters attached and its parts frozen.

@@ -1,8 +1,8 @@
 """The study runner: trains and evaluates every arm of a study (`ablations/NAME.yaml`).
 
-An arm is one of the systems that a study compares; it is trained once for each seed. A stage is training that several
-arms start from. Stages are trained once per config and seed, in `runs/shared/<stage>-<digest of its config>/`, where
-every study finds them.
+An arm is one of the systems that a study compares; it is trained once for each seed. A stage is a training run whose
+weights several arms start from. Stages are trained once per config and seed, in
+`runs/shared/<stage>-<digest of its config>/`, where every study finds them.
 
 Each run is a separate process (`auris train ...`). A failed arm therefore does not affect the other arms, several arms
 can run at the same time, and starting an arm by hand gives the same run. Finished runs are not started again; stopped
@@ -55,7 +55,7 @@ class Job:
         run_dir: Directory of the run.
         needs: Jobs that must be done before this one starts.
         evaluate: Arguments of each `auris evaluate` after training.
-        evaluations: Number of evaluations that have been started.
+        n_evaluations_started: Number of evaluations that have been started.
         config: The resolved config.
         status: waiting, running, evaluating, done, failed, stopped (preempted), or blocked (by a job that is not done).
         process: Process of the current training or evaluation; None if no process is running.
@@ -69,7 +69,7 @@ class Job:
     run_dir: Path
     needs: list[Job] = field(default_factory=list)
     evaluate: list[list[str]] = field(default_factory=list)
-    evaluations: int = 0
+    n_evaluations_started: int = 0
     config: Config = field(default_factory=dict)
     status: str = "waiting"
     process: subprocess.Popen | None = None
@@ -319,14 +319,14 @@ def _advance(jobs: Sequence[Job], max_parallel: int, threads: int) -> list[Job]:
     for job in jobs:
         if job.process is not None and (code := job.process.poll()) is not None:
             job.process = None
-            remaining = job.evaluate[job.evaluations :]
+            remaining = job.evaluate[job.n_evaluations_started :]
             if code == REQUEUE_STATUS or (not max_parallel and (code != 0 or remaining)):
                 job.status = "stopped"
             elif code != 0:
                 job.status = "failed"
             elif remaining:
                 job.status = "evaluating"
-                job.evaluations += 1
+                job.n_evaluations_started += 1
                 _start(job, ["evaluate", f"checkpoint={job.run_dir}", *remaining[0]], threads)
             else:
                 job.status = "done"

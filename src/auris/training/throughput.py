@@ -1,9 +1,13 @@
 """Speed of a run: curves in TensorBoard (`speed/...`), values on the progress bar, and a final report.
 
-A session is the time since the run was last started. Only useful operations are counted, each of them once: the
-operations for tokens and frames of rows, for logits at positions with a label (likewise for the last layer, except for
-its keys and values), and for the pairs of query and key in attention. Operations for padding, recomputation and
-reference models are not counted. Counts are sums over all ranks.
+A session is the time since the run was last started. Only useful operations are counted, each of them once:
+
+* for the tokens and frames of rows. In the last layer of the LLM, everything except keys and values is counted only at
+  positions with a label;
+* for logits, only at positions with a label;
+* for the pairs of query and key in attention.
+
+Operations for padding, recomputation and reference models are not counted. Counts are sums over all ranks.
 """
 
 from __future__ import annotations
@@ -40,7 +44,7 @@ class Throughput(L.Callback):
 
     def __init__(self, peak_flops: float | None = None) -> None:
         self.setting = peak_flops
-        self.peak, self.source = cost.find_peak_flops("", "", peak_flops)
+        self.peak, self.peak_note = cost.find_peak_flops("", "", peak_flops)
         self.flops_per: dict[str, int] = {}  # field of `cost.Load` -> useful operations per token, frame or pair
         self.totals = dict.fromkeys(("tokens", "audio_seconds", "flops"), 0.0)  # totals of the whole run
         self.recent: list[Totals] = []  # totals after each of the last WINDOW_STEPS + 1 steps
@@ -55,7 +59,8 @@ class Throughput(L.Callback):
         """Look up the peak FLOP/s of the device, and compute the useful operations per token, frame and pair."""
         module = audio_module(pl_module)
         self.devices = trainer.world_size
-        self.peak, self.source = cost.find_peak_flops(device_name(module.device), str(trainer.precision), self.setting)
+        name, precision = device_name(module.device), str(trainer.precision)
+        self.peak, self.peak_note = cost.find_peak_flops(name, precision, self.setting)
         stage = cost.Stage.of(module.objective, module.trainable)
         self.flops_per = {
             name: cost.count_training_flops(module.net, stage, cost.Load(**{name: 1})) for name in LOAD_FIELDS
@@ -137,9 +142,9 @@ class Throughput(L.Callback):
         rates = self.session_rates()
         if not rates:
             return "speed: unknown, because measuring it takes at least two steps"
-        mfu = f"no MFU because {self.source} (set peak_flops to the FLOP/s of one device)"
+        mfu = f"no MFU because {self.peak_note} (set peak_flops to the FLOP/s of one device)"
         if self.peak is not None:
-            mfu = f"MFU {100 * rates['mfu']:.1f} % of {self.peak / 1e12:.4g} TFLOP/s per device ({self.source})"
+            mfu = f"MFU {100 * rates['mfu']:.1f} % of {self.peak / 1e12:.4g} TFLOP/s per device ({self.peak_note})"
         return (
             f"speed over {self.latest['steps'] - 1} steps on {self.devices} ranks: "
             f"{rates['tokens_per_s']:,.0f} tokens/s, {rates['audio_hours_per_hour']:,.1f} hours of audio per hour, "

@@ -1,7 +1,8 @@
 """Connectionist temporal classification (Graves et al. 2006) on the encoder alone.
 
-It trains the small encoder of the demo, which replaces Whisper's pre-trained encoder. Targets are the text tokens of
-the language model, so that the encoder learns to respond at the frames that the projector has to translate later.
+It trains the small encoder of the demo, which replaces Whisper's pre-trained encoder. The targets are text tokens of
+the language model. The encoder thus learns to represent, frame by frame, the tokens into which the projector has to
+translate its frames later.
 """
 
 from __future__ import annotations
@@ -110,9 +111,9 @@ class CTC(Objective):
         return [list(answer)[: settings.max_new_tokens] for answer in until_stop]
 
     def scores(self, net: AudioLM, pack: Pack) -> tuple[Tensor, Tensor]:
-        """Return the log-probabilities (C, V) of all frames of all clips, and the number of frames (A,) of each clip.
+        """Return the log-probabilities (C, V) of the frames of all clips, and the number of frames (A,) of each clip.
 
-        V includes the blank.
+        Shapes: A clips; C frames of all clips; V text tokens and the blank.
         """
         frames, lengths = net.encode_frames(pack["mel"], pack["frames"])
         return self.head(frames).float().log_softmax(-1), lengths

@@ -45,7 +45,7 @@ class DPO(Objective):
         nll_weight: Weight of the negative log-likelihood per token of the chosen answer (Pang et al. 2024).
         average: Whether log p of an answer is the mean over its tokens instead of the sum.
         reference: "cached" uses log-probabilities under the initial weights, which are computed once before training.
-            "live" computes a frozen copy of the initial net in every step, which is required if audio is augmented.
+            "live" runs a frozen copy of the initial net in every step, which is required if audio is augmented.
 
     Raises:
         UserError: A value is out of range or has no effect.
