@@ -39,7 +39,7 @@ class Machine:
     """
 
     gpus: int = 8
-    flops: float = cost.H100_TRAINING
+    flops: float = cost.H100_TRAINING_FLOPS
     within: float = 350e9
     between: float = 50e9
 

@@ -20,7 +20,7 @@ from auris.data.rows import Row
 from auris.evaluation import benchmarks, runner, summary
 from auris.evaluation.answer_cache import Response
 from auris.evaluation.benchmarks import Benchmark
-from auris.evaluation.predictions import find_parts, score_responses, split_by_part
+from auris.evaluation.predictions import find_subsets, score_responses, split_by_subset
 from auris.metrics import published
 from auris.metrics.measures import signature
 from auris.metrics.published import lines
@@ -130,7 +130,7 @@ def test_one_error_lists_all_missing_files_and_their_origin(folder: Path):
 
 def test_parts_are_distinguished_by_source_split_languages_and_answers():
     def parts(name: str, **labels: str) -> list[str]:
-        return find_parts(Row("1", (), labels), config(name)["parts"])
+        return find_subsets(Row("1", (), labels), config(name)["parts"])
 
     assert parts("librispeech", source="librispeech_dev_clean") == ["dev-clean"]
     assert parts("librispeech", split="test.other") == ["test-other"]
@@ -164,7 +164,7 @@ def test_predictions_are_grouped_by_part_and_rows_without_a_part_are_kept(folder
     predictions, rows = predict(
         folder, *(({"source": f"librispeech {source}", "gt": "a b"}, "a b") for source in sources)
     )
-    by_part = split_by_part(predictions, rows, config("librispeech")["parts"])
+    by_part = split_by_subset(predictions, rows, config("librispeech")["parts"])
     assert [prediction.group for prediction in by_part] == ["asr en dev-clean", "asr en dev-clean", "asr en"]
 
 
@@ -174,9 +174,9 @@ def test_the_strict_word_times_include_rows_on_which_the_official_script_stops(f
         ({"source": "srwt_zh", "gt": "<|zh|><|0.00|>我<|0.20|>们<|0.40|>"}, "我<|0.20|>们<|0.44|>"),
         ({"source": "srwt_zh", "gt": "<|zh|><|0.00|>走<|0.20|>吧<|0.40|>"}, "走吧"),
     )
-    [line] = summary.script_scores("evaluate_srwt", "v1", predictions, rows)
+    [line] = summary.official_scores("evaluate_srwt", "v1", predictions, rows)
     assert line.stopped == "AssertionError: 2, 1" and line.value is None
-    assert summary.format_script_score(line) == "evaluate_srwt.py of v1, srwt_zh: stops (AssertionError: 2, 1) (n=2)"
+    assert summary.format_official_score(line) == "evaluate_srwt.py of v1, srwt_zh: stops (AssertionError: 2, 1) (n=2)"
     words = {row.metric: row.value for row in scores(predictions, "srwt")}
     assert words["word_coverage"] == 0.5 and words["aas_ms"] == pytest.approx(10.0)
 
@@ -188,7 +188,7 @@ def test_a_wrong_octave_has_the_right_chroma_only_in_the_strict_score(folder: Pa
         for pitch, predicted in ((60, 72), (61, 61))
     ]
     predictions, loaded = predict(folder, *rows)
-    lines = summary.script_scores("evaluate_note_analysis", "v1", predictions, loaded)
+    lines = summary.official_scores("evaluate_note_analysis", "v1", predictions, loaded)
     official = {line.metric: line.value for line in lines}
     strict = {row.metric: row.value for row in scores(predictions, "nsynth")}
     assert official == {"instrument": 1.0, "velocity": 1.0, "qualities": 1.0, "pitch": 0.5, "chroma": 0.5}

@@ -254,7 +254,7 @@ def test_results_with_a_changed_prompt_are_marked_and_not_comparable():
     unset = dict.fromkeys(("max_new_tokens", "top_k")) | {"do_sample": False}
 
     def changes(prompt: dict | None = None, benchmark: Benchmark = with_settings, **decoding: object) -> list[str]:
-        return benchmark.changes("v2", prompt, unset | decoding)
+        return benchmark.deviations("v2", prompt, unset | decoding)
 
     assert changes() == changes(max_new_tokens=256) == []
     assert changes({"_target_": "auris.text.prompts.NaturalPrompt"}) == ["prompt:NaturalPrompt"]

@@ -44,8 +44,8 @@ KINDS = ("task", "chat", "preference")
 pairs of a chosen and a rejected answer, whose log-probabilities are computed.
 """
 
-# Number of packs in a share. Within a share, a waiting row takes the place of a sequence that is finished; rows of other
-# shares never do. Shares are the same for any number of ranks, so the composition of batches is the same as well.
+# Number of packs in a share. A waiting row takes the place of a finished sequence only within a share. Shares are the
+# same for any number of ranks, so the composition of the batches is the same as well.
 PACKS_PER_SHARE = 4
 
 Share = Sequence[Sequence[int]]

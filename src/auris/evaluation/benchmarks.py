@@ -29,7 +29,7 @@ class Benchmark:
         root: Directory of the files and their audio.
         files: Names of the published files.
         origin: Where to get these files, for the error message if a file is missing.
-        parts: Names of parts of the test set; each part gets a separate score (`predictions.split_by_part`).
+        parts: Names of subsets of the test set; each subset gets a separate score (`predictions.split_by_subset`).
         prompt: The published prompt by version of the model. None means the task's prompt.
         generation: The published decoding settings by version of the model.
         metrics: Metrics of the unprocessed response, in addition to the metrics of the task.
@@ -86,7 +86,7 @@ class Benchmark:
             "in another format, set benchmark.test=[{path: FILE, columns: ..., labels: ...}]"
         )
 
-    def changes(self, version: str, prompt: Config | None, generation: Mapping[str, object]) -> list[str]:
+    def deviations(self, version: str, prompt: Config | None, generation: Mapping[str, object]) -> list[str]:
         """Return the user's deviations from the published prompt and decoding settings, such as `do_sample:True`.
 
         They become part of the signature of each score.
@@ -97,12 +97,12 @@ class Benchmark:
             generation: The user's decoding settings; None values are not set.
         """
         published_prompt, published_decoding = self.prompt.get(version), self.generation.get(version)
-        changes = [f"prompt:{prompt['_target_'].rpartition('.')[2]}"] if prompt and published_prompt else []
+        deviations = [f"prompt:{prompt['_target_'].rpartition('.')[2]}"] if prompt and published_prompt else []
         if published_decoding is None:
-            return changes
+            return deviations
         published = {"do_sample": False, **published_decoding}
         user_settings = {key: value for key, value in generation.items() if value is not None}
-        return changes + [f"{key}:{value}" for key, value in user_settings.items() if published.get(key) != value]
+        return deviations + [f"{key}:{value}" for key, value in user_settings.items() if published.get(key) != value]
 
 
 def list_members(config: Config) -> list[Benchmark]:

@@ -158,49 +158,49 @@ def make_prediction(row: Row, metric: str, stats: Sequence[Any], hypothesis: str
     )
 
 
-# --- parts of a test set ------------------------------------------------------------------------------------------
+# --- subsets of a test set ----------------------------------------------------------------------------------------
 
 BINARY_ANSWERS = ("yes", "no")  # answers to the binary questions of ClothoAQA (as in Qwen2-Audio's evaluate_aqa.py)
 
 
-def find_parts(row: Row, names: Sequence[str]) -> list[str]:
-    """Return the names of the parts of the test set that a row belongs to.
+def find_subsets(row: Row, names: Sequence[str]) -> list[str]:
+    """Return the names of the subsets of the test set that a row belongs to.
 
-    A row belongs to a part if the words of the part's name occur in the row's `source`, `split` or languages. The part
-    dev-clean, for example, contains rows from the source `librispeech_dev_clean`. The part `all` contains every row,
-    and the part `binary` contains rows with the answer yes or no. If a benchmark has only one part, this part contains
-    every row.
+    A row belongs to a subset if the words of the subset's name occur in the row's `source`, `split` or languages. The
+    subset dev-clean, for example, contains rows from the source `librispeech_dev_clean`. The subset `all` contains
+    every row, and the subset `binary` contains rows with the answer yes or no. If a benchmark has only one subset, this
+    subset contains every row.
 
     Args:
         row: The row.
-        names: Names of all parts.
+        names: Names of all subsets (`parts` of the benchmark).
     """
     if len(names) == 1:
         return list(names)
     labels = " ".join(str(row.labels.get(key, "")) for key in ("source", "split", "language", "target_language"))
     words = "-".join(re.findall(r"[a-z0-9]+", labels.lower()))
-    parts = [name for name in names if f"-{name}-" in f"-{words}-"]
+    subsets = [name for name in names if f"-{name}-" in f"-{words}-"]
     answer = str(row.labels.get("text", "")).lower()
-    return parts + [name for name in names if name == "all" or (name == "binary" and answer in BINARY_ANSWERS)]
+    return subsets + [name for name in names if name == "all" or (name == "binary" and answer in BINARY_ANSWERS)]
 
 
-def split_by_part(predictions: Sequence[Prediction], rows: Sequence[Row], names: Sequence[str]) -> list[Prediction]:
-    """Return the predictions with the name of the part added to the group, such as `asr en test-clean`.
+def split_by_subset(predictions: Sequence[Prediction], rows: Sequence[Row], names: Sequence[str]) -> list[Prediction]:
+    """Return the predictions with the name of the subset added to the group, such as `asr en test-clean`.
 
-    A row that belongs to several parts has a prediction for each of them. Predictions of rows without a part keep their
-    group.
+    A row that belongs to several subsets has a prediction for each of them. Predictions of rows without a subset keep
+    their group.
 
     Args:
         predictions: The predictions.
         rows: The rows of the predictions.
-        names: Names of all parts.
+        names: Names of all subsets (`parts` of the benchmark).
     """
     if not names:
         return list(predictions)
-    parts = {row.id: find_parts(row, names) for row in rows}
-    predictions_by_part = []
+    subsets = {row.id: find_subsets(row, names) for row in rows}
+    predictions_by_subset = []
     for prediction in predictions:
         group = prediction.group
-        groups = [group if group.endswith(f" {part}") else f"{group} {part}" for part in parts[prediction.id]]
-        predictions_by_part += [replace(prediction, group=group) for group in groups or [group]]
-    return predictions_by_part
+        groups = [group if group.endswith(f" {name}") else f"{group} {name}" for name in subsets[prediction.id]]
+        predictions_by_subset += [replace(prediction, group=group) for group in groups or [group]]
+    return predictions_by_subset

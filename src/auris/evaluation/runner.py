@@ -126,7 +126,7 @@ def _evaluate(
         benchmark=benchmark,
         version=version,
         audio=audio,
-        changes=benchmark.changes(version, config["prompt"], user_settings),
+        changes=benchmark.deviations(version, config["prompt"], user_settings),
         judged=job.judge is not None,
         run={"study": model.config["study"], "arm": model.config["arm"], "seed": model.config["seed"]},
         skipped=skipped,
@@ -194,8 +194,8 @@ def _score(job: _Job, run_dir: Path, name: str, evaluation: answer_cache.Evaluat
             ratings, unrated = judging.rate_responses(responses, job.judge, job.console)
             all_predictions += ratings
             skipped |= unrated
-    script_scores = summary.script_scores(benchmark.script, evaluation.version, all_predictions, rows)
-    all_predictions = predictions.split_by_part(all_predictions, rows, benchmark.parts)
+    official_scores = summary.official_scores(benchmark.script, evaluation.version, all_predictions, rows)
+    all_predictions = predictions.split_by_subset(all_predictions, rows, benchmark.parts)
     all_predictions.sort(key=lambda prediction: (prediction.group, prediction.metric))
     is_judged = any("judge" in prediction.metric for prediction in all_predictions)
     signatures = job.judge.signatures if job.judge and is_judged else {}
@@ -206,10 +206,10 @@ def _score(job: _Job, run_dir: Path, name: str, evaluation: answer_cache.Evaluat
         with_audio = records.read(_predictions_file(run_dir, name.rpartition("@")[0]), Prediction)
         results += summary.compute_drops(results, all_predictions, with_audio)
     _write_results(run_dir, name, all_predictions, results)
-    if script_scores:
-        write_jsonl(run_dir / "official" / f"{name}.jsonl", map(asdict, script_scores))
+    if official_scores:
+        write_jsonl(run_dir / "official" / f"{name}.jsonl", map(asdict, official_scores))
     judge_notes = [f"{metric}: {judge_signature}" for metric, judge_signature in signatures.items()]
-    notes = [*summary.credit_lines(rows), *judge_notes, *map(summary.format_script_score, script_scores)]
+    notes = [*summary.credit_lines(rows), *judge_notes, *map(summary.format_official_score, official_scores)]
     summary.print_results(job.console, name, results, skipped, notes)
     return results
 

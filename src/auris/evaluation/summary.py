@@ -47,7 +47,7 @@ def summarise(
     samples: int,
     seed: int,
     signatures: Mapping[str, str],
-    changes: Sequence[str] = (),
+    deviations: Sequence[str] = (),
 ) -> list[ResultRow]:
     """Return one result row per group and metric, with a 95 % bootstrap interval over speakers, recordings or rows.
 
@@ -58,7 +58,7 @@ def summarise(
         seed: Seed of the bootstrap samples.
         signatures: Signatures of the metrics that a judge computes, by metric. A signature states how a score was
             computed.
-        changes: Deviations from the benchmark's prompt and decoding settings, which are appended to every signature.
+        deviations: Deviations from the benchmark's prompt and decoding settings, which are appended to every signature.
     """
     results = []
     for (group, metric), scored in sorted(_group_by_score(predictions).items()):
@@ -80,7 +80,7 @@ def summarise(
             n=len(scored),
             units=str(units),
             detectable=None if math.isnan(detectable) else detectable,
-            signature="|".join([metric_signature, *changes]),
+            signature="|".join([metric_signature, *deviations]),
             provenance="+".join(sorted(provenances)),
         )
         results.append(result)
@@ -128,7 +128,7 @@ def _find_units(predictions: Sequence[Prediction]) -> statistics.Units:
 # --- scores of the released scripts -------------------------------------------------------------------------------
 
 
-def script_scores(
+def official_scores(
     script: str | None, version: str, predictions: Sequence[Prediction], rows: Sequence[Row]
 ) -> list[official.ScriptScore]:
     """Return the scores that a released script would print for the same responses (`metrics.official`).
@@ -164,7 +164,7 @@ def _make_source(row: Row) -> str:
     return "_".join([row.labels["task"], *languages, "test"])
 
 
-def format_script_score(line: official.ScriptScore) -> str:
+def format_official_score(line: official.ScriptScore) -> str:
     """Return the score of a released script as text."""
     score = f"stops ({line.stopped})" if line.stopped else f"{line.metric} {line.value:.4f}"
     return f"{line.script} of {line.version}, {line.source}: {score} (n={line.n})"

@@ -28,7 +28,7 @@ from auris.model.weights import checkpoint_dir, checkpoint_io
 from auris.text import tasks
 from auris.text.tasks import LOSS_CURVES
 from auris.training.event_files import ResumableTensorBoardLogger
-from auris.training.faults import FOLDER, Fault, RowPosition, replay_command
+from auris.training.faults import FAULTS_DIR, Fault, RowPosition, replay_command
 from auris.training.lightning_types import audio_module, datamodule, is_log_step
 
 if TYPE_CHECKING:
@@ -334,7 +334,7 @@ class Faults(L.Callback):
         Returns:
             The path of the new checkpoint relative to the run directory, or None if it could not be written.
         """
-        folder = self.run_dir / FOLDER
+        folder = self.run_dir / FAULTS_DIR
         if trainer.is_global_zero:
             for old_checkpoint in filter(checkpoint_dir.is_checkpoint, folder.glob("step_*")):
                 shutil.rmtree(old_checkpoint, ignore_errors=True)
@@ -350,7 +350,7 @@ class Faults(L.Callback):
             [[RowPosition(row=row, id=data.rows[row].id, epoch=epoch) for row, epoch in pack] for pack in packs]
             for packs in data.packs_by_rank(step)
         ]
-        with files.tolerate_write_errors(self.run_dir / FOLDER):
+        with files.tolerate_write_errors(self.run_dir / FAULTS_DIR):
             return Fault(step=step, reason=reason, ranks=packs_by_rank, weights=weights_path).save(self.run_dir)
         return None
 

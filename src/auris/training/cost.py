@@ -22,7 +22,7 @@ from auris.model.llm import last_tokenwise_parts
 from auris.model.pack import IGNORE, Pack
 from auris.model.weights import identify
 from auris.training import optim
-from auris.training.objectives.logps import CHUNK
+from auris.training.objectives.logps import POSITIONS_PER_CHUNK
 from auris.training.objectives.objective import Objective
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 GIB = 2**30
 # FLOP/s reached when 8 B models are trained on an H100 in bf16: torchtitan reports 39 % and NeMo AutoModel 43 % of the
 # peak of 989e12.
-H100_TRAINING = 400e12
+H100_TRAINING_FLOPS = 400e12
 
 # Bytes per parameter. A trained parameter has a master weight and a gradient in fp32, and the two moments of Adam. A
 # frozen parameter is stored in bf16.
@@ -306,8 +306,9 @@ def estimate_memory(
     A layer of the LLM stores 8 H + 4 F numbers per token (hidden size H, gated MLP of width F), and a block of the
     encoder 8 D + 2 F numbers per frame (width D, MLP of width F). A layer that is recomputed stores its input only.
     Frozen layers store as much as trained ones if anything below them is trained, and nothing otherwise. Logits are
-    computed in fp32 for at most `CHUNK` positions at a time, together with their gradient. If the model is sharded, two
-    layers of the LLM (one of them is prefetched), its embedding and its head are gathered at the same time.
+    computed in fp32 for at most `POSITIONS_PER_CHUNK` positions at a time, together with their gradient. If the model
+    is sharded, two layers of the LLM (one of them is prefetched), its embedding and its head are gathered at the same
+    time.
 
     Args:
         net: The net, which may be on the meta device.
@@ -340,7 +341,7 @@ def estimate_memory(
         moments=2 * moment_bytes * trained,
         activations=tokens * n_layers * bytes_per_token + load.frames * len(blocks) * bytes_per_frame,
         recomputed=input_bytes + max(tokens * bytes_per_token, load.frames * bytes_per_frame),
-        logits=min(load.scored, CHUNK) * _embedding_and_head(net.llm)[0].num_embeddings * 2 * 4,
+        logits=min(load.scored, POSITIONS_PER_CHUNK) * _embedding_and_head(net.llm)[0].num_embeddings * 2 * 4,
         gathered=gathered if stage.runs_llm else 0,
     )
 

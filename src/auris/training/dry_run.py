@@ -140,10 +140,10 @@ def _make_epoch_table(epoch: EpochStats) -> Table:
 def _describe_epoch_time(net: AudioLM, stage: Stage, epoch: EpochStats) -> str:
     """Describe the number of operations in an epoch, and the time that they take on H100 GPUs."""
     operations = cost.count_training_flops(net, stage, Load.of_rows(epoch.total.tokens, epoch.total.seconds))
-    hours = operations / cost.H100_TRAINING / epoch.ranks / 3600 * epoch.straggler
+    hours = operations / cost.H100_TRAINING_FLOPS / epoch.ranks / 3600 * epoch.straggler
     return (
         f"arithmetic of an epoch: {operations:.2e} FLOP; {hours:,.2f} h on {epoch.ranks} H100 at "
-        f"{cost.H100_TRAINING / 1e12:.0f} TFLOP/s each, which is usual for 8 B models"
+        f"{cost.H100_TRAINING_FLOPS / 1e12:.0f} TFLOP/s each, which is usual for 8 B models"
     )
 
 

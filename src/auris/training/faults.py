@@ -17,7 +17,7 @@ from auris import files
 from auris.errors import MissingFileError, UserError
 from auris.model.weights.checkpoint_dir import step_dir
 
-FOLDER = "faults"  # directory of the records, in the run directory
+FAULTS_DIR = "faults"  # directory of the records, in the run directory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ class Fault:
 
     def save(self, run_dir: Path) -> Path:
         """Write the record to `RUN/faults/step_N.json` and return its path."""
-        path = step_dir(run_dir / FOLDER, self.step).with_suffix(".json")
+        path = step_dir(run_dir / FAULTS_DIR, self.step).with_suffix(".json")
         files.write_json(path, {**asdict(self), "command": replay_command(path)})
         return path
 
@@ -71,7 +71,7 @@ class Fault:
             UserError: The file is not a record of a fault.
         """
         if not path.is_file():
-            raise MissingFileError(f"fault={path}: no such file, expected RUN/{FOLDER}/step_N.json")
+            raise MissingFileError(f"fault={path}: no such file, expected RUN/{FAULTS_DIR}/step_N.json")
         try:
             content = files.read_json(path)
             ranks = [[[RowPosition(**row) for row in pack] for pack in packs] for packs in content["ranks"]]

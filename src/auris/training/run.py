@@ -124,7 +124,7 @@ def remove_if_unused(run_dir: Path) -> Generator[None]:
     try:
         yield
     except BaseException:
-        if created and not any((run_dir / name).exists() for name in ("progress.json", faults.FOLDER)):
+        if created and not any((run_dir / name).exists() for name in ("progress.json", faults.FAULTS_DIR)):
             shutil.rmtree(run_dir, ignore_errors=True)
             with suppress(OSError):  # another run may use a parent by now
                 for parent in created[1:]:

@@ -265,7 +265,7 @@ def test_the_sums_of_a_pack_are_the_sums_over_its_pairs(net: AudioLM) -> None:
 def test_the_chunk_size_does_not_change_loss_or_gradients(net: AudioLM, monkeypatch: pytest.MonkeyPatch) -> None:
     pack = tree(build_pairs(), net.geometry, REFERENCES)
     unchunked = run(DPO(), net, pack)
-    monkeypatch.setattr(logps_module, "CHUNK", 4)
+    monkeypatch.setattr(logps_module, "POSITIONS_PER_CHUNK", 4)
     chunked = run(DPO(), net, pack)
     torch.testing.assert_close(chunked[0], unchunked[0])
     assert_close(chunked[2], unchunked[2])

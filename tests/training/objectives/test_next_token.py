@@ -117,7 +117,7 @@ def test_logits_are_computed_only_at_labels():
 def test_chunks_change_neither_the_loss_nor_the_gradients(net, monkeypatch):
     batch = pack(rows(), net.geometry)
     unchunked = run(net, batch)
-    monkeypatch.setattr(logps, "CHUNK", 4)
+    monkeypatch.setattr(logps, "POSITIONS_PER_CHUNK", 4)
     chunked = run(net, batch)
     assert unchunked[2] > 3 * 4  # several chunks
     assert unchunked[2] % 4  # the last chunk is shorter
@@ -127,7 +127,7 @@ def test_chunks_change_neither_the_loss_nor_the_gradients(net, monkeypatch):
 
 
 def test_logits_are_computed_one_chunk_at_a_time(monkeypatch):
-    monkeypatch.setattr(logps, "CHUNK", 3)
+    monkeypatch.setattr(logps, "POSITIONS_PER_CHUNK", 3)
     net = FixedLogits([[0.0, 1.0]] * 8)
     NextToken()(net, {"labels": torch.ones(8, dtype=torch.long)})
     assert net.n_scored == [3, 3, 2]

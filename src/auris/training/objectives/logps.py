@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 # Largest number of positions whose logits are in memory at the same time. More positions are divided into chunks, whose
 # logits are recomputed in backward.
-CHUNK = 4096
+POSITIONS_PER_CHUNK = 4096
 
 
 def label_logps(net: AudioLM, pack: Pack) -> tuple[Tensor, Tensor, Tensor]:
@@ -29,10 +29,10 @@ def label_logps(net: AudioLM, pack: Pack) -> tuple[Tensor, Tensor, Tensor]:
     positions = (pack["labels"] != IGNORE).nonzero().squeeze(-1)  # (R,)
     hidden = net.hidden_states(pack, positions)  # (R, H)
     labels = pack["labels"][positions]
-    if len(positions) <= CHUNK:
+    if len(positions) <= POSITIONS_PER_CHUNK:
         logps, is_likeliest = _score(net, hidden, labels)
     else:
-        chunks = zip(hidden.split(CHUNK), labels.split(CHUNK), strict=True)
+        chunks = zip(hidden.split(POSITIONS_PER_CHUNK), labels.split(POSITIONS_PER_CHUNK), strict=True)
         scored_chunks = [checkpoint(_score, net, h, y, use_reentrant=False) for h, y in chunks]
         logps, is_likeliest = (torch.cat(parts) for parts in zip(*scored_chunks, strict=True))
     return logps, positions, is_likeliest
