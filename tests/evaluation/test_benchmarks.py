@@ -164,8 +164,8 @@ def test_predictions_are_grouped_by_part_and_rows_without_a_part_are_kept(folder
     predictions, rows = predict(
         folder, *(({"source": f"librispeech {source}", "gt": "a b"}, "a b") for source in sources)
     )
-    by_part = split_by_subset(predictions, rows, config("librispeech")["parts"])
-    assert [prediction.group for prediction in by_part] == ["asr en dev-clean", "asr en dev-clean", "asr en"]
+    by_subset = split_by_subset(predictions, rows, config("librispeech")["parts"])
+    assert [prediction.group for prediction in by_subset] == ["asr en dev-clean", "asr en dev-clean", "asr en"]
 
 
 def test_the_strict_word_times_include_rows_on_which_the_official_script_stops(folder: Path):

@@ -210,7 +210,7 @@ class CheckpointCallback(L.Callback):
         compat.set_loop_position(
             trainer, step, max_steps=audio_module(module).max_steps, repeat_validation=state["validating"]
         )
-        # A checkpoint from within a validation does not count as saved: it is replaced after the validation.
+        # A checkpoint from within a validation does not count as saved, so that it can be replaced later.
         self.saved_step = None if state["validating"] else step
         self.best = self._best_if_on_disk(state["best"])
         rank_zero_info(f"resuming from {checkpoint.path}")
