@@ -243,7 +243,7 @@ def test_a_model_can_be_prompted_in_another_style(stage):
     model = SimpleNamespace(net=net, tokenizer=tokenizer(), config=config, prompt=TagPrompt(), dialogue=None)
     natural = {"_target_": "auris.text.prompts.NaturalPrompt", "wordings": "unseen"}
     assert isinstance(build_samples(model, "task", "error").prompt, TagPrompt)
-    assert build_samples(model, "task", "error", natural).prompt.subset == "unseen"
+    assert build_samples(model, "task", "error", natural).prompt.wordings_subset == "unseen"
     # The wording of a benchmark is used only if no style is given.
     assert build_samples(model, "task", "error", None, "<|startofanalysis|>").prompt.wording == "<|startofanalysis|>"
     assert getattr(build_samples(model, "task", "error", natural, "What?").prompt, "wording", None) is None

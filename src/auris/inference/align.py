@@ -259,7 +259,7 @@ def timing_errors(aligned: Iterable[tuple[Row, Times]]) -> dict[str, np.ndarray]
 def print_errors(errors: Mapping[str, np.ndarray], console: Console) -> None:
     """Print a table of deviations in milliseconds, given in seconds by language."""
     title = "errors of word starts and ends compared with the labels, in ms"
-    headings = ("language", "number of times", "median error", "mean error", "90 % are below", "median shift")
+    headings = ("language", "times", "median error", "mean error", "90 % below", "median shift")
     table = numbers_table(*headings, title=title)
     groups = {**errors, **({"all": np.concatenate(list(errors.values()))} if len(errors) > 1 else {})}
     for name, deviations in groups.items():
