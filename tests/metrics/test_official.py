@@ -289,7 +289,7 @@ def test_a_report_has_a_line_per_source_and_shows_where_the_script_stops():
         ("clothoaqa_open", None, None),
     ]
     assert lines[-1].stopped.startswith("ValueError") and lines[0].n == 1
-    with pytest.raises(ValueError, match="benchmark.script=evaluate_caption: expected evaluate_asr"):
+    with pytest.raises(ValueError, match="benchmark.script=evaluate_caption: expected one of evaluate_asr"):
         official.report("evaluate_caption", "v1", answers)
 
 

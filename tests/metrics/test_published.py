@@ -116,5 +116,7 @@ def test_errors_name_an_unknown_table_and_a_system_with_missing_cells():
         lines([], "table9")
     benchmarks = {"librispeech": {"parts": ["a"], "metric": "wer", "scale": 1, "signatures": {}}}
     invalid_tables = {"t": {"source": "s", "systems": {"x": {"cells": {"librispeech": [1, 2]}}}}}
-    with pytest.raises(ValueError, match=r"t, x, librispeech: 2 cells for parts \['a'\]"):
-        list(module._cells({"benchmarks": benchmarks, "tables": invalid_tables}))
+    with pytest.raises(
+        ValueError, match=r"t, x, librispeech: there are 2 cells, expected one for each of the parts \['a'\]"
+    ):
+        list(module._parse_scores({"benchmarks": benchmarks, "tables": invalid_tables}))

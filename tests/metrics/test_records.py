@@ -59,9 +59,9 @@ def test_written_records_are_read_back_with_keys_in_order(kind, line: dict, tmp_
     [
         (
             {key: RESULT[key] for key in RESULT if key not in ("units", "low")},
-            "line 2 is no ResultRow .*'low' and 'units'",
+            "line 2 is not a valid ResultRow .*'low' and 'units'",
         ),
-        (RESULT | {"colour": "red"}, "line 2 is no ResultRow .*'colour'"),
+        (RESULT | {"colour": "red"}, "line 2 is not a valid ResultRow .*'colour'"),
     ],
 )
 def test_the_error_for_an_invalid_line_names_its_number(line: dict, message: str, tmp_path: Path):
@@ -70,5 +70,5 @@ def test_the_error_for_an_invalid_line_names_its_number(line: dict, message: str
     with pytest.raises(ValueError, match=message):
         read(path, ResultRow)
     path.write_text(json.dumps(RESULT) + "\n" + json.dumps(RESULT)[:-20])
-    with pytest.raises(ValueError, match="line 2 is no ResultRow .*; evaluate the run again"):
+    with pytest.raises(ValueError, match="line 2 is not a valid ResultRow .*; evaluate the run again"):
         read(path, ResultRow)

@@ -145,7 +145,7 @@ def test_duplicate_rows_and_invalid_statistics_raise_an_error(tmp_path):
     with pytest.raises(ValueError, match="correct.*rows"):
         results.table(tmp_path / "s")
     path.write_text(content[:-20])
-    with pytest.raises(ValueError, match="line 1 is no Prediction .Unterminated string"):
+    with pytest.raises(ValueError, match="line 1 is not a valid Prediction .Unterminated string"):
         results.table(tmp_path / "s")
 
 

@@ -1,8 +1,9 @@
 """Splitting of captions into words for CIDEr-D.
 
-COCO's evaluation uses Stanford's PTB tokenizer, a Java program of 2014. Here a regular expression approximates it: it
-lower-cases, separates contractions, keeps hyphenated words whole and removes punctuation except brackets. (COCO's list
-of punctuation has the brackets in capitals only, so the lower-cased ones stay.)
+COCO's evaluation uses Stanford's PTB tokenizer of 2014, a Java program. Here it is approximated by regular expressions:
+text is lower-cased, contractions are split, hyphenated words are kept whole, and all punctuation except brackets is
+removed. COCO keeps brackets because the tokenizer replaces them by lower-cased names such as `-lrb-`, while
+COCO's list of punctuation contains the names in capitals.
 """
 
 from __future__ import annotations
@@ -31,5 +32,5 @@ def split(text: str, language: str) -> list[str]:
 
 
 def describe(language: str) -> str:
-    """Return the tokenizer's part of a score's signature."""
+    """Return the part of a signature that describes how captions are split."""
     return norm.describe(language) if norm.unit(language) == "char" else "tok:ptb-like(approximate)"

@@ -1,7 +1,8 @@
-"""Which option of a multiple-choice question a response means, recognised by its letter or by its text.
+"""Parsing of responses to multiple-choice questions, which name an option by its letter or by its text.
 
-AIR-Bench's script looks at one or two characters and leaves a response without a letter there out of the score. Other
-evaluation kits draw a random letter instead. Here such a response is wrong and is counted as unparsed.
+AIR-Bench's script looks for a letter at two positions of a response, and ignores the response if there is none. Other
+evaluation kits choose a random letter instead. Here a response that names no option is wrong, and is also counted as
+unparsed.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from auris.errors import UserError
 
 LETTERS = "ABCD"
 
-# A letter names an option if it is marked or alone at the beginning, follows "answer is", or is the last word. A letter
-# before a word does not count: it may be an article, a musical key (C major) or a part of a name.
+# A letter names an option if it is at the beginning and followed by punctuation or nothing, if it follows words such as
+# "answer is", or if it is the last word. A letter before another word does not count: it may be an article, a musical
+# key (C major) or part of a name.
 _LEADING = re.compile(r"[\s\"'*]*(?:[(\[]([A-D])[)\]]|([A-D])(?=\s*(?:[.):,\]\"*]|'(?!\w)|$)))", re.IGNORECASE)
 _NAMED = re.compile(
     r"(?i:\b(?:answer|option|choice)(?:\s+is)?\s*:?\s*)[\"'(\[*]*([A-D](?![\w'])|[a-d](?=\s*(?:[.):,\]\"*]|$)))"
@@ -23,39 +25,47 @@ _CLOSING = re.compile(r"(?<![\w'])([A-D])\W*$")
 
 
 def official_letter(reply: str) -> str | None:
-    """Return the letter that AIR-Bench's script reads: the first character, otherwise the last but one."""
+    """Return the letter that AIR-Bench's script reads: the first character, otherwise the second-last one."""
     text = reply.strip().replace("\n", "")
     return next((character for character in text[:1] + text[-2:-1] if character in LETTERS), None)
 
 
 def parse(reply: str | None, options: Sequence[str]) -> int | None:
-    """Return the index of the option that a response means; None if it names no option or several.
+    """Return the index of the option that a response names; None if it names no option or several options.
 
-    The text of an option as the whole response counts first, then a letter, then the text of an option that occurs in
-    the response as whole words. Of options contained in one another the longest counts (`dog barking` over `dog`), of
-    equal options the first.
+    Three rules are tried in this order: the whole response is the text of an option; the response names a letter; the
+    text of an option occurs in the response as whole words. If one matching option contains another one, the longer
+    one counts (`dog barking`, not `dog`). If two options have the same text, the first one counts.
     """
     response = (reply or "").strip()
-    texts = [_plain(text) for text in options]
-    if len(_plain(response)) > 1 and _plain(response) in texts:
-        return texts.index(_plain(response))
+    texts = [_words_only(text) for text in options]
+    if len(_words_only(response)) > 1 and _words_only(response) in texts:
+        return texts.index(_words_only(response))
     letters = _letters(response)
     if letters:
         index = LETTERS.index(letters.pop())
         return index if not letters and index < len(options) else None
-    words = f" {_plain(response)} "
+    words = f" {_words_only(response)} "
     contained = {text: index for index, text in reversed([*enumerate(texts)]) if text and f" {text} " in words}
-    longest = [text for text in contained if not any(text != t and f" {text} " in f" {t} " for t in contained)]
+    longest = [
+        text for text in contained if not any(text != other and f" {text} " in f" {other} " for other in contained)
+    ]
     return contained[longest[0]] if len(longest) == 1 else None
 
 
 def count(metric: str, reply: str, key: str, options: Sequence[str]) -> list[float]:
-    """Return what a response contributes to `choice`, `choice_unparsed` or `choice_official`.
+    """Return the statistics that a response contributes to the metric `choice`, `choice_unparsed` or `choice_official`.
 
     `choice_official` leaves out a response without a letter.
 
+    Args:
+        metric: The name of the metric.
+        reply: The response.
+        key: The text of the correct option.
+        options: The texts of all options.
+
     Raises:
-        UserError: The key is not among the options, a fault of the data.
+        UserError: The key is not one of the options, which is an error in the data.
     """
     if key not in options:
         raise UserError(f"the key is {key!r}, expected one of {list(options)}")
@@ -69,7 +79,7 @@ def count(metric: str, reply: str, key: str, options: Sequence[str]) -> list[flo
 
 
 def _letters(response: str) -> set[str]:
-    """Return the letters that a response names as its answer; several contradict each other."""
+    """Return the letters that a response names as its answer. A valid response names only one."""
     if match := _LEADING.match(response):
         return {(match[1] or match[2]).upper()}
     if named := {letter.upper() for letter in _NAMED.findall(response)}:
@@ -78,5 +88,6 @@ def _letters(response: str) -> set[str]:
     return {match[1]} if match else set()
 
 
-def _plain(text: str) -> str:
+def _words_only(text: str) -> str:
+    """Return the lower-cased words of a text, joined by single spaces and without punctuation."""
     return " ".join(re.findall(r"\w+", text.lower()))

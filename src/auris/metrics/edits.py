@@ -1,4 +1,4 @@
-"""Edits between two normalised texts, as error rates count them; jiwer aligns the texts."""
+"""Edits between two normalised texts, for word and character error rates. The texts are aligned by jiwer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ RATES = ("wer", "cer")  # metrics that count edits
 
 
 def unit_of(metric: str, language: str) -> str:
-    """Return what one of `RATES` counts in a language: `word` or `char`."""
+    """Return what a metric in `RATES` counts in a language: `word` or `char`."""
     return norm.unit(language) if metric == "wer" else "char"
 
 
@@ -34,29 +34,30 @@ class Edit(NamedTuple):
 def count(hypothesis: str, reference: str, language: str, *, unit: str) -> list[float]:
     """Return the number of edits and the length of the reference, in words or characters.
 
-    An empty reference has the length 0, and its hypothesis counts as insertions, as in the official script.
+    If the reference is empty, its length is 0 and every word of the hypothesis is an insertion, as in the script
+    `evaluate_asr.py` of Qwen2-Audio.
 
     Args:
         hypothesis: The response.
         reference: The correct text.
-        language: The language of both.
+        language: The language of the hypothesis and the reference.
         unit: `word` or `char`.
     """
-    out = _process(hypothesis, reference, language, unit)
-    errors = out.substitutions + out.deletions + out.insertions
-    return [float(errors), float(out.hits + out.substitutions + out.deletions)]
+    output = _process(hypothesis, reference, language, unit)
+    errors = output.substitutions + output.deletions + output.insertions
+    return [float(errors), float(output.hits + output.substitutions + output.deletions)]
 
 
 def align(hypothesis: str, reference: str, language: str, *, unit: str) -> list[Edit]:
-    """Return the alignment that `count` is based on, equal words or characters included, in order."""
-    out = _process(hypothesis, reference, language, unit)
-    reference_items, hypothesis_items = out.references[0], out.hypotheses[0]
+    """Return the alignment whose edits `count` counts. It is in text order and contains equal words or characters."""
+    output = _process(hypothesis, reference, language, unit)
+    reference_items, hypothesis_items = output.references[0], output.hypotheses[0]
     edits = []
-    for chunk in out.alignments[0]:
-        left = reference_items[chunk.ref_start_idx : chunk.ref_end_idx]
-        right = hypothesis_items[chunk.hyp_start_idx : chunk.hyp_end_idx]
-        length = max(len(left), len(right))  # either both have this length, or one is empty
-        pairs = zip(left or [""] * length, right or [""] * length, strict=True)
+    for chunk in output.alignments[0]:
+        reference_part = reference_items[chunk.ref_start_idx : chunk.ref_end_idx]
+        hypothesis_part = hypothesis_items[chunk.hyp_start_idx : chunk.hyp_end_idx]
+        length = max(len(reference_part), len(hypothesis_part))  # the parts are equally long, or one of them is empty
+        pairs = zip(reference_part or [""] * length, hypothesis_part or [""] * length, strict=True)
         edits += [Edit(chunk.type, *pair) for pair in pairs]
     return edits
 

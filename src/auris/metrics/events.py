@@ -1,7 +1,7 @@
-"""Event-based counts for sound event detection: which events of a response are events of the recording.
+"""Event-based counts for sound event detection: which events of a response occur in the recording.
 
-The counts are those of sed_eval with the collars of DCASE task 4. They are implemented here because that package has
-had no release since 2021 and imports a part of setuptools that no longer exists.
+The counts equal those of the package sed_eval with the collars (tolerances) of DCASE task 4. They are implemented here
+because sed_eval has had no release since 2021 and imports a part of setuptools that no longer exists.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from typing import TypedDict
 
 from auris.metrics.normalize import canonical
 
-COLLAR = 0.2  # seconds
-SHARE = 0.2  # collar of an event's end as a share of the true event's length, if that is more than COLLAR
-COLLARS = f"collar:{COLLAR:g}s|end:max(collar,{SHARE:.0%})"  # as signatures name them
-_ROUNDING = 1e-6  # seconds; times have a resolution of 10 ms, but their difference may exceed the collar by rounding
+COLLAR = 0.2  # seconds by which the start of an event may differ
+SHARE = 0.2  # share of a true event's length by which its end may differ, if that is more than COLLAR
+COLLARS = f"collar:{COLLAR:g}s|end:max(collar,{SHARE:.0%})"  # part of the signature of a score
+_ROUNDING = 1e-6  # seconds added to collars, because rounding may push a difference of times above the collar
 
 
 class Event(TypedDict):
-    """A sound event; times in seconds."""
+    """A sound event; times are in seconds."""
 
     label: str
     start: float
@@ -28,14 +28,15 @@ class Event(TypedDict):
 def count(hypothesis: Sequence[Event], reference: Sequence[Event]) -> list[float]:
     """Return the numbers of true positives, false positives and false negatives.
 
-    Two events match if they have the same label, begin within the collar and end within the longer of the two collars.
-    Each event is matched once, in the assignment with the most matches.
+    Two events match if they have the same label, their starts differ by at most COLLAR, and their ends differ by at
+    most COLLAR or SHARE of the true event's length, whichever is longer. Each event is assigned to at most one other
+    event, such that the number of matches is as large as possible.
     """
     candidates = [[n for n, event in enumerate(hypothesis) if _is_match(event, true)] for true in reference]
-    assigned: dict[int, int] = {}  # event of the response -> event of the recording
+    assigned: dict[int, int] = {}  # index in hypothesis -> index in reference
 
     def assign(event: int, tried: set[int]) -> bool:
-        """Assign a partner to an event by Kuhn's algorithm, which reassigns other events if that helps."""
+        """Try to assign a hypothesis event to a reference event (Kuhn's algorithm); others may be reassigned."""
         for other in candidates[event]:
             if other not in tried:
                 tried.add(other)

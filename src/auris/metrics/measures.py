@@ -1,7 +1,10 @@
-"""The table of metrics, `measures.yaml` next to this file, and the scores that follow from it.
+"""The table of metrics (`measures.yaml` next to this file) and the computation of scores from it.
 
-The table is the only list of metrics. Adding one means adding an entry there, with a function in `row_stats` and,
-unless one of the formulas fits, one in `formulas`.
+The table is the only list of metrics. To add a metric, add an entry to the table, a function to `row_stats` and, unless
+an existing formula fits, a function to `formulas`.
+
+Every metric has a signature, a text such as `wer|whisper_en+basic|word|jiwer4.0.0` that states how its scores are
+computed. Scores are comparable if their signatures are equal.
 """
 
 from __future__ import annotations
@@ -21,11 +24,12 @@ from auris.metrics import normalize as norm
 from auris.metrics import row_stats as row_functions
 from auris.metrics.formulas import Scorer
 
-# The panels of the bar figure, in their order.
+# The panels of the bar figure (`results.figures.plot_bars`), from top to bottom.
 ACCURACY_PANEL = "Accuracy and F1 (%)"
 PANELS = ("Error rate (%)", "Average shift of word times (ms)", "BLEU", "CIDEr-D", ACCURACY_PANEL)
 
-# Replacements of the names in braces in a signature: functions of the language.
+# Signatures in the table contain names in braces. Each name is replaced by the text that its function here returns for
+# a language.
 PLACEHOLDERS: Mapping[str, Callable[[str], str]] = {
     "normalizer": norm.describe,
     "normalizer_of_characters": lambda language: f"{norm.describe(language).rpartition('|')[0]}|char",
@@ -41,8 +45,9 @@ PLACEHOLDERS: Mapping[str, Callable[[str], str]] = {
 class Measure:
     """One entry of the table of metrics; `measures.yaml` describes the fields.
 
-    `row_stats` is a function of (hypothesis, reference, language, classes). Additive metrics have a `formula`, the
-    others are computed `over` all rows.
+    `row_stats` is a function of (hypothesis, reference, language, classes). Additive metrics, whose row statistics are
+    summed over the rows, have a `formula`. All other metrics have `over`, which computes the score from all rows at
+    once.
     """
 
     label: str
@@ -60,7 +65,7 @@ class Measure:
 
 
 def _measure(entry: Mapping[str, Any]) -> Measure:
-    """Return the measure of an entry of the table, with the functions that it names."""
+    """Return the measure for an entry of the table, with names of functions replaced by the functions."""
     fields: dict[str, Any] = {
         **entry,
         "stats": tuple(entry["stats"]),
@@ -78,7 +83,7 @@ def measure(metric: str) -> Measure:
     """Return the measure of a metric.
 
     Raises:
-        UserError: No metric has this name; the message lists the names.
+        UserError: No metric has this name; the message lists the valid names.
     """
     if metric not in MEASURES:
         raise UserError(f"unknown metric {metric!r}; choose from {', '.join(MEASURES)}")
@@ -88,14 +93,14 @@ def measure(metric: str) -> Measure:
 def row_stats(
     metric: str, hypothesis: Any, reference: Any, language: str, classes: Sequence[str] | None = None
 ) -> list[Any]:
-    """Return what a row contributes to a metric; its `stats` name the entries.
+    """Return the statistics that a row contributes to a metric; `measure(metric).stats` names them.
 
     Args:
         metric: A name in `MEASURES`.
         hypothesis: The parsed response; None if it could not be parsed.
-        reference: The correct answer in the same form.
-        language: The language of both.
-        classes: The closed set of answers, or the options of a question, for the metrics that need them.
+        reference: The correct answer, parsed in the same way.
+        language: The language of the hypothesis and the reference.
+        classes: All valid answers of the task, or the options of a question, for the metrics that need them.
     """
     return measure(metric).row_stats(hypothesis, reference, language, classes or ())
 
@@ -105,16 +110,16 @@ def signature(metric: str, language: str) -> str:
     template = measure(metric).signature
     if template is None:
         raise UserError(
-            f"metric {metric!r} has no signature of its own: it is that of its judge (auris.metrics.judges)"
+            f"metric {metric!r} has no signature in the table: its judge states the signature (auris.metrics.judges)"
         )
     return f"{metric}|{re.sub(r'{(.+?)}', lambda name: PLACEHOLDERS[name[1]](language), template)}"
 
 
 def check(metric: str, language: str | None = None) -> None:
-    """Check that the packages that a metric needs are installed; call it before responses are generated.
+    """Check that the packages that a metric needs are installed. Call this before responses are generated.
 
     Raises:
-        UserError: One is missing; the message says how to install it.
+        UserError: A package is missing; the message says how to install it.
     """
     if package := measure(metric).package:
         optional_packages.require(package, f"metric {metric!r}")
@@ -123,12 +128,12 @@ def check(metric: str, language: str | None = None) -> None:
 
 
 def for_language(metric: str, language: str) -> str:
-    """Return the metric's accurate name: WER of a language written without spaces is a character error rate."""
+    """Return the name of a metric in a language: WER is called CER in languages that are written without spaces."""
     return "cer" if metric == "wer" and norm.unit(language) == "char" else metric
 
 
 def display(metric: str, value: float, sign: str = "") -> str:
-    """Format a score without its unit: `8.9` per cent, `0.441` CIDEr-D; `sign="+"` for differences."""
+    """Format a score without its unit, for example 0.089 as `8.9` (%); `sign="+"` also prints the sign of a plus."""
     entry = measure(metric)
     return f"{entry.scale * value:{sign}.{entry.digits}f}"
 
@@ -137,9 +142,9 @@ def display(metric: str, value: float, sign: str = "") -> str:
 
 
 def value(metric: str, sums: Sequence[float] | np.ndarray) -> float:
-    """Return the score of the summed statistics (K,) of an additive metric.
+    """Return the score of an additive metric, given the sums (K,) of its row statistics.
 
-    Rates are fractions from 0 to 1, BLEU is from 0 to 100. NaN if nothing could be counted.
+    Rates are fractions from 0 to 1, BLEU is a number from 0 to 100. A rate is NaN if its denominator is 0.
     """
     formula = measure(metric).formula
     assert formula is not None, f"{metric} is computed over all rows at once: use `score`"
@@ -147,29 +152,32 @@ def value(metric: str, sums: Sequence[float] | np.ndarray) -> float:
 
 
 def score(metric: str, rows: Sequence[Any]) -> float:
-    """Return the score of rows, given the `stats` of each; NaN if there are no rows or nothing could be counted."""
+    """Return the score of rows, given the `stats` of each row; NaN if it is undefined, such as a rate without rows."""
     return float(scorer(metric, [dict(enumerate(rows))])(np.ones((1, len(rows))))[0])
 
 
 def scorer(metric: str, seeds: Sequence[Mapping[Any, Any]]) -> Scorer:
-    """Return the score of a system as a function of how often each test row counts: weights (S, R) -> (S,).
+    """Return a function that computes a system's score from weights, which state how often each test row counts.
 
-    Additive statistics are summed over the seeds. Other metrics are averaged over the seeds, because a threshold or a
-    class belongs to one seed.
+    The function takes weights (S, R) for S bootstrap samples of R rows and returns S scores. The statistics of additive
+    metrics are summed over the training seeds. The scores of other metrics are averaged over the seeds, because the
+    responses of one seed determine, for example, the threshold of the EER.
 
     Args:
         metric: A name in `MEASURES`.
-        seeds: The `stats` by row id, for each training seed. The R rows are the sorted ids of all seeds.
+        seeds: For each training seed, the `stats` of a row by row id. Rows are sorted by id.
     """
     entry = measure(metric)
-    indices = {name: index for index, name in enumerate(sorted(set().union(*seeds)))}
+    indices = {row_id: index for index, row_id in enumerate(sorted(set().union(*seeds)))}
     if formula := entry.formula:
         sums = np.zeros((len(indices), len(entry.stats)))
         for seed in filter(None, seeds):
-            np.add.at(sums, [indices[name] for name in seed], list(seed.values()))
+            np.add.at(sums, [indices[row_id] for row_id in seed], list(seed.values()))
         return lambda weights: formula(weights @ sums)
     assert entry.over is not None, f"metric {metric!r} has neither a formula nor a scorer"
-    scorers = [([indices[name] for name in seed], entry.over(list(seed.values()))) for seed in seeds if seed]
-    if not scorers:
+    seed_scorers = [([indices[row_id] for row_id in seed], entry.over(list(seed.values()))) for seed in seeds if seed]
+    if not seed_scorers:
         return lambda weights: np.full(len(weights), np.nan)
-    return lambda weights: formulas.nan_mean(np.stack([score(weights[:, own]) for own, score in scorers], axis=-1))
+    return lambda weights: formulas.nan_mean(
+        np.stack([seed_scorer(weights[:, columns]) for columns, seed_scorer in seed_scorers], axis=-1)
+    )

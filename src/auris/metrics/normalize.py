@@ -1,12 +1,12 @@
-"""Text normalisation before error rates, as Qwen2-Audio's evaluation does it (eval_audio/evaluate_asr.py).
+"""Text normalisation before error rates are computed, as in Qwen2-Audio's script eval_audio/evaluate_asr.py.
 
-English passes both of Whisper's normalisers, every other language the basic one, which keeps diacritics. Cantonese is
-converted to simplified characters by zhconv first, as in the official script.
+English is normalised by both of Whisper's normalisers. All other languages are normalised only by the basic one, which
+keeps diacritics. As in the official script, zhconv first converts Cantonese to simplified characters.
 
-Chinese is approximate. The official script spells numbers out with cn_tn, which is not on any package index, so cn2an
-replaces it. cn_tn reads a number of four or more digits without a measure word digit by digit; here numbers of seven
-or more digits, or with a leading zero, are read so. zhconv and cn2an are an extra, needed only for Cantonese and for
-Chinese with digits.
+For Chinese, the result is approximate. The official script spells numbers out with cn_tn, which is not on any package
+index, so cn2an is used instead. cn_tn reads numbers of four or more digits that have no measure word digit by digit.
+Here, only numbers of seven or more digits and numbers with a leading zero are read digit by digit. zhconv and cn2an are
+optional packages, needed only for Cantonese and for Chinese text that contains digits.
 """
 
 from __future__ import annotations
@@ -19,35 +19,35 @@ from functools import cache
 from auris.errors import UserError
 from auris.metrics import optional_packages
 
-# Languages written without spaces, scored per character. (The official script does so for zh and yue only.)
+# Languages that are written without spaces and scored by characters. The official script scores only zh and yue so.
 CHARACTER_LANGUAGES = ("zh", "yue", "ja")
 _PACKAGES = {"zh": "cn2an", "yue": "zhconv"}
 
 
 def base_language(language: str) -> str:
-    """Return the language without its region: `zh-CN` -> `zh`.
+    """Return a language code without its region: `zh-CN` -> `zh`.
 
     Raises:
         UserError: The language is empty.
     """
     if not language:
         raise UserError(
-            "a text score needs the row's language, but it is empty: add `language` to the row, such as en or zh"
+            "a text score needs the language of the row, but it is empty: add `language` to the row, such as en or zh"
         )
     return re.split("[-_]", language.lower())[0]
 
 
 def unit(language: str) -> str:
-    """Return what an error rate of this language counts: `word` or `char`."""
+    """Return what an error rate counts in this language: `word` or `char`."""
     return "char" if base_language(language) in CHARACTER_LANGUAGES else "word"
 
 
 def normalize(text: str, language: str) -> str:
-    """Return the form in which two transcripts are compared.
+    """Return the normalised form of a transcript, in which transcripts are compared.
 
-    Words are joined by single spaces; if `unit` is `char`, all spaces are removed. The result is that of the official
-    normalisation, except for some numbers in zh, and for ja, for which the official code has no rule and compares whole
-    sentences as words.
+    Words are separated by single spaces. In languages whose `unit` is `char`, all spaces are removed. The result equals
+    the official normalisation except for some numbers in zh, and for ja: the official script has no rule for ja and
+    compares whole sentences as words.
 
     Raises:
         UserError: The package that zh or yue needs is not installed.
@@ -57,18 +57,18 @@ def normalize(text: str, language: str) -> str:
 
 
 def contains(text: str, key: str, language: str) -> bool:
-    """Return whether the normalised key occurs in the normalised text, as whole words where there are words.
+    """Return whether the normalised key occurs in the normalised text.
 
-    Scores, the rule-based judge and the synthetic dialogues all use this rule. Every text contains a key that is empty
-    after normalisation.
+    In languages that are written with spaces, the key must match whole words. Every text contains a key that is empty
+    after normalisation. Scores, the rule-based judge and the synthetic dialogues all use this function.
     """
-    space = " " if unit(language) == "word" else ""
-    text, key = (normalize(side, language) for side in (text, key))
-    return not key or f"{space}{key}{space}" in f"{space}{text}{space}"
+    boundary = " " if unit(language) == "word" else ""
+    text, key = normalize(text, language), normalize(key, language)
+    return not key or f"{boundary}{key}{boundary}" in f"{boundary}{text}{boundary}"
 
 
 def normalize_words(text: str, language: str) -> str:
-    """Normalise a text in the same way as `normalize`, but keep the spaces in every language."""
+    """Return a text normalised as by `normalize`, but without the removal of spaces in some languages."""
     text = without_tags(text)
     if base_language(language) == "en":
         text = _english()(text)
@@ -79,18 +79,18 @@ def normalize_words(text: str, language: str) -> str:
     return _basic()(text)
 
 
-_DIGITS = "零一二三四五六七八九"
-_BY_DIGIT = re.compile(r"(?<![\d.])(?:0\d+|\d{7,})(?![\d.])")
+_CHINESE_DIGITS = "零一二三四五六七八九"
+_READ_BY_DIGIT = re.compile(r"(?<![\d.])(?:0\d+|\d{7,})(?![\d.])")  # matches numbers that are read digit by digit
 
 
 def _spell_numbers(text: str) -> str:
-    """Write the numbers of a Chinese text in characters.
+    """Spell out the numbers in a Chinese text.
 
-    A sign before a number is punctuation, as in the official script.
+    As in the official script, a plus or minus sign before a number is treated as punctuation.
     """
     if not re.search(r"\d", text):
         return text
-    text = _BY_DIGIT.sub(lambda match: "".join(_DIGITS[int(digit)] for digit in match[0]), text)
+    text = _READ_BY_DIGIT.sub(lambda match: "".join(_CHINESE_DIGITS[int(digit)] for digit in match[0]), text)
     return optional_packages.require("cn2an", "a Chinese text with digits").transform(
         re.sub(r"[-+](?=\d)", " ", text), "an2cn"
     )
@@ -99,14 +99,14 @@ def _spell_numbers(text: str) -> str:
 def canonical(answer: str) -> str:
     """Return the form in which names of classes, slots and events are compared.
 
-    Case and surrounding space are ignored. Characters are composed (NFC), as a tokenizer writes them; labels may hold
-    them decomposed.
+    Case and surrounding spaces are ignored. Unicode characters are composed (NFC), because tokenizers compose them,
+    whereas labels may contain decomposed characters.
     """
     return unicodedata.normalize("NFC", answer.strip().lower())
 
 
 def describe(language: str) -> str:
-    """Return the normaliser's part of a score's signature, such as `whisper_en+basic|word`."""
+    """Return the part of a signature that describes the normaliser, such as `whisper_en+basic|word`."""
     if base_language(language) == "en":
         return "whisper_en+basic|word"
     package = (
@@ -117,17 +117,17 @@ def describe(language: str) -> str:
 
 
 def check(language: str) -> None:
-    """Check that the package which the language may need is installed.
+    """Check that the package for normalising this language is installed, if there is one.
 
     Raises:
-        UserError: It is not.
+        UserError: The package is not installed.
     """
     if package := _PACKAGES.get(base_language(language)):
-        optional_packages.require(package, f"a text score of language {language!r}")
+        optional_packages.require(package, f"a text score in language {language!r}")
 
 
 def without_tags(text: str) -> str:
-    """Remove `<|...|>` tags and spaces before punctuation (`remove_sp` of the official script)."""
+    """Remove `<|...|>` tags and spaces before punctuation, like `remove_sp` in the official script."""
     text = re.sub(r"<\|.*?\|>", " ", text)
     text = re.sub(r"\s+", " ", text)
     return re.sub(r" ?([!,.?;:])", r"\1", text)

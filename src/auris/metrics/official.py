@@ -1,11 +1,12 @@
-"""Scores as the released scripts of Qwen-Audio (v1) and Qwen2-Audio (v2) print them, including their faults.
+"""Scores as the released scripts of Qwen-Audio (v1) and Qwen2-Audio (v2) print them, faults included.
 
-They serve only the comparison with published numbers. Each function takes all responses of one `source` and returns
-what the script would print, or raises `ScriptError` where the script crashes. The scores of `auris.metrics.measures`
-drop no row and count failures; where a script has a fault, the docstring here says what they do instead.
+These scores are only for comparison with published numbers. Each function takes all responses with the same `source`
+and returns the number that the script would print, or raises `ScriptError` if the script would crash. In contrast, the
+scores of `auris.metrics.measures` include all rows and count failures. The docstrings here mention the faults of the
+scripts.
 
 The functions are tested against stored outputs of the scripts (tests/metrics/test_official.py). The only known
-difference is in Chinese numbers (`normalize`).
+difference concerns Chinese numbers (`auris.metrics.normalize`).
 """
 
 from __future__ import annotations
@@ -31,15 +32,15 @@ Pairs = Sequence[tuple[str, str]]  # (reference, response)
 
 
 class ScriptError(ValueError):
-    """The exception with which the released script would end; the message names it."""
+    """The released script would crash; the message states the exception that it would raise."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """A response and its reference, as the scripts store them.
+    """A response and its reference, with the fields that the scripts use.
 
     Attributes:
-        source: The row's `source`, by which the scripts group rows.
+        source: The row's `source`. The scripts compute one score for each source.
         reference: The correct answer.
         reply: The response.
         language: The language of the response.
@@ -57,12 +58,12 @@ class ScriptScore:
 
     Attributes:
         script: The name of the script.
-        version: v1 or v2.
+        version: The version of the script, v1 or v2.
         source: The source of the rows.
         n: The number of rows.
-        metric: The name of the number; None if the script stops.
-        value: The number; None if the script stops.
-        stopped: The exception that the script stops with, if it does.
+        metric: The name of the number; None if the script crashes.
+        value: The number; None if the script crashes.
+        stopped: The exception with which the script crashes; None if it does not crash.
     """
 
     script: str
@@ -75,38 +76,43 @@ class ScriptScore:
 
 
 def report(script: str, version: str, answers: Sequence[Answer]) -> list[ScriptScore]:
-    """Return the numbers that a script prints for responses, by source.
+    """Return the numbers that a script prints for responses; each source has separate numbers.
+
+    Args:
+        script: A key of SCRIPTS.
+        version: The version of the script, v1 or v2.
+        answers: The responses.
 
     Raises:
-        UserError: No script has this name.
+        UserError: There is no script with this name.
     """
     if script not in SCRIPTS:
-        raise UserError(f"benchmark.script={script}: expected {', '.join(SCRIPTS)}")
+        raise UserError(f"benchmark.script={script}: expected one of {', '.join(SCRIPTS)}")
     by_source: dict[str, list[Answer]] = {}
     for answer in answers:
         by_source.setdefault(answer.source, []).append(answer)
-    lines = []
-    for source, rows in by_source.items():
-        pairs = [(row.reference, row.reply) for row in rows]
-        score = partial(ScriptScore, script=f"{script}.py", version=version, source=source, n=len(rows))
+    scores = []
+    for source, members in by_source.items():
+        pairs = [(answer.reference, answer.reply) for answer in members]
+        make_score = partial(ScriptScore, script=f"{script}.py", version=version, source=source, n=len(members))
         try:
-            values = SCRIPTS[script](pairs, source, rows[0].language, version)
+            values = SCRIPTS[script](pairs, source, members[0].language, version)
         except ScriptError as error:
-            lines.append(score(stopped=str(error)))
+            scores.append(make_score(stopped=str(error)))
             continue
-        lines += [score(metric=name, value=value) for name, value in values.items()]
-    return lines
+        scores += [make_score(metric=metric, value=value) for metric, value in values.items()]
+    return scores
 
 
 # --- evaluate_asr.py ----------------------------------------------------------------------------------------------
 
 
 def word_error_rate(pairs: Pairs, language: str, version: str) -> float:
-    """Return the edits of all pairs divided by the length of all references (`compute_wer`).
+    """Return the number of edits in all pairs divided by the length of all references (`compute_wer`).
 
     Raises:
-        ScriptError: There are no pairs, or the first reference is empty after normalisation. (The script prints its
-            first item.)
+        ScriptError: There are no pairs, or the first reference is empty after normalisation. (The script crashes there
+            because it prints the first word or character of this reference.)
     """
     if not pairs:
         raise ScriptError("ZeroDivisionError: division by zero")
@@ -123,8 +129,8 @@ def word_error_rate(pairs: Pairs, language: str, version: str) -> float:
 def split_text(text: str, language: str, version: str) -> list[str]:
     """Split a text into the words or characters that the script compares.
 
-    v1 compares lower-cased words with their punctuation, and characters in zh. v2 compares normalised words, and
-    characters in zh and yue. All other languages are compared by words, even if they are written without spaces.
+    v1 only lower-cases the text and keeps punctuation; v2 normalises the text. v1 compares characters in zh, and v2 in
+    zh and yue. In all other languages the script compares words, even if they are written without spaces.
     """
     if version == "v2":
         text, character_languages = _without_punctuation(normalize_words(text, language)), ("zh", "yue")
@@ -135,14 +141,14 @@ def split_text(text: str, language: str, version: str) -> list[str]:
 
 
 def _without_punctuation(text: str) -> str:
-    """Remove the words that consist of punctuation only."""
+    """Remove words that consist only of punctuation."""
     return " ".join(word for word in text.split() if not all(unicodedata.category(c)[0] == "P" for c in word))
 
 
 def _count_edits(true: Sequence[str], predicted: Sequence[str]) -> int:
     if not true or not predicted:
         return max(len(true), len(predicted))
-    # Each item is encoded as one character, because jiwer would split an item at its spaces.
+    # Each item is encoded as one character, because jiwer would split items that contain spaces.
     codes = {item: chr(0x10000 + number) for number, item in enumerate({*true, *predicted})}
     out = jiwer.process_characters("".join(codes[i] for i in true), "".join(codes[i] for i in predicted))
     return out.substitutions + out.deletions + out.insertions
@@ -152,9 +158,9 @@ def _count_edits(true: Sequence[str], predicted: Sequence[str]) -> int:
 
 
 def bleu(pairs: Pairs, source: str) -> float:
-    """Return corpus BLEU of raw text as sacrebleu 1.5.1 computes it.
+    """Return corpus BLEU of texts that are not normalised, as sacrebleu 1.5.1 computes it.
 
-    Version 1.5.1 also smooths the precisions if nothing matches at all; 2.x returns 0 then.
+    If no n-gram matches at all, sacrebleu 1.5.1 smooths the precisions, whereas sacrebleu 2 returns 0.
 
     Raises:
         ScriptError: A reference is empty.
@@ -172,7 +178,8 @@ def bleu(pairs: Pairs, source: str) -> float:
 def bleu_tokenizer(source: str) -> str:
     """Return the tokenizer that the script chooses by the second-last part of `source`: `covost2_en_zh_test` -> zh.
 
-    Chinese references of `covost2_en_zh` and `.._zh-CN_test` are therefore tokenized like European languages.
+    If `source` is `covost2_en_zh` or ends in `_zh-CN_test`, the script therefore tokenizes Chinese references like
+    references in European languages.
 
     Raises:
         ScriptError: `source` has no second-last part.
@@ -187,15 +194,16 @@ def bleu_tokenizer(source: str) -> str:
 
 
 def alignment_shift(pairs: Pairs) -> float:
-    """Return the average shift of matched words in seconds, start plus end.
+    """Return the average shift of matched words in seconds: the shift of the start plus the shift of the end.
 
-    The script drops malformed lines from references and responses separately before it pairs them by position, so a
-    row may be compared with another row's reference. (`aas_ms` pairs each row with its own.)
+    The script drops malformed references and malformed responses before it pairs the remaining ones by position, so a
+    response may be compared with the reference of another row. (The metric `aas_ms` compares each response with the
+    reference of the same row.)
 
     Raises:
-        ScriptError: Different numbers of lines remain, or no word matches.
+        ScriptError: The numbers of remaining references and responses differ, or no word matches.
     """
-    true, predicted = ([timed for text in side if (timed := timestamps.parse(text))] for side in _sides(pairs))
+    true, predicted = ([timed for text in texts if (timed := timestamps.parse(text))] for texts in _unzip(pairs))
     if len(true) != len(predicted):
         raise ScriptError(f"AssertionError: {len(true)}, {len(predicted)}")
     total, matched = 0.0, 0
@@ -211,8 +219,8 @@ def alignment_shift(pairs: Pairs) -> float:
 def timed_words(pairs: Pairs) -> dict[str, float]:
     """Return `alignment_shift` and the error rate of the text without times.
 
-    The error rate is per character in every language, because the script was written for one Chinese data set. The
-    script prints both numbers or none.
+    The error rate counts characters in every language, because the script was written for a Chinese data set. If one of
+    the two numbers cannot be computed, the script prints neither.
     """
     return {"aas": alignment_shift(pairs), "wer": word_error_rate(pairs, "zh", "v1")}
 
@@ -221,9 +229,9 @@ def timed_words(pairs: Pairs) -> dict[str, float]:
 
 
 def accuracy(pairs: Pairs, version: str) -> float:
-    """Return the share of responses that equal the reference exactly; v2 ignores leading space.
+    """Return the share of responses that equal the reference exactly; v2 ignores leading spaces of responses.
 
-    (v1 strips responses before it stores them; stored responses are compared here.)
+    (The inference of v1 strips responses before it stores them; this function takes responses that are stored.)
 
     Raises:
         ScriptError: There are no pairs.
@@ -234,12 +242,12 @@ def accuracy(pairs: Pairs, version: str) -> float:
 
 
 def question_accuracy(pairs: Pairs, source: str) -> dict[str, float]:
-    """Return the `accuracy` of answers to questions, and for ClothoAQA that of the `binary` questions.
+    """Return the `accuracy` over all questions, and for ClothoAQA also the accuracy over `binary` questions.
 
-    Binary questions are those with the reference yes or no in any case.
+    A question is binary if its reference is yes or no, in upper or lower case.
 
     Raises:
-        ScriptError: There are no pairs, or no binary questions in ClothoAQA.
+        ScriptError: There are no pairs, or ClothoAQA has no binary questions.
     """
     accuracies = {"accuracy": accuracy(pairs, "v1")}
     if source.startswith("clotho"):
@@ -263,43 +271,46 @@ QUALITIES = frozenset(
         "percussive",
     }
 )
-UNREAD = 128  # stands for a pitch or velocity that cannot be parsed; MIDI numbers end at 127
+UNREAD = 128  # value of a pitch or velocity that cannot be parsed; valid MIDI numbers are at most 127
 
 
 def notes(pairs: Pairs) -> dict[str, float]:
     """Return `instrument`, `velocity`, `pitch` and `chroma` accuracy, and the mean average precision of `qualities`.
 
-    A pitch or velocity that cannot be parsed is a class of its own, so it is correct if the reference cannot be parsed
-    either. `chroma` takes modulo 12 the position of a pitch among the pitches that occur, instead of its MIDI number
-    (as `chroma_accuracy` does).
+    A pitch or velocity that cannot be parsed is treated as an additional class, so it is correct if the reference
+    cannot be parsed either. For `chroma`, the script numbers the pitches that occur in the data and compares these
+    numbers modulo 12, whereas the metric `chroma_accuracy` compares MIDI numbers modulo 12.
 
     Raises:
-        ScriptError: No reference and no response names a known quality.
+        ScriptError: None of the references and responses names a known quality.
     """
-    true, predicted = ([parse_note(text) for text in side] for side in _sides(pairs))
+    true, predicted = ([parse_note(text) for text in texts] for texts in _unzip(pairs))
 
     def share_equal(field: str) -> float:
         return float(np.mean([getattr(a, field) == getattr(b, field) for a, b in zip(true, predicted, strict=True)]))
 
     columns = {pitch: column for column, pitch in enumerate(sorted({n.pitch for n in (*true, *predicted)}))}
     chroma = [columns[a.pitch] % 12 == columns[b.pitch] % 12 for a, b in zip(true, predicted, strict=True)]
-    named = [[set(n.sonic.split(", ")) & QUALITIES for n in side] for side in (true, predicted)]
-    labelled, classes = set().union(*named[0]), set().union(*named[0], *named[1])
+    true_qualities, predicted_qualities = (
+        [set(note.sonic.split(", ")) & QUALITIES for note in notes_of_side] for notes_of_side in (true, predicted)
+    )
+    true_classes, classes = set().union(*true_qualities), set().union(*true_qualities, *predicted_qualities)
     if not classes:
         raise ScriptError("ValueError: unknown format is not supported")
-    precision = mean_average_precision([*zip(named[1], named[0], strict=True)])(np.ones((1, len(pairs))))[0]
+    rows = [*zip(predicted_qualities, true_qualities, strict=True)]
+    precision = mean_average_precision(rows)(np.ones((1, len(pairs))))[0]
     return {
         "instrument": share_equal("instrument"),
         "velocity": share_equal("velocity"),
-        # scikit-learn averages over the classes that only responses name, too, each with a precision of 0.
-        "qualities": float(precision) * len(labelled) / len(classes) if labelled else 0.0,
+        # scikit-learn's average also includes classes that occur only in responses, with a precision of 0.
+        "qualities": float(precision) * len(true_classes) / len(classes) if true_classes else 0.0,
         "pitch": share_equal("pitch"),
         "chroma": float(np.mean(chroma)),
     }
 
 
 class Note(NamedTuple):
-    """The fields that the script parses from a response."""
+    """The fields that the script parses from a response; `sonic` is the list of qualities as text."""
 
     pitch: int
     velocity: int
@@ -308,20 +319,20 @@ class Note(NamedTuple):
 
 
 def parse_note(text: str) -> Note:
-    """Parse a response as the script does."""
+    """Parse a response or a reference as the script does."""
 
-    def number(kind: str) -> int:
+    def parse_number(kind: str) -> int:
         match = re.search(rf"<\|{kind}\|><\|midi_{kind}_(.*?)\|>", text)
         try:
             return int(match[1]) if match else UNREAD
         except ValueError:
             return UNREAD
 
-    def words(kind: str) -> str:
+    def parse_words(kind: str) -> str:
         match = re.search(rf"<\|{kind}\|>(.*)", text)
         return match[1].split("<")[0] if match else ""
 
-    return Note(number("pitch"), number("velocity"), words("instrument"), words("sonic"))
+    return Note(parse_number("pitch"), parse_number("velocity"), parse_words("instrument"), parse_words("sonic"))
 
 
 # --- the scripts -------------------------------------------------------------------------------------------------
@@ -336,9 +347,10 @@ SCRIPTS: dict[str, Script] = {
     "evaluate_aqa": lambda pairs, source, language, version: question_accuracy(pairs, source),
     "evaluate_note_analysis": lambda pairs, source, language, version: notes(pairs),
 }
-# These scripts compute the same as evaluate_emotion, word for word.
+# The code of these scripts is the same as that of evaluate_emotion.
 SCRIPTS |= dict.fromkeys(("evaluate_vocal_sound", "evaluate_scene"), SCRIPTS["evaluate_emotion"])
 
 
-def _sides(pairs: Pairs) -> tuple[list[str], list[str]]:
+def _unzip(pairs: Pairs) -> tuple[list[str], list[str]]:
+    """Return all references and all responses."""
     return [reference for reference, _ in pairs], [reply for _, reply in pairs]

@@ -1,4 +1,4 @@
-"""Packages that only some metrics and reports need; pip extras of auris install them."""
+"""Packages that only some metrics and reports need. They are installed by pip extras, such as `auris[speakers]`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from types import ModuleType
 
 from auris.errors import UserError
 
-# The extra (pyproject.toml) that installs each package.
+# For each package, the extra in pyproject.toml that installs it.
 EXTRAS = {
     "cn2an": "chinese",
     "zhconv": "chinese",
@@ -23,8 +23,12 @@ EXTRAS = {
 def require(package: str, user: str) -> ModuleType:
     """Import a package.
 
+    Args:
+        package: The name of the package or module.
+        user: What needs the package, for the error message.
+
     Raises:
-        UserError: It is not installed; the message names its `user` and the command that installs it.
+        UserError: The package is not installed; the message states the command that installs it.
     """
     try:
         return import_module(package)
@@ -33,7 +37,7 @@ def require(package: str, user: str) -> ModuleType:
 
 
 def explain(error: ModuleNotFoundError, user: str) -> Exception:
-    """Return a UserError that names the extra to install, or the error itself if no extra installs the module."""
+    """Return a UserError that states the extra to install, or the given error if no extra installs the module."""
     extra = EXTRAS.get(str(error.name).partition(".")[0])
     if extra is None:
         return error
@@ -41,7 +45,7 @@ def explain(error: ModuleNotFoundError, user: str) -> Exception:
 
 
 def describe(package: str) -> str:
-    """Return name and version for a signature, such as `zhconv1.4.3`; empty if the package is not installed."""
+    """Return a package's name and version for a signature, such as `zhconv1.4.3`; empty if it is not installed."""
     try:
         return package + version(package)
     except PackageNotFoundError:

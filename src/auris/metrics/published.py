@@ -1,7 +1,7 @@
 """Scores printed in papers and repositories (`published.yaml`), and their comparison with our result rows.
 
-Two scores are comparable only if they were computed in the same way. A published score therefore has a signature like
-our own scores, and a comparison marks scores whose signatures differ.
+Two scores are comparable only if they were computed in the same way. Published scores therefore have signatures like
+our scores, and scores with different signatures are marked in comparisons.
 """
 
 from __future__ import annotations
@@ -20,25 +20,26 @@ from auris.text.tasks import is_synthetic
 
 PATH = Path(__file__).with_name("published.yaml")
 
-# Marks of our scores next to published ones: computed differently; measured on synthetic recordings.
-DIFFERENT, STAND_IN = "≠", "†"
+# Symbols after our scores in comparisons.
+DIFFERENT = "≠"  # the score was computed differently from the published scores
+STAND_IN = "†"  # the score was measured on synthetic recordings instead of the benchmark's recordings
 
-_LIBRARY = re.compile(r"\|?(?:version:|jiwer)[\d.]+|(?<=zhconv)[\d.]+")
+_LIBRARY_VERSION = re.compile(r"\|?(?:version:|jiwer)[\d.]+|(?<=zhconv)[\d.]+")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedScore:
-    """A score of a published table.
+    """A score in a published table.
 
     Attributes:
         table: The name of the table in `published.yaml`.
-        system: The system that the score belongs to.
-        benchmark: The benchmark, as in our result rows.
+        system: The system that was scored.
+        benchmark: The name of the benchmark in our result rows.
         part: The part of the benchmark, such as `test-clean`.
-        metric: The closest metric of auris.
+        metric: The metric of auris that is most similar to the published metric.
         printed: The number as printed.
-        decimals: Its decimals as printed.
-        value: The number in the unit of `metric`.
+        decimals: The number of decimals that are printed.
+        value: The score in the unit of `metric`.
         signature: How the score was computed; None if no source states it.
         source: Where the table was published.
     """
@@ -60,18 +61,21 @@ def published_scores() -> tuple[PublishedScore, ...]:
     """Return all scores of all published tables.
 
     Raises:
-        UserError: The number of a row's cells is not the number of its benchmark's parts.
+        UserError: A list of scores does not have one entry for each part of its benchmark.
     """
-    return tuple(_cells(read_yaml(PATH)))
+    return tuple(_parse_scores(read_yaml(PATH)))
 
 
-def _cells(data: Mapping[str, Any]) -> Iterator[PublishedScore]:
+def _parse_scores(data: Mapping[str, Any]) -> Iterator[PublishedScore]:
     for table, content in data["tables"].items():
         for system, row in content["systems"].items():
             for name, cells in row["cells"].items():
                 benchmark = data["benchmarks"][name]
                 if len(cells) != len(benchmark["parts"]):
-                    raise UserError(f"{table}, {system}, {name}: {len(cells)} cells for parts {benchmark['parts']}")
+                    raise UserError(
+                        f"{table}, {system}, {name}: there are {len(cells)} cells, expected one for each of the parts "
+                        f"{benchmark['parts']}"
+                    )
                 signature = benchmark["signatures"].get(row.get("version"))
                 for part, printed in zip(benchmark["parts"], cells, strict=True):
                     if printed is not None:
@@ -96,14 +100,14 @@ def tables() -> list[str]:
 
 @dataclass(frozen=True)
 class Line:
-    """A line of a published table, next to our result for it.
+    """A line of a published table, together with our result for the same benchmark.
 
     Attributes:
         benchmark: The benchmark.
         part: The part of the benchmark.
         metric: The metric.
         cells: The published scores, one for each system.
-        ours: Our row of results.jsonl for this benchmark, part and metric; None if there is none.
+        ours: Our result row for this benchmark, part and metric; None if there is none.
     """
 
     benchmark: str
@@ -114,12 +118,12 @@ class Line:
 
     @property
     def scale(self) -> float:
-        """The factor from our value to a number as the table prints it."""
+        """The factor that converts our value to the scale of the printed numbers."""
         return self.cells[0].printed / self.cells[0].value
 
     @property
     def decimals(self) -> int:
-        """The number of decimals that the table prints."""
+        """The number of decimals of the printed numbers."""
         return self.cells[0].decimals
 
     @property
@@ -129,12 +133,12 @@ class Line:
 
     @property
     def printed(self) -> str:
-        """Our score as the table would print it, in its scale and with its decimals; `-` if there is none."""
+        """Our score in the scale and with the decimals of the printed numbers; `-` if there is none."""
         return "-" if self.ours is None else f"{self.ours.value * self.scale:.{self.decimals}f}"
 
     @property
     def differs(self) -> bool:
-        """Return True if every published score was computed in another way than ours."""
+        """Whether all published scores in this line were computed differently from our score."""
         return self.ours is not None and not any(is_comparable(self.ours.signature, c.signature) for c in self.cells)
 
     @property
@@ -146,27 +150,30 @@ class Line:
 def lines(results: Iterable[ResultRow], table: str) -> list[Line]:
     """Return the lines of a published table, each with our result for its benchmark, part and metric.
 
-    The part of a result is the last word of its `task`: `asr en test-clean`. What papers call WER in languages written
-    without spaces is CER in our results.
+    The part of a result is the last word of its `task`, for example `test-clean` in `asr en test-clean`. For languages
+    that are written without spaces, the WER in papers is compared with the CER in our results.
 
     Raises:
-        UserError: No table has this name.
+        UserError: No table has this name; the message lists the valid names.
     """
     if table not in tables():
-        raise UserError(f"no published table {table!r}; choose from {', '.join(tables())}")
-    ours = {(row.benchmark, row.task.rpartition(" ")[2], _metric(row.metric)): row for row in results}
+        raise UserError(f"there is no published table {table!r}; choose from {', '.join(tables())}")
+    our_rows = {(row.benchmark, row.task.rpartition(" ")[2], _merge_cer_and_wer(row.metric)): row for row in results}
     by_line: dict[tuple[str, str, str], list[PublishedScore]] = {}
     for cell in published_scores():
         if cell.table == table:
             by_line.setdefault((cell.benchmark, cell.part, cell.metric), []).append(cell)
     return [
-        Line(benchmark, part, metric, tuple(cells), ours.get((benchmark, part, _metric(metric))))
+        Line(benchmark, part, metric, tuple(cells), our_rows.get((benchmark, part, _merge_cer_and_wer(metric))))
         for (benchmark, part, metric), cells in by_line.items()
     ]
 
 
 def notes(table: str, results: Iterable[ResultRow]) -> list[str]:
-    """Return the source of a published table, and both signatures of each score that was computed differently."""
+    """Return the source of a published table, and a line for each metric of ours that was computed differently.
+
+    Such a line states our signature and the published one.
+    """
     table_lines = lines(results, table)
     differing = {
         f"{DIFFERENT} {line.benchmark}, {line.metric}: ours {line.ours.signature}; published {line.signature}"
@@ -177,14 +184,14 @@ def notes(table: str, results: Iterable[ResultRow]) -> list[str]:
 
 
 def is_comparable(signature: str, published: str | None) -> bool:
-    """Return whether a signature agrees with a published one, except for library versions; character WER is CER."""
+    """Return whether a signature equals a published one. Library versions, and the names WER and CER, may differ."""
     return published is not None and _without_versions(signature) == _without_versions(published)
 
 
 def _without_versions(signature: str) -> str:
-    metric, _, settings = _LIBRARY.sub("", signature).partition("|")
-    return f"{_metric(metric)}|{settings}"
+    metric, _, settings = _LIBRARY_VERSION.sub("", signature).partition("|")
+    return f"{_merge_cer_and_wer(metric)}|{settings}"
 
 
-def _metric(name: str) -> str:
-    return {"cer": "wer"}.get(name, name)
+def _merge_cer_and_wer(metric: str) -> str:
+    return "wer" if metric == "cer" else metric

@@ -1,7 +1,8 @@
-"""The two kinds of lines that an evaluation writes into the run directory: predictions and result rows.
+"""The records that an evaluation writes to the run directory as JSON lines: predictions and result rows.
 
-`predictions/<benchmark>.jsonl` has one line for each test row, metric and group of rows that the score is computed
-over. `results.jsonl` has one line for each score. Both files are replaced as a whole, never appended to.
+`predictions/<benchmark>.jsonl` contains one line for each combination of test row, metric and group, where a group is a
+set of rows over which a score is computed. `results.jsonl` contains one line for each score. An evaluation replaces
+these files as a whole and never appends to them.
 """
 
 from __future__ import annotations
@@ -18,38 +19,39 @@ from auris.files import write_jsonl
 
 
 class _Record:
-    """A dataclass that is stored as one JSON object: its fields in their order, without the optional ones unset."""
+    """A dataclass that is stored as one JSON object, without the fields in OMITTED_IF_NONE that are None."""
 
     OMITTED_IF_NONE: ClassVar[tuple[str, ...]] = ()
 
     def to_json(self) -> dict[str, Any]:
-        content = vars(self).items()
-        return {name: value for name, value in content if value is not None or name not in self.OMITTED_IF_NONE}
+        items = vars(self).items()
+        return {name: value for name, value in items if value is not None or name not in self.OMITTED_IF_NONE}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction(_Record):
-    """The response to one test row, and what it contributes to one score.
+    """The response to one test row, and the statistics that it contributes to one score.
 
-    A row that is scored by two metrics, or that counts in two groups, has a prediction for each: (group, metric, id)
-    is unique in a file.
+    If a row is scored by two metrics or counts in two groups, there is a prediction for each of them. The combination
+    of group, metric and id is unique in a file.
 
     Attributes:
         id: The row's id.
         task: The row's task code, such as `asr`.
-        language: The language that the response is normalised in: the target language of a translation. Empty, like
-            `audio_seconds` and `recording`, in files that keep only what scores are computed from.
-        group: The rows that share a score, such as `asr en`; `ResultRow.task` has the same text.
+        language: The language whose normaliser is applied to the response; for a translation, the target language. In
+            files that contain only what is needed for scores, `language`, `audio_seconds` and `recording` are unset.
+        group: Name of the group of rows over which the score is computed, such as `asr en`. `ResultRow.task` has the
+            same text.
         metric: A name in `metrics.measures.MEASURES`.
         provenance: Where the recording comes from, such as `real` or `tts`.
-        audio_seconds: Duration of the row's clips together.
-        speaker: Who speaks, if the row says so.
+        audio_seconds: Total duration of the row's clips.
+        speaker: The speaker, if the row states one.
         recording: The source recordings of the row's clips, or their paths, joined by `+`.
-        stats: What the row contributes to the score; the metric's measure names the entries.
+        stats: The statistics that the row contributes to the score; `Measure.stats` names them.
         hypothesis: The response as text.
         reference: The correct answer as text.
-        replies: AIR-Bench's judge: what it replied, once for each order of the two answers.
-        failures: AIR-Bench's judge: why each of these replies gives no points, None where it does.
+        replies: Only with AIR-Bench's judge: the judge's reply for each order of response and reference.
+        failures: Only with AIR-Bench's judge: for each reply, the reason why it contains no valid points, or None.
     """
 
     OMITTED_IF_NONE = ("replies", "failures")
@@ -75,22 +77,23 @@ class ResultRow(_Record):
     """One score of a run, with its interval.
 
     Attributes:
-        study: The run's study.
-        arm: The run's arm in the study.
+        study: The study that the run belongs to.
+        arm: The arm of the study, which is one of the systems that the study compares.
         seed: The training seed.
         benchmark: The benchmark, followed by `@silence` or `@shuffled` if the audio was replaced.
         task: The group of rows that the score is computed over, such as `asr en`, `s2tt de-en` or `sec`.
-        split: `test`, or `drop` for the loss relative to the same rows with their own audio.
+        split: `test`, or `drop` if the value states how much worse the score is than on the same rows with their
+            original audio.
         metric: A name in `metrics.measures.MEASURES`.
-        value: The score: a fraction for rates, otherwise in the metric's unit. NaN if nothing could be counted.
+        value: The score: a fraction for rates, otherwise a number in the metric's unit. NaN if it is undefined.
         low: Lower end of the 95 % bootstrap interval.
         high: Upper end of the 95 % bootstrap interval.
         n: Number of rows.
-        units: What the bootstrap draws, with their number, such as `38 speakers`.
+        units: Number and kind of the clusters of rows that the bootstrap resamples, such as `38 speakers`.
         detectable: Minimum detectable difference to a second, independent system; None if unknown.
-        signature: How the number was computed: normaliser, unit, tokenizer, policy, library version.
+        signature: How the score was computed: normaliser, words or characters, tokenizer, policy, library version.
         provenance: The provenances of the rows, joined by `+`.
-        p: Drop rows: the p value of the loss.
+        p: Only if `split` is `drop`: the p value of the drop.
     """
 
     OMITTED_IF_NONE = ("p",)
@@ -117,10 +120,10 @@ Record = TypeVar("Record", Prediction, ResultRow)
 
 
 def read(path: Path, kind: type[Record]) -> list[Record]:
-    """Read a file of predictions or of result rows.
+    """Read a file of predictions or result rows.
 
     Raises:
-        UserError: A line is not JSON, or not a record of this kind; the message names the line.
+        UserError: A line is not JSON or not a record of this kind; the message states the line number.
     """
     records = []
     with path.open(encoding="utf-8") as file:
@@ -128,11 +131,11 @@ def read(path: Path, kind: type[Record]) -> list[Record]:
             try:
                 records.append(kind(**json.loads(line)))
             except (json.JSONDecodeError, TypeError) as error:  # TypeError: a field is missing or unknown
-                message = f"{path}, line {number} is no {kind.__name__} ({error}); evaluate the run again"
+                message = f"{path}, line {number} is not a valid {kind.__name__} ({error}); evaluate the run again"
                 raise UserError(message) from None
     return records
 
 
 def write(path: Path, records: Iterable[Prediction | ResultRow]) -> None:
-    """Replace a file of predictions or of result rows."""
+    """Write a file of predictions or result rows; an existing file is replaced."""
     write_jsonl(path, (record.to_json() for record in records))

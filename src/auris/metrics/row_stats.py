@@ -1,8 +1,8 @@
-"""Functions that compute what a test row contributes to a metric; `measures.yaml` assigns them to metrics.
+"""Functions that compute the statistics that a test row contributes to a metric; `measures.yaml` names them.
 
-Every function takes `hypothesis, reference, language, classes` and returns the entries that the metric's `stats` name.
-Both sides are parsed by the task's answer format; they are text unless stated otherwise. A hypothesis of None is a
-response that could not be parsed; it contains nothing.
+Every function takes `hypothesis, reference, language, classes` and returns a list; `Measure.stats` names its entries.
+The task's answer format has parsed the hypothesis and the reference. They are strings unless stated otherwise. If a
+response could not be parsed, the hypothesis is None and is treated as empty.
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ if TYPE_CHECKING:
     from sacrebleu.metrics import BLEU
 
 Classes = Sequence[str]
-Entity = Mapping[str, str]  # {type, value}
+Entity = Mapping[str, str]  # with the keys `type` and `value`
 RowStats = Callable[[Any, Any, str, Classes], list[Any]]
 
-BLEU_TOKENIZERS = {"zh": "zh", "ja": "ja-mecab"}  # evaluate_st.py of both releases; every other target language: 13a
+# Tokenizers by target language, as in evaluate_st.py of both releases. All other languages use 13a.
+BLEU_TOKENIZERS = {"zh": "zh", "ja": "ja-mecab"}
 
 
-def _counted(is_correct: bool) -> list[float]:
+def _correct_and_total(is_correct: bool) -> list[float]:
     return [float(is_correct), 1.0]
 
 
@@ -37,86 +38,86 @@ def _counted(is_correct: bool) -> list[float]:
 
 
 def word_errors(hypothesis: str, reference: str, language: str, _: Classes) -> list[float]:
-    """Count words, or characters in languages written without spaces.
-
-    An empty reference adds its hypothesis as insertions and nothing to the length, as in the official script.
-    """
+    """Count edits of words, or of characters in languages that are written without spaces (`edits.count`)."""
     return edits.count(hypothesis, reference, language, unit=norm.unit(language))
 
 
 def character_errors(hypothesis: str, reference: str, language: str, _: Classes) -> list[float]:
-    """Count characters, including the spaces between words (jiwer)."""
+    """Count edits of characters. As usual with jiwer, the spaces between words are also characters."""
     return edits.count(hypothesis, reference, language, unit="char")
 
 
 def bleu(hypothesis: str, reference: str, language: str, _: Classes) -> list[float]:
-    """Count n-grams of raw text; `language` is the target language."""
+    """Count the n-grams of texts that are not normalised; `language` is the target language."""
     result = sentence_bleu(language).sentence_score(hypothesis, [reference])
     return [float(count) for count in (*result.counts, *result.totals, result.sys_len, result.ref_len)]
 
 
 @cache
 def sentence_bleu(language: str) -> BLEU:
-    """Return sacrebleu's metric for a target language."""
+    """Return sacrebleu's BLEU metric with the tokenizer for a target language."""
     from sacrebleu.metrics import BLEU
 
-    # Effective order changes only the sentence's own score, which is not used; without it sacrebleu warns.
+    # sacrebleu warns without effective_order. The option changes only scores of sentences, which are not used here.
     return BLEU(tokenize=BLEU_TOKENIZERS.get(norm.base_language(language), "13a"), effective_order=True)
 
 
 def describe_bleu(language: str) -> str:
-    """Return the part of BLEU's signature that depends on sacrebleu."""
+    """Return the signature of BLEU: sacrebleu's settings and version."""
     tokenizer = sentence_bleu(language).tokenizer_signature
     return f"nrefs:1|case:mixed|eff:no|tok:{tokenizer}|smooth:exp|version:{version('sacrebleu')}"
 
 
 def caption_words(hypothesis: str, reference: str | Sequence[str], language: str, _: Classes) -> list[Any]:
-    """Split a caption and its reference, or several references, into words."""
+    """Return the words of the hypothesis, and the words of each reference if there are several."""
     references = [reference] if isinstance(reference, str) else reference
     return [captions.split(hypothesis, language), [captions.split(text, language) for text in references]]
 
 
 def contains(hypothesis: str, reference: str, language: str, _: Classes) -> list[float]:
-    """Look for the reference in the hypothesis (`normalize.contains`); an empty reference is not counted."""
+    """Check whether the hypothesis contains the reference (`normalize.contains`).
+
+    A row whose reference is empty after normalisation is not counted.
+    """
     if not norm.normalize(reference, language):
         return [0.0, 0.0]
-    return _counted(norm.contains(hypothesis, reference, language))
+    return _correct_and_total(norm.contains(hypothesis, reference, language))
 
 
 # --- classes --------------------------------------------------------------------------------------------------------
 
 
 def accuracy(hypothesis: str, reference: str, *_: Any) -> list[float]:
-    """Compare canonical forms (`normalize.canonical`)."""
-    return _counted(canonical(hypothesis) == canonical(reference))
+    """Compare the canonical forms of hypothesis and reference (`normalize.canonical`)."""
+    return _correct_and_total(canonical(hypothesis) == canonical(reference))
 
 
 def raw_accuracy(hypothesis: str, reference: str, *_: Any) -> list[float]:
-    """Compare as Qwen2-Audio's scripts do: only leading space is ignored."""
-    return _counted(hypothesis.lstrip() == reference)
+    """Compare exact strings except for leading spaces of the hypothesis, as Qwen2-Audio's scripts do."""
+    return _correct_and_total(hypothesis.lstrip() == reference)
 
 
 def canonical_pair(hypothesis: str, reference: str, *_: Any) -> list[str]:
-    """Return both class names in canonical form."""
+    """Return the class names of hypothesis and reference in canonical form."""
     return [canonical(hypothesis), canonical(reference)]
 
 
 def canonical_classes(hypothesis: Classes | None, reference: Classes, *_: Any) -> list[list[str]]:
-    """Return both sets of class names in canonical form, sorted."""
-    return [sorted({canonical(name) for name in side or ()}) for side in (hypothesis, reference)]
+    """Return the sets of class names of hypothesis and reference as sorted lists, in canonical form."""
+    return [sorted({canonical(name) for name in names or ()}) for names in (hypothesis, reference)]
 
 
 def unparsed(hypothesis: str, _: str, __: str, classes: Classes) -> list[float]:
-    """Count a response that is not one of the task's classes."""
+    """Count a response as unparsed if it is not one of the task's classes."""
     if not classes:
-        raise UserError("metric 'unparsed' needs the task's closed set of classes, but got none")
-    return _counted(canonical(hypothesis) not in {canonical(name) for name in classes})
+        raise UserError("metric 'unparsed' needs the list of the task's classes, but the list is empty")
+    return _correct_and_total(canonical(hypothesis) not in {canonical(name) for name in classes})
 
 
 def _option(metric: str, hypothesis: str, reference: str, _: str, classes: Classes) -> list[float]:
-    """Determine which option of a question is meant; classes are the options."""
+    """Compare the option that a response names with the correct one; `classes` are the options of the question."""
     if not classes:
-        raise UserError(f"metric {metric!r} needs the options of the question, but got none")
+        raise UserError(f"metric {metric!r} needs the options of the question, but the row has none")
     return choices.count(metric, hypothesis, reference, classes)
 
 
@@ -130,22 +131,25 @@ choice, choice_official, choice_unparsed = (
 
 def equal_numbers(hypothesis: int | None, reference: int, *_: Any) -> list[float]:
     """Compare two numbers."""
-    return _counted(hypothesis == reference)
+    return _correct_and_total(hypothesis == reference)
 
 
 def equal_chroma(hypothesis: int | None, reference: int, *_: Any) -> list[float]:
-    """Compare MIDI numbers modulo the octave."""
-    return _counted(hypothesis is not None and hypothesis % 12 == reference % 12)
+    """Compare MIDI numbers modulo 12, so that octaves are ignored."""
+    return _correct_and_total(hypothesis is not None and hypothesis % 12 == reference % 12)
 
 
 def slots(hypothesis: Mapping | Sequence[Entity] | None, reference: Mapping | Sequence[Entity], *_: Any) -> list[float]:
-    """Count pairs of name and value in {intent, slots: {name: value}} or in a list of {type, value}."""
-    predicted, true = _slots(hypothesis), _slots(reference)
+    """Count the true positives, false positives and false negatives among pairs of name and value.
+
+    The arguments are either {intent, slots: {name: value}} or a list of {type, value}.
+    """
+    predicted, true = _count_slots(hypothesis), _count_slots(reference)
     return [float(count.total()) for count in (predicted & true, predicted - true, true - predicted)]
 
 
-def _slots(parsed: Mapping | Sequence[Entity] | None) -> Counter[tuple[str, str]]:
-    """Count each pair of name and value: entities of one type may occur more than once."""
+def _count_slots(parsed: Mapping | Sequence[Entity] | None) -> Counter[tuple[str, str]]:
+    """Count each pair of name and value, because the same entity may occur more than once."""
     if isinstance(parsed, Mapping):
         pairs = (parsed.get("slots") or {}).items()
     else:
@@ -154,9 +158,9 @@ def _slots(parsed: Mapping | Sequence[Entity] | None) -> Counter[tuple[str, str]
 
 
 def intent(hypothesis: Mapping | None, reference: Mapping, *_: Any) -> list[float]:
-    """Compare the intents of two requests."""
+    """Compare the intents of hypothesis and reference."""
     name = None if hypothesis is None else hypothesis.get("intent")
-    return _counted(name is not None and canonical(name) == canonical(reference["intent"]))
+    return _correct_and_total(name is not None and canonical(name) == canonical(reference["intent"]))
 
 
 def official_shift(hypothesis: str, reference: str, *_: Any) -> list[float]:
@@ -164,45 +168,51 @@ def official_shift(hypothesis: str, reference: str, *_: Any) -> list[float]:
     return list(timestamps.official_shift(hypothesis, reference))
 
 
-def _of_lists(count: Callable[..., Sequence[float]], *, by_language: bool = False) -> RowStats:
-    """Adapt a function of two lists, and of the language if `by_language`. A hypothesis of None is an empty list."""
+def _adapt_list_function(count: Callable[..., Sequence[float]], *, takes_language: bool = False) -> RowStats:
+    """Return a `RowStats` function that calls a function of two lists; a hypothesis of None becomes an empty list.
+
+    Args:
+        count: The function of hypothesis and reference.
+        takes_language: Whether `count` has the language as its third parameter.
+    """
 
     def row_stats(hypothesis: Sequence | None, reference: Sequence, language: str, _: Classes) -> list[float]:
-        return list(count(hypothesis or [], reference, *[language][:by_language]))
+        return list(count(hypothesis or [], reference, *[language][:takes_language]))
 
     return row_stats
 
 
-events_found = _of_lists(events.count)
-diarization_error = _of_lists(speakers.diarization_error)
-jaccard_error = _of_lists(speakers.jaccard_error)
-permuted_word_errors = _of_lists(speakers.permuted_word_errors, by_language=True)
-shift = _of_lists(timestamps.shift, by_language=True)
-word_coverage = _of_lists(timestamps.coverage, by_language=True)
+events_found = _adapt_list_function(events.count)
+diarization_error = _adapt_list_function(speakers.diarization_error)
+jaccard_error = _adapt_list_function(speakers.jaccard_error)
+permuted_word_errors = _adapt_list_function(speakers.permuted_word_errors, takes_language=True)
+shift = _adapt_list_function(timestamps.shift, takes_language=True)
+word_coverage = _adapt_list_function(timestamps.coverage, takes_language=True)
 
 
 # --- scores ---------------------------------------------------------------------------------------------------------
 
 
 def preference(rejected: float, chosen: float, *_: Any) -> list[float]:
-    """Compare the log-probabilities of the rejected and the chosen answer."""
-    return _counted(chosen > rejected)
+    """Count a preference pair as correct if the chosen answer has the higher log-probability."""
+    return _correct_and_total(chosen > rejected)
 
 
 def verification(score: float, is_target: bool, *_: Any) -> list[float]:
-    """Return the score, which is higher the more likely the row is accepted, and whether it should be accepted."""
+    """Return the score of a verification trial and whether it is a target trial; targets should have high scores."""
     return [float(score), float(is_target)]
 
 
 def points(points: float, *_: Any) -> list[float]:
-    """Return a judge's points."""
+    """Return the points of a judge and a count of 1."""
     return [float(points), 1.0]
 
 
-def _verdicts(metric: str, replies: Sequence[str], task_name: str, *_: Any) -> list[Any]:
+def _judge_stats(metric: str, replies: Sequence[str], task_name: str, *_: Any) -> list[Any]:
+    """Count the replies of AIR-Bench's judge. Here the hypothesis is the replies, and the reference is the task."""
     return air_bench.count(metric, replies, task_name)
 
 
 judged_official, judged_strict, judge_wins, judge_flips, judge_failed = (
-    partial(_verdicts, metric) for metric in air_bench.METRICS
+    partial(_judge_stats, metric) for metric in air_bench.METRICS
 )

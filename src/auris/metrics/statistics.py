@@ -1,9 +1,10 @@
 """Bootstrap intervals, permutation tests and minimum detectable differences of scores.
 
-Everything works on the contributions of rows to a metric, so error rates and BLEU are resampled as corpus scores. Rows
-that depend on each other, such as those of one speaker, are resampled together.
+All functions start from the statistics that rows contribute to a metric (`Measure.stats`), so a resampled error rate or
+BLEU is computed over a whole resampled test set. Rows that depend on each other, such as the rows of one speaker, form
+a unit (often called a cluster), and units are resampled as a whole.
 
-Shapes: R rows, S samples, C units (clusters of rows).
+Shapes: R rows, S bootstrap samples, C units.
 """
 
 from __future__ import annotations
@@ -19,21 +20,22 @@ import numpy as np
 from auris.metrics.formulas import Scorer
 from auris.metrics.measures import measure, scorer
 
-KEYS = ("speaker", "recording")  # fields of predictions that make rows depend on each other, the wider unit first
-MIN_CLUSTERS = 10  # a bootstrap over fewer gives too narrow intervals (Cameron, Gelbach and Miller 2008)
+# Fields of predictions. Rows with the same value depend on each other. The field with the larger units comes first.
+KEYS = ("speaker", "recording")
+MIN_CLUSTERS = 10  # with fewer units, bootstrap intervals are too narrow (Cameron, Gelbach and Miller 2008)
 POWER, LEVEL = 0.8, 0.05  # power and significance level of the minimum detectable difference
 
-# Explains the column of `detectable_alone` in tables of one run.
+# Explains the column with values of `detectable_alone` in tables of one run.
 DETECTABLE_NOTE = "MDD: minimum detectable difference to a second, independent system (80 % power)."
 
 
 @dataclass(frozen=True)
 class Units:
-    """Groups of rows that a bootstrap draws together, because rows of one speaker or recording are not independent.
+    """Units of rows that a bootstrap resamples as a whole, because the rows of a speaker or recording are dependent.
 
     Attributes:
-        name: speaker, recording or row.
-        indices: (R,) the index of each row's unit, 0..C-1.
+        name: What a unit is: `speaker`, `recording` or `row`.
+        indices: (R,) index of each row's unit, from 0 to C-1.
     """
 
     name: str
@@ -44,12 +46,15 @@ class Units:
 
 
 def find_units(rows: Sequence[Mapping[str, Any]]) -> Units:
-    """Return the widest units that are known for all rows and numerous enough: speakers, recordings or rows."""
+    """Return the speakers of rows as units, or else the recordings, or else the rows themselves.
+
+    Speakers or recordings must be known for all rows, and there must be at least MIN_CLUSTERS of them.
+    """
     for key in KEYS:
-        # A data frame holds NaN for rows without the field.
-        names = [name for row in rows if isinstance(name := row.get(key), str) and name]
-        if len(names) == len(rows) and MIN_CLUSTERS <= len(set(names)) < len(rows):
-            return Units(key, np.unique(names, return_inverse=True)[1])
+        # In rows of a data frame, a missing value is NaN.
+        values = [value for row in rows if isinstance(value := row.get(key), str) and value]
+        if len(values) == len(rows) and MIN_CLUSTERS <= len(set(values)) < len(rows):
+            return Units(key, np.unique(values, return_inverse=True)[1])
     return Units("row", np.arange(len(rows)))
 
 
@@ -59,21 +64,21 @@ def find_units(rows: Sequence[Mapping[str, Any]]) -> Units:
 def bootstrap(
     rows: Sequence[Any], metric: str, n_samples: int = 1000, seed: int = 0, units: np.ndarray | None = None
 ) -> tuple[float, float]:
-    """Return the ends of the 95 % bootstrap interval of the score of rows, given the `stats` of each."""
+    """Return the ends of the 95 % bootstrap interval of a score, given the `stats` of each row."""
     return percentiles(samples(scorer(metric, [dict(enumerate(rows))]), len(rows), n_samples, seed, units))
 
 
 def difference(a: Scorer, b: Scorer) -> Scorer:
-    """Return the scorer of the score of b minus that of a on the same rows."""
+    """Return a scorer of differences: the score of `b` minus the score of `a`, with the same weights of rows."""
     return lambda weights: b(weights) - a(weights)
 
 
 def percentiles(samples: np.ndarray) -> tuple[float, float]:
-    """Return the ends of the 95 % percentile interval of resampled scores; NaN if none is defined.
+    """Return the ends of the 95 % percentile interval of resampled scores; NaN if all scores are NaN.
 
-    Resampled differences have both sides on the same rows (Koehn 2004).
+    For a paired bootstrap (Koehn 2004), the resampled scores are differences between two systems on the same rows.
     """
-    defined = samples[~np.isnan(samples)]  # a sample in which nothing can be counted has no score
+    defined = samples[~np.isnan(samples)]  # a score is NaN if its bootstrap sample contains nothing that can be counted
     if not len(defined):
         return float("nan"), float("nan")
     low, high = np.percentile(defined, [2.5, 97.5])
@@ -86,18 +91,18 @@ def samples(
     """Return the scores (S,) of bootstrap samples.
 
     Args:
-        score: The score, or the difference of two scores, as a function of how often each row counts.
+        score: Function of the weights of rows that returns a score, or a difference of two scores.
         n_rows: Number of rows.
-        n_samples: Number of bootstrap samples. They are computed 50 at a time, to limit memory.
-        seed: Seed of the draws.
-        units: `Units.indices` (R,): whole units are drawn with replacement. None draws single rows.
+        n_samples: Number of bootstrap samples. Up to 50 samples are computed at once, to limit memory.
+        seed: Seed of the random numbers.
+        units: `Units.indices` (R,); units are drawn with replacement. None: each row is a unit.
     """
     units = np.arange(n_rows) if units is None else units
     n_units, rng = int(units.max()) + 1, np.random.default_rng(seed)
     scores = []
     for start in range(0, n_samples, 50):
         n = min(50, n_samples - start)
-        # Each sample has its own range of bins, so that one call counts all samples.
+        # The units of each sample are shifted to a different range of bins, so that one call counts all samples.
         drawn = rng.integers(n_units, size=(n, n_units)) + n_units * np.arange(n)[:, None]
         weights = np.bincount(drawn.ravel(), minlength=n * n_units).reshape(n, n_units).astype(float)
         scores.append(score(weights[:, units]))
@@ -117,30 +122,31 @@ def permutation_test(
 ) -> float:
     """Return the two-sided p value of the difference between the scores of two systems.
 
-    Under the null hypothesis it does not matter which system answered a row. The responses of the two systems to a unit
-    are exchanged together. All exchanges are tried if there are at most `n_samples`, otherwise `n_samples` random ones,
-    for which p is never 0 (Phipson and Smyth 2010).
+    The test exchanges responses between the systems, because under the null hypothesis it does not matter which system
+    answered a row. All responses to the rows of a unit are exchanged together. If there are at most `n_samples` ways to
+    exchange units, all of them are tried. Otherwise, `n_samples` random ones are tried, and p is never 0 (Phipson and
+    Smyth 2010).
 
     Args:
         metric: A name in `MEASURES`.
-        a: The `stats` by row id, for each training seed of the first system.
-        b: The same for the second system, with the same row ids.
-        units: `Units.indices` in the order of the sorted ids. None: each row is a unit.
-        n_samples: Number of exchanges.
+        a: For each training seed of the first system, the `stats` by row id.
+        b: For each training seed of the second system, the `stats` by row id, with the same ids.
+        units: `Units.indices` for the rows sorted by id. None: each row is a unit.
+        n_samples: Maximum number of exchanges.
         seed: Seed of the random exchanges.
     """
     assert [set(stats) for stats in a] == [set(stats) for stats in b], "the systems must have the same rows"
     both = [
-        {(side, name): row for side, stats in enumerate(pair) for name, row in stats.items()}
+        {(side, row_id): row for side, stats in enumerate(pair) for row_id, row in stats.items()}
         for pair in zip(a, b, strict=True)
     ]
-    score = scorer(metric, both)  # rows: those of a, then those of b, each sorted
+    score = scorer(metric, both)  # its weights are for the sorted rows of a, followed by the sorted rows of b
     n_rows = len(set().union(*a))
     units = np.arange(n_rows) if units is None else units
     n_units = int(units.max()) + 1
 
     def differences(exchanged: np.ndarray) -> np.ndarray:
-        """(S, C) which units are exchanged -> (S,) the score of b minus that of a."""
+        """Return the score of b minus the score of a (S,), given which units are exchanged (S, C)."""
         from_b = exchanged[:, units].astype(float)
         return score(np.hstack([from_b, 1 - from_b])) - score(np.hstack([1 - from_b, from_b]))
 
@@ -154,7 +160,7 @@ def permutation_test(
         rng = np.random.default_rng(seed)
         steps = [min(50, n_samples - start) for start in range(0, n_samples, 50)]
         exchanged = np.concatenate([differences(rng.integers(2, size=(n, n_units))) for n in steps])
-    # An exchange after which there is no score counts against the difference.
+    # If the difference after an exchange is NaN, the exchange counts as extreme, which makes p larger.
     extreme = np.count_nonzero(~(np.abs(exchanged) < observed - 1e-12))
     return extreme / len(exchanged) if is_exact else (extreme + 1) / (len(exchanged) + 1)
 
@@ -162,13 +168,13 @@ def permutation_test(
 def drop(
     metric: str, as_is: Sequence[Mapping[Any, Any]], altered: Sequence[Mapping[Any, Any]], units: np.ndarray
 ) -> tuple[float, float, float, float]:
-    """Return how much worse a system scores on altered rows than on the same rows as they are.
+    """Return the drop of a score: how much worse it is on altered rows than on the same rows in their original form.
 
     Args:
         metric: A name in `MEASURES`.
-        as_is: The `stats` by row id, for each training seed.
-        altered: The same for the altered rows.
-        units: `Units.indices` in the order of the sorted ids.
+        as_is: For each training seed, the `stats` of the original rows by row id.
+        altered: For each training seed, the `stats` of the altered rows by row id.
+        units: `Units.indices` for the rows sorted by id.
 
     Returns:
         The drop, the ends of its 95 % interval, and its p value.
@@ -181,9 +187,9 @@ def drop(
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Return p values corrected for multiple comparisons (Holm 1979). NaN stays NaN and is not a comparison.
+    """Return p values corrected for multiple comparisons (Holm 1979). NaN stays NaN and does not count as a comparison.
 
-    With a threshold of 5 %, at most 5 % of studies have any false positive.
+    With corrected p values and a threshold of 5 %, at most 1 in 20 sets of comparisons has a false positive.
     """
     p = np.asarray(p_values, dtype=float)
     order = np.argsort(p)[: np.count_nonzero(~np.isnan(p))]  # NaN comes last
@@ -193,21 +199,23 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def detectable(samples: np.ndarray) -> float:
-    """Return the minimum detectable difference, given resampled differences of two systems (`samples`).
+    """Return the minimum detectable difference, given resampled differences between two systems (see `samples`).
 
-    It is the smallest true difference that a test at `LEVEL` finds with probability `POWER`: (z + z) standard errors.
-    NaN if the samples do not vary, because the standard error is then unknown.
+    This is the smallest true difference that a test at significance level LEVEL finds with probability POWER. It equals
+    (z of the level + z of the power) standard errors. It is NaN if all resampled differences are equal, because the
+    standard error is then unknown.
     """
     defined, normal = samples[~np.isnan(samples)], NormalDist()
-    error = float(np.std(defined)) if len(defined) else 0.0
-    # The deviation of equal samples is not exactly 0, because of rounding.
-    return (normal.inv_cdf(1 - LEVEL / 2) + normal.inv_cdf(POWER)) * error if error > 1e-12 else np.nan
+    standard_error = float(np.std(defined)) if len(defined) else 0.0
+    z_sum = normal.inv_cdf(1 - LEVEL / 2) + normal.inv_cdf(POWER)
+    # Because of rounding, the standard deviation of equal values may differ slightly from 0.
+    return z_sum * standard_error if standard_error > 1e-12 else np.nan
 
 
 def detectable_alone(samples: np.ndarray) -> float:
     """Return the minimum detectable difference, given resampled scores of one system.
 
-    The other system is assumed to vary as much and to be independent. Smaller differences can be detected between
-    systems that fail on the same rows.
+    The other system is assumed to be independent and to have the same standard error. Between systems that fail on the
+    same rows, smaller differences can be detected.
     """
     return float(np.sqrt(2)) * detectable(samples)

@@ -1,8 +1,9 @@
-"""Average alignment shift (AAS): how far the word times of a response are from the true ones.
+"""Average alignment shift (AAS): the average distance between predicted and true word times.
 
-The released script (Qwen-Audio, eval_audio/evaluate_srwt.py) drops malformed lines of responses and references before
-it pairs them by position, so it crashes or compares wrong rows. Here each response is compared with its own reference.
-A response without valid times matches no word, and the coverage tells for how many words the shift was measured.
+The released script (Qwen-Audio, eval_audio/evaluate_srwt.py) drops malformed responses and malformed references before
+it pairs the remaining ones by position. It therefore crashes or compares responses with references of other rows. Here
+each response is compared with the reference of the same row. Words of a response without valid times match no reference
+word, and `coverage` states for how many words the shift was measured.
 """
 
 from __future__ import annotations
@@ -14,28 +15,28 @@ from typing import TypedDict
 
 from auris.metrics.normalize import normalize
 
-Span = tuple[float, float]  # start and end in seconds
-TimedText = tuple[list[str], list[Span]]  # words and their spans
+Span = tuple[float, float]  # start and end of a word in seconds
+TimedText = tuple[list[str], list[Span]]  # words, and the span of each word
 
 
 class TimedWord(TypedDict):
-    """A word with its times in seconds; `end` is None if the response does not give it."""
+    """A word with its times in seconds; `end` is None if the response does not state it."""
 
     word: str
     start: float
     end: float | None
 
 
-_TIME = re.compile(r"<\|(\d{1,2}\.\d+)\|>")  # the script's pattern, for which `<|100.20|>` is not a time
+_TIME = re.compile(r"<\|(\d{1,2}\.\d+)\|>")  # the pattern of the script; it does not match `<|100.20|>`
 _OTHER_TAGS = re.compile(r"<\|(?!sil\|>).*?\|>")  # the tags of the prompt; `<|sil|>` is a word
 BEGIN = "<|0.00|>"
 
 
 def shift(hypothesis: Sequence[TimedWord], reference: Sequence[TimedWord], language: str) -> tuple[float, float]:
-    """Return the shift of matched words in milliseconds, and the number of matched words.
+    """Return the sum of the shifts of matched words in milliseconds, and the number of matched words.
 
-    The shift of a word is the mean of start and end, summed over the words. Normalised words are matched by the
-    alignment with the fewest edits. Pauses and words without an end are left out.
+    The shift of a word is the mean distance of its start and its end. Normalised words are matched by the alignment
+    with the fewest edits. Pauses and words without an end are left out.
     """
     (predicted, spans), (true, true_spans) = (_split_times(words, language) for words in (hypothesis, reference))
     pairs = matches(true, predicted)
@@ -43,23 +44,24 @@ def shift(hypothesis: Sequence[TimedWord], reference: Sequence[TimedWord], langu
 
 
 def coverage(hypothesis: Sequence[TimedWord], reference: Sequence[TimedWord], language: str) -> tuple[float, float]:
-    """Return the number of reference words that `shift` compares, and of all reference words."""
+    """Return the number of reference words that `shift` compares, and the number of all reference words."""
     (predicted, _), (true, _) = (_split_times(words, language) for words in (hypothesis, reference))
     return float(len(matches(true, predicted))), float(len(true))
 
 
 def official_shift(hypothesis: str, reference: str) -> tuple[float, float]:
-    """Return the shift of matched words in seconds, and their number, as the released script computes them.
+    """Return the sum of the shifts of matched words in seconds and their number, as the released script computes them.
 
-    The shift of a word is that of its start plus that of its end. Words match as written, `<|sil|>` included.
+    The shift of a word is the distance of the starts plus the distance of the ends. Words are not normalised, and the
+    pause `<|sil|>` counts as a word.
 
-    The script's references begin with `<|0.00|>`, which is added if it is missing. Its responses do not, because the
-    prompt ends with it, and the script ignores what precedes the first time. So the first word of a response does not
-    count.
+    The script expects references that begin with `<|0.00|>`, so `<|0.00|>` is added if it is missing. Responses do not
+    begin with it, because it is the end of the prompt. The script ignores text before the first time, so the first word
+    of a response does not count.
 
     Args:
         hypothesis: The response in the published form, `the<|0.11|>doctor<|0.45|>`.
-        reference: The reference in the same form.
+        reference: The reference in the published form.
     """
     if _OTHER_TAGS.sub("", _TIME.split(reference)[0]):
         reference = BEGIN + reference
@@ -71,24 +73,26 @@ def official_shift(hypothesis: str, reference: str) -> tuple[float, float]:
 
 
 def matched_spans(true: TimedText, predicted: TimedText) -> list[tuple[Span, Span]]:
-    """Return the pairs of spans of equal words.
+    """Return the pairs (true span, predicted span) of the words that match.
 
-    If a tab divides a word, there are more words than spans. Spans are then counted from the front, and if one side
-    lacks more spans than the other, there are no pairs (the script's "length mismatch").
+    If a word contains a tab, `parse` splits it, and there are more words than spans. The last matched words then have
+    no span. If the numbers of the remaining true and predicted spans differ, there are no pairs; the script reports a
+    "length mismatch".
     """
     indices = matches(true[0], predicted[0])
-    left = [true[1][i] for i, _ in indices if i < len(true[1])]
-    right = [predicted[1][j] for _, j in indices if j < len(predicted[1])]
-    return list(zip(left, right, strict=True)) if len(left) == len(right) else []
+    true_spans = [true[1][i] for i, _ in indices if i < len(true[1])]
+    predicted_spans = [predicted[1][j] for _, j in indices if j < len(predicted[1])]
+    return list(zip(true_spans, predicted_spans, strict=True)) if len(true_spans) == len(predicted_spans) else []
 
 
 def matches(true: Sequence[Hashable], predicted: Sequence[Hashable]) -> list[tuple[int, int]]:
-    """Return the positions of equal items in the alignment with the fewest edits.
+    """Return the pairs of positions (in `true`, in `predicted`) of equal items in the alignment with the fewest edits.
 
-    Ties are resolved as in the package edit-distance 1.0.9, which the released script uses: from the end backwards,
-    along both sides, otherwise along `predicted`, otherwise along `true`.
+    If several alignments have the fewest edits, the choice is that of the package edit-distance 1.0.9, which the
+    released script uses. It goes backwards from the end and prefers a step in both sequences, then a step in
+    `predicted`, then a step in `true`.
     """
-    best = [list(range(len(predicted) + 1))]  # edits between the first i and the first j items
+    best = [list(range(len(predicted) + 1))]  # best[i][j]: edits from the first i true to the first j predicted items
     for i, item in enumerate(true):
         row = [i + 1]
         for j, other in enumerate(predicted):
@@ -108,16 +112,16 @@ def matches(true: Sequence[Hashable], predicted: Sequence[Hashable]) -> list[tup
 
 
 def _split_times(words: Sequence[TimedWord], language: str) -> TimedText:
-    """Return normalised words and their spans, without empty words and words without an end."""
+    """Return the normalised words and their spans. Words that have no end or become empty are left out."""
     timed = ((normalize(w["word"], language), (w["start"], end)) for w in words if (end := w["end"]) is not None)
     pairs = [(word, span) for word, span in timed if word]
     return [word for word, _ in pairs], [span for _, span in pairs]
 
 
 def parse(text: str) -> TimedText | None:
-    """Return the words and spans that the script parses, without the prompt's tags; None for a malformed line.
+    """Return the words and spans that the released script parses; None if the text is malformed.
 
-    A tab divides a word, so there may be more words than spans.
+    Tags of the prompt are removed. The script splits words at tabs, so there may be more words than spans.
     """
     for tag in ("<|startoftranscript|>", "<|transcribe|>", "<|en|>" if "<|en|>" in text else "<|zh|>"):
         text = text.replace(tag, "")
@@ -130,5 +134,5 @@ def parse(text: str) -> TimedText | None:
 
 
 def distance(a: Span, b: Span) -> float:
-    """Return the distance of the starts plus that of the ends, in seconds."""
+    """Return the distance of the starts plus the distance of the ends of two spans, in seconds."""
     return abs(a[0] - b[0]) + abs(a[1] - b[1])

@@ -36,7 +36,9 @@ def test_the_judge_prompt_equals_the_prompt_of_the_script(golden):
         if row["written"]:
             content = air_bench.build_prompt(row["row"], row["row"]["response"], 0)
             assert hashlib.sha256(content.encode()).hexdigest() == row["sha256"]
-            override = air_bench.PUBLISHED[1] if random.Random(row["python_random_seed"]).random() < 0.5 else None
+            override = (
+                air_bench.PUBLISHED_TEMPERATURES[1] if random.Random(row["python_random_seed"]).random() < 0.5 else None
+            )
             assert override == row["temperature_override"]
         elif row["error"]:
             assert "meta_info" in air_bench.check_labels({**LABELS, **row["row"]})
@@ -173,7 +175,7 @@ def test_both_orders_are_requested_and_replayed(tmp_path: Path):
 def test_no_request_is_sent_if_the_estimated_cost_is_above_max_cost(tmp_path: Path):
     with stand_in.serve(lambda messages: "7 3") as (url, requests):
         judge = judge_of(tmp_path / "judge.jsonl", url, price={"input": 10, "output": 30}, max_cost=0.001)
-        with pytest.raises(ValueError, match="about 0.00472 USD: more than judge.max_cost=0.001"):
+        with pytest.raises(ValueError, match="about 0.00472 USD: the cost exceeds judge.max_cost=0.001"):
             judge.replies([(LABELS, "a cat")])
     assert not requests
 

@@ -86,7 +86,7 @@ def test_points_of_a_language_model_are_recorded_and_replayed(tmp_path: Path) ->
 def test_a_reply_without_a_unique_valid_number_raises_an_error(tmp_path: Path, reply: str) -> None:
     with stand_in.serve(lambda messages: reply) as (url, _):
         judge = LanguageModelJudge(recording=str(tmp_path / "judge.jsonl"), url=url, model="m")
-        with pytest.raises(UnratedError, match="is not one number from 1 to 10"):
+        with pytest.raises(UnratedError, match="does not contain exactly one integer from 1 to 10"):
             judge(LABELS, "a dog")
 
 

@@ -1,8 +1,9 @@
 """AIR-Bench's chat protocol: a judge gives points to a model's answer and to the reference, in both orders.
 
-The prompt, the decoding settings, the parsing of replies and the averages are those of score_chat.py and cal_score.py
-(OFA-Sys/AIR-Bench). The script drops replies that it cannot parse. Here they are also counted by reason, and a strict
-score counts them as 0 points.
+A judge is asked twice about each answer, once with the reference first and once with the answer first, because the
+order may influence the points. The prompt, the decoding settings, the parsing of replies and the averages follow
+score_chat.py and cal_score.py (OFA-Sys/AIR-Bench). cal_score.py ignores replies that it cannot parse; here they are
+also counted by reason, and the metric `judged_strict` counts them as 0 points.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ _PROMPT = (
     "respectively. The two scores are separated by a space."
 )
 
-# Group and part of each task. The mixed group is the mean of its two parts (AIR-Bench's README).
+# Group and part of each task. The score of the group `mixed` is the mean over its two parts (AIR-Bench's README).
 GROUPS = {
     "speech_QA": "speech/speech",
     "speech_dialogue_QA": "speech/speech",
@@ -48,9 +49,10 @@ GROUPS = {
     "speech_and_sound_QA": "mixed/speech_and_sound",
     "speech_and_music_QA": "mixed/speech_and_music",
 }
-AVERAGE = "average"  # name of the mean of the four groups
+AVERAGE = "average"  # name of the group whose score is the mean of the four groups
 ORDERS = ("reference first", "reference second")
-POLICIES = {  # the part of each metric's signature that is not the judge's
+# By metric, the end of its signature: how points are compared, and how failures (invalid replies) are treated.
+POLICIES = {
     "judged_official": "failures dropped",
     "judged_strict": "failures 0",
     "judge_wins": "more points than the reference|failures dropped",
@@ -58,18 +60,19 @@ POLICIES = {  # the part of each metric's signature that is not the judge's
     "judge_failed": "not two integers from 1 to 10",
 }
 METRICS = tuple(POLICIES)
-HIGHEST = 10  # points
-MAX_TOKENS = 1024  # score_chat.py
-PUBLISHED = (1.0, 2.0)  # temperatures of score_chat.py: the second is used for a random half of the requests
-_CHARACTERS_PER_TOKEN = 4  # rough value for English, for the estimate
-_REPLY_TOKENS = 4  # two numbers
+MAX_POINTS = 10
+MAX_TOKENS = 1024  # as in score_chat.py
+# Temperatures in score_chat.py. About half of the requests, chosen at random, use the second one.
+PUBLISHED_TEMPERATURES = (1.0, 2.0)
+_CHARACTERS_PER_TOKEN = 4  # rough value for English, for the cost estimate
+_REPLY_TOKENS = 4  # length of a reply with two numbers, for the cost estimate
 
 
 def build_prompt(labels: Labels, answer: str, order: int) -> str:
-    """Return the judge's prompt; `order` 0 has the reference first.
+    """Return the prompt for the judge, with the texts in the order ORDERS[order].
 
-    Placeholders are replaced one after another, as in the script, so a placeholder that occurs in a text is replaced
-    too.
+    Placeholders are replaced one after another as in score_chat.py, so a placeholder that occurs in one of the inserted
+    texts is also replaced.
     """
     first, second = (labels["answer_gt"], answer) if order == 0 else (answer, labels["answer_gt"])
     prompt = _PROMPT.replace("XAudioX", labels["meta_info"]).replace("XQuestionX", labels["question"])
@@ -77,10 +80,10 @@ def build_prompt(labels: Labels, answer: str, order: int) -> str:
 
 
 def check_labels(labels: Labels) -> str | None:
-    """Return why a row cannot be judged by this protocol, or None."""
+    """Return the reason why a row cannot be judged by this protocol; None if it can."""
     for key in ("meta_info", "question", "answer_gt"):
         if not isinstance(labels.get(key), str):
-            return f"no `{key}`, which AIR-Bench's judge needs"
+            return f"the row has no `{key}`, which AIR-Bench's judge needs"
     if labels.get("task_name") not in GROUPS:
         return f"`task_name` is {labels.get('task_name')!r:.40}, expected one of {', '.join(GROUPS)}"
     return None
@@ -90,21 +93,30 @@ def check_labels(labels: Labels) -> str | None:
 
 
 def parse(reply: str) -> tuple[int, int] | None:
-    """Return the two numbers as cal_score.py parses them, or None.
+    """Return the two numbers that cal_score.py parses in a reply; None if it cannot parse the reply.
 
-    A reply must be two integers up to 10, separated by one space. Thus 0, -3 and full-width digits are accepted, two
-    spaces are not.
+    A reply must consist of two integers up to 10, separated by one space. Numbers such as 0 and -3 and full-width
+    digits are therefore accepted, but two spaces are not.
     """
     parts = reply.strip().replace("\n", "").split(" ")
     try:
         first, second = map(int, parts)
     except ValueError:
         return None
-    return (first, second) if max(first, second) <= HIGHEST else None
+    return (first, second) if max(first, second) <= MAX_POINTS else None
 
 
 def points(reply: str, order: int, strict: bool = False) -> int | None:
-    """Return the model's points; None if the reply cannot be parsed or, with `strict`, has a number below 1."""
+    """Return the model's points.
+
+    Args:
+        reply: The judge's reply.
+        order: Index into ORDERS: 0 if the reference came first.
+        strict: Accept only replies with two numbers of at least 1.
+
+    Returns:
+        The points; None if the reply is not accepted.
+    """
     numbers = parse(reply)
     if numbers is None or (strict and min(numbers) < 1):
         return None
@@ -116,7 +128,7 @@ _REFUSAL = re.compile(r"\b(?:sorry|apologi[sz]e|can(?:not|'t|’t)|unable|as an 
 
 
 def find_failure(reply: str) -> str | None:
-    """Return what is wrong with a reply that gives no points in the strict score; None if it is valid."""
+    """Return the reason why `judged_strict` counts a reply as 0 points; None if the reply is valid."""
     if points(reply, 0, strict=True) is not None:
         return None
     if not reply.strip():
@@ -124,20 +136,20 @@ def find_failure(reply: str) -> str | None:
     if _REFUSAL.search(reply):
         return "refusal"
     numbers = [float(number) for number in _NUMBERS.findall(re.sub(r"/\s*10\b", "", reply))]
-    prose = re.search(r"[^\W\d_]", reply) is not None
+    has_prose = re.search(r"[^\W\d_]", reply) is not None
     if len(numbers) < 2:
         return "one number" if numbers else "no number"
     if len(numbers) > 2:
-        return "prose" if prose else "more than two numbers"
-    if max(numbers) > HIGHEST:
+        return "prose" if has_prose else "more than two numbers"
+    if max(numbers) > MAX_POINTS:
         return "a number above 10"
     if min(numbers) < 1:
         return "a number below 1"
-    return "prose" if prose else "two numbers in another form"
+    return "prose" if has_prose else "two numbers in another form"
 
 
 def count(metric: str, replies: Sequence[str], task_name: str) -> list[Any]:
-    """Return what a row contributes to a metric, given the judge's replies in both orders."""
+    """Return the statistics that a row contributes to a metric, given the judge's replies in both orders."""
     match metric:
         case "judged_official":
             return [GROUPS[task_name], *(points(reply, order) for order, reply in enumerate(replies))]
@@ -146,7 +158,7 @@ def count(metric: str, replies: Sequence[str], task_name: str) -> list[Any]:
         case "judge_failed":
             return [float(sum(find_failure(reply) is not None for reply in replies)), float(len(replies))]
     parsed = ((order, parse(reply)) for order, reply in enumerate(replies))
-    # By how many points the model is ahead of the reference.
+    # The model's points minus the reference's points, for each reply that can be parsed.
     leads = [pair[1 - order] - pair[order] for order, pair in parsed if pair]
     if metric == "judge_wins":
         return [float(sum(lead > 0 for lead in leads)), float(len(leads))]
@@ -159,14 +171,14 @@ def count(metric: str, replies: Sequence[str], task_name: str) -> list[Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """Estimate of the requests that are not in the recording yet.
+    """Estimate of the cost of the requests whose replies are not in the recording yet.
 
     Attributes:
         requests: Number of requests to send.
-        total: Number of all requests, with those in the recording.
-        tokens_in: Tokens of the prompts.
-        tokens_out: Tokens of the replies.
-        cost: Price in USD; None if no price is configured.
+        total: Number of all requests, including those in the recording.
+        tokens_in: Number of tokens in the prompts.
+        tokens_out: Number of tokens in the replies.
+        cost: Cost in USD; None if no price is configured.
     """
 
     requests: int
@@ -185,18 +197,18 @@ class Estimate:
 
 @dataclass(eq=False)
 class AirBenchJudge:
-    """Judge of AIR-Bench's chat questions, built by `openai`, `recorded` or `stub`.
+    """Judge for AIR-Bench's chat questions, built by `openai`, `recorded` or `stub`.
 
     Attributes:
-        record: Recorded replies, and the endpoint that gives the missing ones.
+        record: Saved replies, and the endpoint that is asked for missing replies.
         model: Name of the model in the requests.
-        temperature: A number, or `published`: 1 for a random half of the requests and 2 for the others. The draw
-            depends on `seed` and the prompt only, so a request is the same in every run.
-        max_tokens: Maximum length of a reply.
+        temperature: A number, or `published`: 1 for a random half of the requests and 2 for the other half. The random
+            choice depends only on `seed` and the prompt, so a request has the same temperature in every run.
+        max_tokens: Maximum number of tokens in a reply.
         workers: Number of simultaneous requests.
-        price: USD per million tokens, {input, output}; None if unknown.
-        max_cost: USD. If the estimate is higher, no request is sent.
-        seed: Seed of the temperatures.
+        price: Price in USD per million tokens, as {input, output}; None if unknown.
+        max_cost: Maximum cost in USD. If the estimate is higher, no request is sent. None: no limit.
+        seed: Seed of the random choice of temperatures.
         models: Names of the models that have replied.
     """
 
@@ -213,42 +225,42 @@ class AirBenchJudge:
 
     def __post_init__(self) -> None:
         if isinstance(self.temperature, str) and self.temperature != "published":
-            raise UserError(f"judge.temperature={self.temperature}: expected a number, or published")
+            raise UserError(f"judge.temperature={self.temperature}: expected a number or `published`")
         if self.workers < 1:
             raise UserError(f"judge.concurrency={self.workers}: expected 1 or more")
 
     @property
     def signature(self) -> str:
-        """The judge's part of the signatures; complete once replies have been read."""
+        """The part of the signatures that describes the judge; read it after all answers have been judged."""
         models = "+".join(sorted(self.models)) or "nobody"
         judge = f"stand-in, {self.record.stand_in}" if self.record.stand_in else models
         temperature = self.temperature
         if temperature == "published":
-            temperature = " or ".join(f"{value:g}" for value in PUBLISHED)
-        return f"1-{HIGHEST}|{judge}|temperature:{temperature}|both orders"
+            temperature = " or ".join(f"{value:g}" for value in PUBLISHED_TEMPERATURES)
+        return f"1-{MAX_POINTS}|{judge}|temperature:{temperature}|both orders"
 
     @property
     def signatures(self) -> dict[str, str]:
-        """The signature of each metric."""
+        """The signatures of the judge's metrics, by metric."""
         return {metric: f"{metric}|{self.signature}|{policy}" for metric, policy in POLICIES.items()}
 
     def __call__(self, labels: Labels, answer: str) -> float:
-        """Raise UserError, because this judge cannot rate a single answer."""
+        """Raise a UserError, because this judge cannot rate an answer without comparing it to a reference."""
         raise UserError("AIR-Bench's judge only compares answers with references: use judge=model or judge=rule")
 
     def requests(self, labels: Labels, answer: str) -> list[tuple[list[Message], Settings]]:
-        """Return the requests about an answer, one in each order."""
+        """Return the two requests about an answer, one for each order."""
         requests: list[tuple[list[Message], Settings]] = []
         for order in range(len(ORDERS)):
             content, temperature = build_prompt(labels, answer, order), self.temperature
             if temperature == "published":
-                temperature = PUBLISHED[random.Random(f"{self.seed} {content}").random() < 0.5]
+                temperature = PUBLISHED_TEMPERATURES[random.Random(f"{self.seed} {content}").random() < 0.5]
             settings = {"model": self.model, "temperature": float(temperature), "max_tokens": self.max_tokens}
             requests.append(([{"role": "user", "content": content}], settings))
         return requests
 
     def estimate(self, answers: Answers) -> Estimate:
-        """Return what judging these answers costs."""
+        """Return an estimate of the cost of judging these answers."""
         requests = [request for labels, answer in answers for request in self.requests(labels, answer)]
         missing = [messages for messages, settings in requests if self.record.find(messages, settings) is None]
         tokens_in = sum(len(messages[0]["content"]) for messages in missing) // _CHARACTERS_PER_TOKEN
@@ -261,21 +273,24 @@ class AirBenchJudge:
         )
 
     def replies(self, answers: Answers, done: Callable[[], None] = lambda: None) -> list[tuple[str, ...]]:
-        """Return the replies about each answer, in both orders; only those not in the record are requested.
+        """Return the replies about each answer, in both orders. Only replies that are not saved yet are requested.
 
         Args:
             answers: The answers to judge.
-            done: Called after each new reply.
+            done: Function to call after each new reply.
 
         Raises:
-            UserError: The estimate exceeds `max_cost`, a reply is missing without an endpoint, or the endpoint fails.
+            UserError: The cost estimate exceeds `max_cost`, a reply is not saved and there is no endpoint, or the
+                endpoint fails.
         """
         if self.max_cost is not None:
             estimate = self.estimate(answers)
             if estimate.cost is None:
-                raise UserError("judge.max_cost needs judge.price={input: USD, output: USD}, per million tokens")
+                raise UserError(
+                    "judge.max_cost needs prices in USD per million tokens: set judge.price={input: N, output: N}"
+                )
             if estimate.cost > self.max_cost:
-                raise UserError(f"{estimate}: more than judge.max_cost={self.max_cost}")
+                raise UserError(f"{estimate}: the cost exceeds judge.max_cost={self.max_cost}")
         requests = [self.requests(labels, answer) for labels, answer in answers]
         self.record.ask_all([request for pair in requests for request in pair], workers=self.workers, done=done)
         replies = [[self.record.ask(*request) for request in pair] for pair in requests]
@@ -283,33 +298,34 @@ class AirBenchJudge:
         return [tuple(reply for reply, _ in pair) for pair in replies]
 
     def judge(self, answers: Answers, progress: Progress) -> list[Verdict | UnratedError]:
-        """Compare each answer with its reference in both orders, and print the cost estimate and the failures.
+        """Compare each answer with its reference in both orders. Print the cost estimate and the number of failures.
 
         Raises:
-            UserError: No row belongs to AIR-Bench's chat part.
+            UserError: None of the rows comes from AIR-Bench's chat part.
         """
         problems = [check_labels(labels) for labels, _ in answers]
         usable = [answer for answer, reason in zip(answers, problems, strict=True) if reason is None]
         if not usable:
             reason = problems[0] if problems else "there are no dialogues"
             raise UserError(
-                f"no dialogue is one of AIR-Bench's chat part ({reason}): use judge=model, which rates any dialogue"
+                f"none of the dialogues comes from AIR-Bench's chat part ({reason}): use judge=model, which rates any "
+                "dialogue"
             )
         estimate = self.estimate(usable)
         print_plain(progress.console, f"judge: {estimate}")
         task = progress.add_task("judging", total=estimate.requests)
         all_replies = self.replies(usable, done=lambda: progress.advance(task))
-        names = [labels["task_name"] for labels, _ in usable]
-        is_complete = {GROUPS[name] for name in names} == set(GROUPS.values())
+        task_names = [labels["task_name"] for labels, _ in usable]
+        has_all_groups = {GROUPS[name] for name in task_names} == set(GROUPS.values())
         verdicts = [
             Verdict(
                 stats={metric: count(metric, replies, name) for metric in METRICS},
                 reference=labels["answer_gt"],
-                groups=_groups(name, is_complete),
+                groups=_groups(name, has_all_groups),
                 replies=list(replies),
                 failures=[find_failure(reply) for reply in replies],
             )
-            for (labels, _), name, replies in zip(usable, names, all_replies, strict=True)
+            for (labels, _), name, replies in zip(usable, task_names, all_replies, strict=True)
         ]
         for line in _summary(verdicts):
             print_plain(progress.console, line)
@@ -317,14 +333,14 @@ class AirBenchJudge:
         return [next(remaining) if reason is None else UnratedError(reason) for reason in problems]
 
 
-def _groups(task_name: str, is_complete: bool) -> list[str]:
-    """Return the groups that a row counts in; the average only if no group is missing in the data."""
+def _groups(task_name: str, has_all_groups: bool) -> list[str]:
+    """Return the groups in which a row counts. It counts in the average only if the data contain all groups."""
     group, _, part = GROUPS[task_name].partition("/")
-    return [f"chat {name}" for name in dict.fromkeys((group, part, AVERAGE) if is_complete else (group, part))]
+    return [f"chat {name}" for name in dict.fromkeys((group, part, AVERAGE) if has_all_groups else (group, part))]
 
 
 def _summary(verdicts: Sequence[Verdict]) -> list[str]:
-    """Return lines that tell how many replies failed and why, and how often the order changes the verdict."""
+    """Return two lines: the number of invalid replies by reason, and how often the order changes the verdict."""
     failures = Counter(failure for verdict in verdicts for failure in verdict.failures or () if failure)
     kinds = ", ".join(f"{kind} {n}" for kind, n in failures.most_common())
     flipped, total = (int(sum(verdict.stats["judge_flips"][k] for verdict in verdicts)) for k in (0, 1))
@@ -351,16 +367,16 @@ def openai(
     """Build a judge that asks an OpenAI-compatible endpoint.
 
     Args:
-        recording: JSONL file of the replies.
+        recording: JSONL file in which the replies are saved.
         url: Address of the endpoint (`completions.Endpoint`).
         model: Name of the model.
-        key_env: Environment variable that holds the key.
+        key_env: Environment variable that contains the endpoint's key.
         concurrency: Number of simultaneous requests.
-        requests_per_minute: Limit of the rate; None for no limit.
-        retries: How often a failed request is repeated.
-        timeout: Seconds.
-        stand_in: What replies if it is not a language model.
-        **settings: Further attributes of `AirBenchJudge`.
+        requests_per_minute: Maximum number of requests per minute; None for no limit.
+        retries: Maximum number of times that a failed request is repeated.
+        timeout: Time limit of a request in seconds.
+        stand_in: Description of the server if it is not a language model; otherwise None.
+        **settings: Other attributes of `AirBenchJudge`.
     """
     endpoint = Endpoint(
         url=url,
@@ -377,7 +393,7 @@ def openai(
 
 
 def recorded(*, recording: str, model: str | None, **settings: Any) -> AirBenchJudge:
-    """Build a judge that only replays a recording; `model=None` takes the model of the recording."""
+    """Build a judge that only uses saved replies; `model=None` means the model that the recording names."""
     record = _record(recording, None)
     model = model or record.head.get("settings", {}).get("model")
     if model is None:
@@ -386,30 +402,31 @@ def recorded(*, recording: str, model: str | None, **settings: Any) -> AirBenchJ
 
 
 def stub(*, recording: str, **settings: Any) -> AirBenchJudge:
-    """Build a judge whose replies come from a script (`Stub`), for testing everything else."""
+    """Build a judge that counts words instead of asking a language model (`Stub`), to test the rest of the pipeline."""
     return AirBenchJudge(_record(recording, Stub()), model=_STUB.partition(",")[0], **settings)
 
 
 def _record(path: str, endpoint: ChatModel | None) -> ReplyLog:
     what = "AIR-Bench's judge of auris evaluate"
-    return ReplyLog(Path(path), endpoint, purpose=what, config_key="judge", advice="or do without (judge=null)")
+    return ReplyLog(Path(path), endpoint, purpose=what, config_key="judge", advice="or use no judge (judge=null)")
 
 
 _STUB = "a script, which counts words and understands nothing"
 
 
 class Stub:
-    """Endpoint that replies without a language model.
+    """Endpoint that counts words instead of asking a language model.
 
-    The first answer gets 6 points. The second gets one point more or less for each word of the description that it has
-    more or less than the first.
+    The first answer gets 6 points. The second answer gets 6 points plus the difference between the numbers of words
+    that the two answers share with the audio's description, limited to the range from 1 to 10.
     """
 
     stand_in: str | None = _STUB
 
     def complete(self, messages: Sequence[Message], settings: Settings | None = None) -> Reply:
-        """Return the points of the two answers in the last message."""
-        parts = re.split(r"\[[^\]\n]+\]\n", messages[-1]["content"])  # before, description, question, answers
+        """Return points for the two answers in the last message."""
+        # Parts of the prompt between its [headings]: 1 is the description, 3 and 5 are the answers.
+        parts = re.split(r"\[[^\]\n]+\]\n", messages[-1]["content"])
         description, *answers = (set(re.findall(r"\w+", part.lower())) for part in (parts[1], parts[3], parts[5]))
         lead = len(answers[1] & description) - len(answers[0] & description)
-        return Reply(f"6 {min(HIGHEST, max(1, 6 + lead))}", _STUB)
+        return Reply(f"6 {min(MAX_POINTS, max(1, 6 + lead))}", _STUB)

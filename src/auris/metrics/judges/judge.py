@@ -1,4 +1,4 @@
-"""Protocol of the judges of free-form answers, and their verdicts."""
+"""Interface of the judges that rate free-form answers, and the verdicts that judges return."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from auris.text.answer_formats import Labels
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-Answers = Sequence[tuple[Labels, str]]  # the labels of a chat row and the answer to it
+Answers = Sequence[tuple[Labels, str]]  # for each dialogue, the labels of its row and the answer to judge
 
 
 class UnratedError(UserError):
-    """An answer without points from a judge; the message says why."""
+    """A judge gave no points to an answer; the message states the reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,11 +24,11 @@ class Verdict:
     """A judge's verdict on one answer.
 
     Attributes:
-        stats: What the answer contributes to each of the judge's metrics.
-        reference: The text that the answer was compared with.
-        groups: The groups of rows in which it counts; empty for the group of its task.
-        replies: AIR-Bench: the judge's replies.
-        failures: AIR-Bench: why a reply gives no points, None where it does.
+        stats: The statistics that the answer contributes to the judge's metrics, by metric.
+        reference: The text with which the answer was compared.
+        groups: The groups of rows in which the answer counts; if empty, it counts in the group of its task.
+        replies: Only with AIR-Bench's judge: the judge's replies.
+        failures: Only with AIR-Bench's judge: for each reply, the reason why it contains no valid points, or None.
     """
 
     stats: Mapping[str, Sequence[Any]]
@@ -39,26 +39,26 @@ class Verdict:
 
 
 class Judge(Protocol):
-    """Judge that rates answers to chat rows."""
+    """Judge that rates answers in dialogues."""
 
     @property
     def signature(self) -> str:
-        """Which judge rates, and how; complete once answers have been judged."""
+        """Name of the judge and its scale; read it after all answers have been judged."""
         ...
 
     @property
     def signatures(self) -> Mapping[str, str]:
-        """The signature of each of the judge's metrics."""
+        """The signatures of the judge's metrics, by metric."""
         ...
 
     def __call__(self, labels: Labels, answer: str) -> float:
         """Return the points of a single answer; more is better.
 
         Raises:
-            UnratedError: The answer has none.
+            UnratedError: The judge gives no points to the answer.
         """
         ...
 
     def judge(self, answers: Answers, progress: Progress) -> list[Verdict | UnratedError]:
-        """Return the verdict on each answer, or why there is none."""
+        """Return a verdict on each answer, or an error with the reason if an answer has no points."""
         ...

@@ -1,4 +1,4 @@
-"""Judges that give points to each answer of a dialogue: a language model, or a rule that replaces an annotator."""
+"""Judges that give points to answers in dialogues: a language model, or a rule for the synthetic dialogues."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ _INSTRUCTION = (
     "helpful, relevant and correct the assistant's answer is, from 1 (useless) to 10 (perfect). Reply with the number "
     "alone."
 )
-_OUT_OF = re.compile(r"\s*(?:/|\bout of\b)\s*10(?![\w/]|\.\d)", re.ASCII)  # matches the scale, as in 8/10
+_SCALE = re.compile(r"\s*(?:/|\bout of\b)\s*10(?![\w/]|\.\d)", re.ASCII)  # matches `/10` in the reply `8/10`
 _NUMBER = re.compile(r"(?<![\w.])([-\u2212\u2013]?)(\d+(?:\.\d+)?)(?!\w|\.\d)", re.ASCII)
 
 
 class PointsJudge(ABC):
-    """Judge of single answers; a subclass gives the points of an answer in `__call__`."""
+    """Base class of judges that give points to single answers. A subclass implements `signature` and `__call__`."""
 
     @property
     @abstractmethod
     def signature(self) -> str:
-        """Which judge rates, and how."""
+        """Name of the judge and its scale, which become the signature of the metric `judged`."""
 
     @abstractmethod
     def __call__(self, labels: Labels, answer: str) -> float:
@@ -42,11 +42,11 @@ class PointsJudge(ABC):
 
     @property
     def signatures(self) -> dict[str, str]:
-        """The signature of the metric `judged`."""
+        """The signatures of the judge's metrics, by metric; the only metric is `judged`."""
         return {"judged": self.signature}
 
     def judge(self, answers: Answers, progress: Progress) -> list[Verdict | UnratedError]:
-        """Return the verdict on each answer, or why there is none."""
+        """Return a verdict on each answer, or an error with the reason if an answer has no points."""
         return [self._verdict(*answer) for answer in progress.track(answers, description="rating")]
 
     def _verdict(self, labels: Labels, answer: str) -> Verdict | UnratedError:
@@ -56,26 +56,26 @@ class PointsJudge(ABC):
             return error
 
 
-# Beginnings of polite answers in the synthetic dialogues; `rate` gives points for them.
+# Beginnings of polite answers in the synthetic dialogues; `rate` gives points for these beginnings.
 POLITE_OPENINGS = ("Sure.", "Of course.")
 
 
 def rate(answer: str, key: str, language: str) -> float:
-    """Return 1 to 9 points: four for the right content, two for a whole sentence, two for a polite opening."""
+    """Return 1 to 9 points: 1 for any answer, 4 for the right content, 2 for a full stop, 2 for a polite opening."""
     is_right = contains(answer, key, language)
     is_sentence, is_polite = answer.endswith("."), answer.startswith(POLITE_OPENINGS)
     return 1.0 + 4 * is_right + 2 * is_sentence + 2 * is_polite
 
 
 class RuleJudge(PointsJudge):
-    """Rule-based judge that replaces an annotator of the synthetic dialogues (`rate`).
+    """Judge that rates answers in the synthetic dialogues by a rule (`rate`) instead of a human annotator.
 
-    It understands no meaning, so it must not be used for real data.
+    The rule only compares strings, so it must not be used for real data.
     """
 
     @property
     def signature(self) -> str:
-        """The rule in short."""
+        """The rule in one line."""
         return "judged|1-9|stand-in, a rule: 4 right content, 2 sentence, 2 polite"
 
     def __call__(self, labels: Labels, answer: str) -> float:
@@ -84,17 +84,17 @@ class RuleJudge(PointsJudge):
 
 
 class LanguageModelJudge(PointsJudge):
-    """Language model behind an OpenAI-compatible endpoint, whose replies are recorded and replayed.
+    """Language model behind an OpenAI-compatible endpoint. Replies are saved in a file and reused from there.
 
     Args:
-        recording: JSONL file of the replies.
-        url: Address of the endpoint (`completions.Endpoint`); None replays the recording only.
+        recording: JSONL file in which the replies are saved.
+        url: Address of the endpoint (`completions.Endpoint`). None: only saved replies are used.
         model: Name of the model.
-        key_env: Environment variable that holds the key.
+        key_env: Environment variable that contains the endpoint's key.
         temperature: Sampling temperature.
 
     Raises:
-        UserError: There is no recording, or an endpoint without a model.
+        UserError: `recording` is None, or there is a `url` but no `model`.
         MissingFileError: The recording does not exist and there is no endpoint.
     """
 
@@ -108,7 +108,7 @@ class LanguageModelJudge(PointsJudge):
         temperature: float = 0.0,
     ):
         if recording is None:
-            raise UserError("judge.recording=null: expected a JSONL file in which the judge's replies are recorded")
+            raise UserError("judge.recording=null: expected a JSONL file in which the judge's replies are saved")
         endpoint = None
         if url:
             if not model:
@@ -116,44 +116,49 @@ class LanguageModelJudge(PointsJudge):
             endpoint = Endpoint(url=url, model=model, key_env=key_env, temperature=temperature, config_key="judge")
         what = "the judge of auris evaluate and auris prefer"
         self.record = ReplyLog(
-            Path(recording), endpoint, purpose=what, config_key="judge", advice="or do without (judge=null)"
+            Path(recording), endpoint, purpose=what, config_key="judge", advice="or use no judge (judge=null)"
         )
         self.models: set[str] = set()
 
     @property
     def signature(self) -> str:
-        """The scale and the models that have replied; complete once answers have been rated."""
+        """The scale and the names of the models that have replied; read it after all answers have been rated."""
         return f"judged|1-10|{'+'.join(sorted(self.models)) or 'nobody'}"
 
     def __call__(self, labels: Labels, answer: str) -> float:
         """Return the points of an answer.
 
         Raises:
-            UnratedError: The reply contains no number from 1 to 10, or several.
+            UnratedError: The reply does not contain exactly one integer from 1 to 10.
         """
         reply, model = self.record.ask(request(labels, answer))
         self.models.add(model)
-        numbers = {-float(n) if minus else float(n) for minus, n in _NUMBER.findall(_OUT_OF.sub("", reply))}
+        numbers = {-float(n) if minus else float(n) for minus, n in _NUMBER.findall(_SCALE.sub("", reply))}
         if len(numbers) != 1 or not numbers <= set(range(1, 11)):
-            raise UnratedError(f"the judge's reply {reply!r:.80} is not one number from 1 to 10")
+            raise UnratedError(f"the judge's reply {reply!r:.80} does not contain exactly one integer from 1 to 10")
         return numbers.pop()
 
 
 def request(labels: Labels, answer: str) -> list[Message]:
-    """Return the messages that ask a model to rate an answer to a chat row."""
-    facts = {
+    """Return the messages that ask a model to rate an answer to a dialogue.
+
+    Args:
+        labels: The labels of the dialogue's row.
+        answer: The answer to rate.
+    """
+    content = {
         "conversation": [{"role": message["role"], "text": _to_text(message)} for message in labels["messages"][:-1]],
         "right answer": labels["text"],
         "assistant's answer": answer,
     }
     return [
         {"role": "system", "content": _INSTRUCTION},
-        {"role": "user", "content": json.dumps(facts, ensure_ascii=False)},
+        {"role": "user", "content": json.dumps(content, ensure_ascii=False)},
     ]
 
 
 def _to_text(message: chat.Message) -> str:
-    """Return a message as text, with [audio] in place of a clip."""
+    """Return a message as text, with `[audio]` in place of each clip."""
     if isinstance(message["content"], str):
         return message["content"]
     return " ".join(part.get("text", "[audio]") for part in message["content"])
