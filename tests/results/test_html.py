@@ -166,9 +166,9 @@ def test_the_page_of_a_run_has_scores_worst_rows_and_their_audio(tmp_path: Path,
     n_headings = sum(tag == "h4" for tag, _ in parsed.tags)
     ids = re.findall("<h4>(.*?)</h4>", page)
     assert ids == ["asr-en-1", "asr-en-3", "asr-zh-0", "sec-en-1", "sec-en-2"] and n_headings == 5
-    assert "3 of 4 rows are not perfect" in page and "<li>1 clips are missing or cannot be read" in page
+    assert "3 of 4 rows have less than a perfect score" in page and "<li>1 clips are missing or cannot be read" in page
     assert re.search(
-        r"asr-en-3\.wav\s*: <strong>its recording is missing or cannot be read: .*no such file", page, re.I
+        r"asr-en-3\.wav\s*: <strong>the recording is missing or cannot be read: .*no such file", page, re.I
     )
     clips = [base64.b64decode(source.partition(",")[2]) for source in parsed.values("src")]
     assert len(clips) == 4
@@ -227,7 +227,7 @@ def test_a_missing_manifest_or_recipe_is_reported(tmp_path: Path, capsys):
     assert "there is no file" in page and page.count("the row was not found") == 6
     (run / "recipe.yaml").unlink()
     page = write_page(capsys, f"run={run}")
-    assert "has no record of its rows" in page
+    assert "does not state its test rows" in page
 
 
 @pytest.mark.parametrize(("metric", "language"), [("wer", "en"), ("wer", "zh"), ("cer", "en"), ("cer", "fr")])
@@ -367,7 +367,7 @@ def test_a_reference_is_shown_in_the_style_of_the_responses():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "expected either run=RUN or study=NAME"),
+        ([], "set either run=RUN or study=NAME"),
         (["run=a", "study=b"], "run=a and study=b: expected either"),
         (["run=nowhere"], "nowhere has no scores; evaluate it"),
         (["run=a", "worst=many"], "worst=many: expected a whole number"),

@@ -73,7 +73,7 @@ def test_win_rates_compare_row_scores_and_count_ties_as_half(tmp_path, capsys):
     assert results.table(tmp_path / "s", ["b", "a"]).set_index("metric").loc["judged", "a wins"] == 0.25
     terminal.show_table(Console(), results.table(tmp_path / "s"), "s")
     output = " ".join(capsys.readouterr().out.split())
-    assert "Win rate of b over a, chat text, ties half: 75.0 % [" in output and "(judged|made up)" in output
+    assert "Win rate of b over a, chat text, ties count half: 75.0 % [" in output and "(judged|made up)" in output
 
 
 def test_the_order_of_prediction_lines_does_not_change_the_table(study):
@@ -93,7 +93,7 @@ def test_rows_of_only_one_arm_are_excluded_and_reported(tmp_path):
     frame = results.table(root)
     assert frame.loc[0, "n"] == 2
     assert frame.loc[0, "b - a"] == pytest.approx(2 / 8 - 1 / 8)
-    assert "1 rows only in a, 0 only in b" in frame.attrs["notes"][0]
+    assert "ignores 1 rows that only a has and 0 rows that only b has" in frame.attrs["notes"][0]
 
 
 def test_different_references_and_seeds_are_reported(tmp_path):
@@ -104,7 +104,7 @@ def test_different_references_and_seeds_are_reported(tmp_path):
     path = run / "predictions/embedded.jsonl"
     path.write_text(path.read_text().replace('"r1"', '"other"'))
     notes = " ".join(results.table(root).attrs["notes"])
-    assert "leaves out seed 1" in notes
+    assert "ignores seed 1, which only one arm has" in notes
     assert "1 rows have different references" in notes
 
 
@@ -195,11 +195,11 @@ def test_many_scores_are_drawn_as_points_in_columns(study, monkeypatch):
 @pytest.mark.parametrize("row_height", [0.2, 0.6])
 def test_columns_contain_every_row_in_order_and_have_similar_heights(sizes, row_height):
     panels = {f"panel {i}": [{"row": (i, j)} for j in range(n)] for i, n in enumerate(sizes)}
-    columns = figures._columns(panels, row_height, max_height=8.0)
+    columns = figures._distribute_panels(panels, row_height, max_height=8.0)
     rows = [row for column in columns for _, panel in column for row in panel]
     assert rows == [row for panel in panels.values() for row in panel]
     assert all(sum(figures.TITLE_HEIGHT + row_height * len(panel) for _, panel in column) < 10 for column in columns)
-    assert figures._columns(panels, row_height, max_height=float("inf")) == [list(panels.items())]
+    assert figures._distribute_panels(panels, row_height, max_height=float("inf")) == [list(panels.items())]
 
 
 def test_the_caption_lists_real_and_synthetic_benchmarks_separately(tmp_path):
@@ -352,7 +352,7 @@ def test_the_verdict_for_a_single_seed_is_one_seed(tmp_path):
 
 @pytest.mark.parametrize(("x", "tag"), [("hours", "train/audio_hours"), ("flops", "train/flops")])
 def test_curves_can_be_plotted_over_counters_of_the_run(study, x, tag):
-    with pytest.raises(ValueError, match=f"x={x}: .* has no {tag} in its events"):
+    with pytest.raises(ValueError, match=f"x={x}: the TensorBoard events of .* have no {tag}"):
         results.plot_curves(study, ARMS, x=x)
     for arm, rate in zip(ARMS, (1.0, 3.0), strict=True):
         for seed in (0, 1):
@@ -422,7 +422,7 @@ def test_a_run_can_be_reproduced_from_its_recorded_command(tmp_path, capsys):
     ):
         assert part in output, part
     assert cli.main(["results", f"reproduce={tmp_path}"]) == 1
-    assert "holds no run" in capsys.readouterr().err
+    assert "is not a run directory" in capsys.readouterr().err
 
 
 def test_costs_are_means_over_the_seeds_of_an_arm(tmp_path):

@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
 
 def run(config: Config) -> None:
-    """Run `auris results`: show a study, or with `reproduce=RUN` print how a run was started."""
+    """Run `auris results`: show a study, or with `reproduce=RUN` print the commands that repeat a run."""
     if config["reproduce"] is not None:
         print(reproduce(config["reproduce"]))
         return
     if config["study"] is None:
         raise UsageError(f"expected study=NAME; {list_studies(Path(config['runs']))}")
-    from auris.results import terminal  # imported here because pandas and matplotlib take a second
+    from auris.results import terminal  # imported here because importing pandas and matplotlib takes a second
 
     arms = [config["arms"]] if isinstance(config["arms"], str) else config["arms"]
     terminal.show_study(Path(config["runs"]) / str(config["study"]), arms, config["against"], config["x"])

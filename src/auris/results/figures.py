@@ -23,24 +23,29 @@ from auris.results.tables import table
 from auris.text.figure_style import CAPTION, STYLE, assign_colours
 from auris.text.tasks import is_synthetic
 
-ADVICE = "choose some of them with arms=[a,b]"  # for an error about too many arms
-MARKERS = "osD^vPX*"  # one marker for each arm
-UNLABELLED = ("accuracy", "aas_ms", "bleu", "cider")  # metrics that the title of their panel names
+ADVICE = "choose some of them with arms=[a,b]"  # end of the error message about too many arms
+MARKERS = "osD^vPX*"  # the marker of each arm
+UNLABELLED = (
+    "accuracy",
+    "aas_ms",
+    "bleu",
+    "cider",
+)  # metrics without a label, because the title of the panel names them
 
 Rows = list[dict[str, Any]]
-"""Rows of `tables.table`."""
+"""Rows of the data frame that `tables.table` returns."""
 
 
 def plot_bars(root: str | Path, arms: Sequence[str] | None = None, frame: pd.DataFrame | None = None) -> Figure:
-    """Plot the scores per benchmark and group with 95 % intervals, the arms side by side.
+    """Plot scores with 95 % intervals as bars, with the bars of all arms next to each other.
 
-    Error rates, BLEU, accuracies and so on have panels of their own. More than MAX_BARS scores are drawn as points, in
-    as many columns as necessary.
+    Metrics of the same kind, such as error rates, share a panel. If there are more than MAX_BARS scores, they are drawn
+    as points in as many columns as necessary.
 
     Args:
         root: The study's directory.
         arms: Arms to plot; None: all arms with predictions.
-        frame: The `table` of these arms, if it has been computed already.
+        frame: The `table` of these arms; None: it is computed.
 
     Raises:
         UserError: An arm has no predictions, or there are more arms than colours.
@@ -53,54 +58,56 @@ def plot_bars(root: str | Path, arms: Sequence[str] | None = None, frame: pd.Dat
     panels = {panel: [row for row in lines if MEASURES[row["metric"]].panel == panel] for panel in PANELS}
     panels = {panel: rows for panel, rows in panels.items() if rows}
     as_points = len(names) * sum(len(rows) for rows in panels.values()) > MAX_BARS
-    row_height = 0.12 + 0.06 * len(names) if as_points else 0.14 + 0.17 * len(names)
-    columns = _columns(panels, row_height, max_height=MAX_HEIGHT if as_points else np.inf)
+    row_height = 0.12 + 0.06 * len(names) if as_points else 0.14 + 0.17 * len(names)  # inches
+    columns = _distribute_panels(panels, row_height, max_height=MAX_HEIGHT if as_points else np.inf)
     heights = [[TITLE_HEIGHT + row_height * len(rows) for _, rows in column] for column in columns]
     height = max(map(sum, heights))
     lengths = [max(len(_label(row, with_benchmark)) for _, rows in column for row in rows) for column in columns]
-    widths = [max(3.3, 2.2 + 0.055 * length) for length in lengths] if as_points else [6.8]  # room for labels
+    widths = [max(3.3, 2.2 + 0.055 * length) for length in lengths] if as_points else [6.8]  # inches, with the labels
     with style_context(STYLE):
         figure = Figure(figsize=(sum(widths), 1.1 + height), layout="constrained")
         parts = figure.subfigures(1, len(columns), squeeze=False, width_ratios=widths)[0]
         for part, column, ratios in zip(parts, columns, heights, strict=True):
-            rest = [height - sum(ratios)] if height - sum(ratios) > 0.01 else []  # space below a shorter column
-            axes = part.subplots(len(column) + len(rest), 1, squeeze=False, height_ratios=[*ratios, *rest])[:, 0]
+            empty = [height - sum(ratios)] if height - sum(ratios) > 0.01 else []  # space below a shorter column
+            axes = part.subplots(len(column) + len(empty), 1, squeeze=False, height_ratios=[*ratios, *empty])[:, 0]
             for axis, (panel, rows) in zip(axes, column, strict=False):
                 _draw_bars(axis, panel, rows, colours, with_benchmark, as_points)
             for axis in axes[len(column) :]:
                 axis.set_visible(False)
         _add_legend(figure, root, colours, MARKERS if as_points else "")
-        seeds = frame[[f"{arm} seeds" for arm in names]].to_numpy().max()
-        pooled = f", {seeds} seeds pooled" if seeds > 1 else ""
+        n_seeds = frame[[f"{arm} seeds" for arm in names]].to_numpy().max()
+        pooled = f", {n_seeds} seeds pooled" if n_seeds > 1 else ""
         caption = f"Test-set score{pooled}; whiskers: 95 % bootstrap interval over test rows.\n{provenance(frame)}"
         figure.supxlabel(caption, **CAPTION)
     return figure
 
 
-MAX_BARS = 72  # more bars are illegible
-MAX_HEIGHT = 8.0  # inches, of a column of points
-TITLE_HEIGHT = 0.6  # inches, of a panel's title and axis
+MAX_BARS = 72  # more bars would be illegible
+MAX_HEIGHT = 8.0  # maximum height of a column of points in inches
+TITLE_HEIGHT = 0.6  # height of the title and the axis of a panel in inches
 
 
-def _columns(panels: Mapping[str, Rows], row_height: float, max_height: float) -> list[list[tuple[str, Rows]]]:
-    """Distribute panels over columns of similar height; a panel may continue in the next column."""
-    waiting = list(panels.items())
-    number = max(1, int(np.ceil(sum(TITLE_HEIGHT + row_height * len(rows) for _, rows in waiting) / max_height)))
+def _distribute_panels(
+    panels: Mapping[str, Rows], row_height: float, max_height: float
+) -> list[list[tuple[str, Rows]]]:
+    """Distribute panels over columns of similar height. A panel may continue in the next column."""
+    remaining = list(panels.items())
+    n_columns = max(1, int(np.ceil(sum(TITLE_HEIGHT + row_height * len(rows) for _, rows in remaining) / max_height)))
     columns: list[list[tuple[str, Rows]]] = []
-    for left in range(number, 0, -1):
-        room, column = sum(TITLE_HEIGHT + row_height * len(rows) for _, rows in waiting) / left, []
-        while waiting:
-            panel, rows = waiting.pop(0)
-            fitting = max(0, round((room - TITLE_HEIGHT) / row_height))
-            if left == 1 or len(rows) - fitting < 3:  # a remainder of two rows is not worth a title
-                fitting = len(rows)
-            elif fitting < 3 and column:
-                fitting = 0
-            if fitting:
-                column.append((panel, rows[:fitting]))
-                room -= TITLE_HEIGHT + row_height * fitting
-            if rows[fitting:]:
-                waiting.insert(0, (panel, rows[fitting:]))
+    for n_left in range(n_columns, 0, -1):
+        free_height, column = sum(TITLE_HEIGHT + row_height * len(rows) for _, rows in remaining) / n_left, []
+        while remaining:
+            panel, rows = remaining.pop(0)
+            n_fitting = max(0, round((free_height - TITLE_HEIGHT) / row_height))
+            if n_left == 1 or len(rows) - n_fitting < 3:  # one or two rows are too few for the next column
+                n_fitting = len(rows)
+            elif n_fitting < 3 and column:
+                n_fitting = 0
+            if n_fitting:
+                column.append((panel, rows[:n_fitting]))
+                free_height -= TITLE_HEIGHT + row_height * n_fitting
+            if rows[n_fitting:]:
+                remaining.insert(0, (panel, rows[n_fitting:]))
                 break
         columns.append(column)
     return [column for column in columns if column]
@@ -116,7 +123,7 @@ def _draw_bars(
         for y, row in enumerate(rows):
             if np.isnan(row[arm]):
                 continue
-            point, low, high = (scale * row[f"{arm}{part}"] for part in ("", " low", " high"))
+            point, low, high = (scale * row[f"{arm}{suffix}"] for suffix in ("", " low", " high"))
             bar_y = y + (i - (len(colours) - 1) / 2) * thickness
             end = float(np.nanmax([point, high]))
             rightmost = max(rightmost, end)
@@ -125,13 +132,14 @@ def _draw_bars(
                 axis.plot(point, bar_y, marker=MARKERS[i], color=colour, markersize=3.2, clip_on=False)
                 continue
             axis.barh(bar_y, point, height=0.92 * thickness, color=colour)
-            for width, ink in ((2.4, "white"), (1, "black")):  # visible on a bar of any colour
-                axis.plot([low, high], [bar_y, bar_y], color=ink, linewidth=width, solid_capstyle="butt")
+            # A black line with white edges is visible on a bar of any colour.
+            for width, line_colour in ((2.4, "white"), (1, "black")):
+                axis.plot([low, high], [bar_y, bar_y], color=line_colour, linewidth=width, solid_capstyle="butt")
             text = display(row["metric"], row[arm])
             axis.annotate(text, (end, bar_y), (3, 0), textcoords="offset points", va="center", fontsize=7.5)
     labels = [_label(row, with_benchmark) for row in rows]
     axis.set_yticks(range(len(rows)), labels, fontsize=7.5 if as_points else None)
-    if as_points:  # lines between the rows, whose points are close to each other
+    if as_points:  # lines separate the rows, because the points of neighbouring rows are close to each other
         for y in range(1, len(rows)):
             axis.axhline(y - 0.5, color="#EEEEEE", linewidth=0.6, zorder=0)
     axis.set_ylim(len(rows) - 0.5, -0.5)
@@ -142,7 +150,7 @@ def _draw_bars(
         axis.set_xlim(0, 101 if as_points else 109)  # the space above 100 is for the numbers
         axis.set_xticks(range(0, 101, 20))
     better = "higher" if MEASURES[rows[0]["metric"]].higher_is_better else "lower"
-    axis.set_title(f"{panel}, {better} is better", x=1, ha="right")  # may extend over the labels
+    axis.set_title(f"{panel}, {better} is better", x=1, ha="right")  # a long title extends over the row labels
 
 
 def _label(row: Mapping[str, Any], with_benchmark: bool) -> str:
@@ -152,13 +160,14 @@ def _label(row: Mapping[str, Any], with_benchmark: bool) -> str:
 
 
 def plot_curves(root: str | Path, arms: Sequence[str] | None = None, x: str = "steps") -> Figure:
-    """Plot training loss (smoothed), validation loss and validation metrics, one line per arm.
+    """Plot the training loss (smoothed), the validation loss and validation metrics, with one line for each arm.
 
-    A line is the mean of the arm's seeds, a band their range. An arm without TensorBoard events has no line.
+    A line is the mean over the seeds of an arm, and a band is the range of the seeds. An arm without TensorBoard events
+    has no line.
 
     Args:
         root: The study's directory.
-        arms: Arms to plot; None: those with predictions, or if there are none, those with events.
+        arms: Arms to plot; None: the arms with predictions and events, or if there are none, all arms with events.
         x: Horizontal axis, a key of AXES.
 
     Raises:
@@ -168,7 +177,7 @@ def plot_curves(root: str | Path, arms: Sequence[str] | None = None, x: str = "s
         raise UserError(f"x={x}: expected {join(AXES)}")
     scalars = curves(root)
     tag = scalars["tag"]
-    is_constant = tag.str.startswith("val/length_")  # lengths of the answers in the data
+    is_constant = tag.str.startswith("val/length_")  # lengths of answers in the data, which training does not change
     points = scalars[(tag == "train/loss") | tag.str.startswith("val/") & ~is_constant]
     logged = set(points["arm"])
     runs = list_runs(root)
@@ -183,28 +192,28 @@ def plot_curves(root: str | Path, arms: Sequence[str] | None = None, x: str = "s
     if not logged & set(arms):
         raise UserError(f"the runs of {join(arms) or 'any arm'} in {root} have no train/loss or val/* scalars")
     points = _add_x(x, points[points["arm"].isin(arms)], scalars)
-    colours = assign_colours(arms, ADVICE)  # the same as in the bars
+    colours = assign_colours(arms, ADVICE)  # the same colours as in `plot_bars`
     colours = {arm: colour for arm, colour in colours.items() if arm in logged}
     tags = sorted(points["tag"].unique(), key=lambda tag: (tag != "train/loss", tag != "val/loss", _rank(tag), tag))
-    columns = min(len(tags), max(3, round((len(tags) / 1.4) ** 0.5)))  # the figure has the proportions of a page
-    rows = -(-len(tags) // columns)
+    n_columns = min(len(tags), max(3, round((len(tags) / 1.4) ** 0.5)))  # the figure has the proportions of a page
+    n_rows = -(-len(tags) // n_columns)
     with style_context(STYLE):
-        figure = Figure(figsize=(2.8 * columns + 0.6, 2.1 * rows + 0.9), layout="constrained")
-        axes = figure.subplots(rows, columns, squeeze=False).ravel()
+        figure = Figure(figsize=(2.8 * n_columns + 0.6, 2.1 * n_rows + 0.9), layout="constrained")
+        axes = figure.subplots(n_rows, n_columns, squeeze=False).ravel()
         for axis, tag in zip(axes, tags, strict=False):
             _draw_curves(axis, tag, points[points["tag"] == tag], colours)
         for axis in axes[len(tags) :]:
             axis.set_visible(False)
         _add_legend(figure, root, colours)
-        seeds = points.groupby("arm")["seed"].nunique().max()
-        band = "Lines: mean of the seeds; bands: their range.\n" if seeds > 1 else ""
+        n_seeds = points.groupby("arm")["seed"].nunique().max()
+        band_note = "Lines: mean over the seeds; bands: range of the seeds.\n" if n_seeds > 1 else ""
         scores = collect(root)
-        data = "" if scores.empty else provenance(scores)
-        figure.supxlabel(f"Horizontal axis: {AXES[x][0]}. Scores: validation rows.\n{band}{data}", **CAPTION)
+        data_note = "" if scores.empty else provenance(scores)
+        figure.supxlabel(f"Horizontal axis: {AXES[x][0]}. Scores: validation rows.\n{band_note}{data_note}", **CAPTION)
     return figure
 
 
-# Titles of scalars that are not metrics of a task.
+# Panel titles of scalars that are not metrics of a task.
 TITLES = {
     "train/loss": "Training loss, smoothed",
     "val/loss": "Validation loss",
@@ -214,7 +223,7 @@ TITLES = {
     "val/logps_rejected": "Log p of the rejected answer",
 }
 
-# Horizontal axes: their description, and the scalar that counts them.
+# Horizontal axes: for each axis, its description and the TensorBoard scalar with its values (None: the step).
 AXES = {
     "steps": ("training steps", None),
     "hours": ("hours of audio processed, repeated rows included", "train/audio_hours"),
@@ -223,16 +232,16 @@ AXES = {
 
 
 def _add_x(x: str, points: pd.DataFrame, scalars: pd.DataFrame) -> pd.DataFrame:
-    """Add the column `x`: the step, or the interpolated count of the run at that step."""
+    """Add the column `x`: the step, or the value of the axis's scalar, interpolated at that step."""
     tag = AXES[x][1]
     if tag is None:
         return points.assign(x=points["step"])
     parts = []
     for (arm, seed), run_points in points.groupby(["arm", "seed"], sort=False):
-        own = (scalars["arm"] == arm) & (scalars["seed"] == seed) & (scalars["tag"] == tag)
-        counts = scalars[own].sort_values("step")
+        is_counter = (scalars["arm"] == arm) & (scalars["seed"] == seed) & (scalars["tag"] == tag)
+        counts = scalars[is_counter].sort_values("step")
         if counts.empty:
-            raise UserError(f"x={x}: {arm}, seed {seed} has no {tag} in its events; use x=steps")
+            raise UserError(f"x={x}: the TensorBoard events of {arm}, seed {seed} have no {tag}; use x=steps")
         parts.append(run_points.assign(x=np.interp(run_points["step"], counts["step"], counts["value"])))
     return pd.concat(parts)
 
@@ -245,13 +254,16 @@ def _draw_curves(axis: Axes, tag: str, points: pd.DataFrame, colours: dict[str, 
         if measure:
             seeds = measure.scale * seeds
         if tag == "train/loss":
-            seeds = seeds.ewm(span=max(1, len(seeds) // 50)).mean()  # short enough to keep the shape of the curve
-        x = points[points["arm"] == arm].groupby("step")["x"].mean()  # nearly the same for all seeds
+            seeds = seeds.ewm(
+                span=max(1, len(seeds) // 50)
+            ).mean()  # this span is short, to keep the shape of the curve
+        x = points[points["arm"] == arm].groupby("step")["x"].mean()  # the values of all seeds are nearly the same
         axis.plot(x, seeds.mean(axis=1), color=colour, linewidth=1.4, marker="." if len(seeds) < 12 else None)
         axis.fill_between(x, seeds.min(axis=1), seeds.max(axis=1), color=colour, alpha=0.2, linewidth=0)
     axis.margins(x=0.02)
     if measure:
-        group = tag.split("/", 1)[1].rpartition("/")[0] or "answer tokens"  # metrics of the objective have no group
+        # Metrics that the training objective computes have no group; they are computed over the tokens of answers.
+        group = tag.split("/", 1)[1].rpartition("/")[0] or "answer tokens"
         title = f"{measure.label} ({measure.unit})"
         axis.set_title(f"{group}: {title}" if len(group) + len(title) < 28 else f"{group}:\n{title}")
         axis.set_ylim(0, 104 if measure.panel == ACCURACY_PANEL else max(1.08 * axis.dataLim.ymax, 1e-3))
@@ -260,7 +272,7 @@ def _draw_curves(axis: Axes, tag: str, points: pd.DataFrame, colours: dict[str, 
 
 
 def _rank(tag: str) -> int:
-    """Return the position of a scalar's metric in the table of metrics."""
+    """Return the position of a scalar's metric in the table of metrics, for sorting; other scalars come last."""
     return list(MEASURES).index(name) if (name := tag.rpartition("/")[2]) in MEASURES else len(MEASURES)
 
 
@@ -270,9 +282,9 @@ def save(figure: Figure, path: str | Path) -> list[Path]:
     layout = figure.get_layout_engine()
     try:
         for file in files:
-            with style_context(STYLE):  # resolution and fonts are read when the file is written
+            with style_context(STYLE):  # matplotlib reads the resolution and fonts when it writes the file
                 figure.savefig(file)
-            figure.set_layout_engine("none")  # the other files reuse the layout of the first one
+            figure.set_layout_engine("none")  # the layout of the first file is reused for the other files
     finally:
         figure.set_layout_engine(layout)
     return files
@@ -289,10 +301,13 @@ def _add_legend(figure: Figure, root: str | Path, colours: dict[str, str], marke
 
 
 def provenance(frame: pd.DataFrame) -> str:
-    """Return a sentence that describes the data, for a reader who sees only the figure."""
+    """Return a sentence that states whether the data are real or synthetic; figures show it below the axes."""
     kinds = {kind for joined in frame["provenance"] for kind in joined.split("+")}
     if is_synthetic("+".join(kinds)):
-        return f"Synthetic data ({join(sorted(kinds))}): shows that the systems learn, not how they do on real audio."
+        return (
+            f"Synthetic data ({join(sorted(kinds))}): the scores show that the systems learn, not how well they work "
+            "on real audio."
+        )
     if kinds == {"real"}:
         return "Real recordings."
     by_benchmark = frame.groupby("benchmark")["provenance"].agg(lambda p: "+".join(sorted(set("+".join(p).split("+")))))

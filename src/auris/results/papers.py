@@ -1,8 +1,8 @@
-"""Tables of the papers with our results next to them, as a data frame, as text and as a figure.
+"""Tables of the papers together with our results, as a data frame, as text and as a figure.
 
-Published numbers come from `auris.metrics.published`, ours from the `results.jsonl` of any runs. All numbers have the
-scale of the published table. Two marks show what must not be compared: ≠ if our number was computed differently from
-the published ones, and † if it was measured on synthetic stand-ins instead of the benchmark's own recordings.
+Published numbers come from `auris.metrics.published`, and our numbers from the `results.jsonl` of runs. All numbers
+have the scale of the published table. Two symbols mark numbers of ours that must not be compared with published ones: ≠
+if a number was computed differently, and † if it was measured on synthetic stand-ins for the benchmark's recordings.
 """
 
 from __future__ import annotations
@@ -28,21 +28,27 @@ from auris.results.runs import list_runs, read_results, sort_arms
 from auris.text.figure_style import CAPTION, GREY, STYLE, assign_colours
 
 TABLES = ("qwen_audio_table3", "qwen2_audio_table2")  # main tables of the two papers; `published.tables()` has more
-LINE = ["benchmark", "part", "metric"]
+LINE = ["benchmark", "part", "metric"]  # columns that identify a line of a published table
 LABELS = {"aas_official": "AAS (ms)", "spice": "SPICE", "spider": "SPIDEr", "accuracy_raw": "accuracy"}
 
 
 def table(name: str, studies: Iterable[str | Path]) -> pd.DataFrame:
-    """Return a published table with our results: one row per number and system; our systems are `<study>/<arm>`.
+    """Return a published table with our results. It has one row for each line of the published table and system.
 
-    Columns: benchmark, part, metric, system, ours, value, low, high, n (number of test rows), seeds, different,
-    synthetic, decimals. Published numbers have no interval. If there are several seeds, `value` is their mean, and
-    `low` and `high` are the outermost ends of their intervals. `attrs["notes"]` has the table's source, and both
-    signatures of each number that was computed differently.
+    Columns: benchmark, part, metric, system (`<study>/<arm>` for our systems), ours (whether it is our system), value,
+    low and high (ends of the interval; published numbers have none), n (number of test rows), seeds (number of seeds),
+    different (whether it was computed differently), synthetic (whether it was measured on synthetic data), decimals
+    (number of decimals in the published table). If there are several seeds, `value` is the mean over the seeds, and
+    `low` and `high` are the outermost ends of the seeds' intervals. `attrs["notes"]` contains the source of the table
+    and the signatures of numbers that were computed differently.
+
+    Args:
+        name: Name of the table, one of `published.tables()`.
+        studies: Directories of studies.
 
     Raises:
-        UserError: There is no such table.
-        MissingFileError: There is no such study.
+        UserError: There is no table with this name.
+        MissingFileError: There is no study in one of the directories.
     """
     columns = [*LINE, "system", "ours", "value", "low", "high", "n", "different", "synthetic", "decimals"]
     rows: list[tuple[object, ...]] = []
@@ -69,7 +75,7 @@ def table(name: str, studies: Iterable[str | Path]) -> pd.DataFrame:
 
 
 def _systems(studies: Iterable[str | Path]) -> Iterator[tuple[str, list[ResultRow]]]:
-    """Yield the result rows of each evaluated run, in the order of the study's arms and seeds."""
+    """Yield the name `<study>/<arm>` and the result rows of each evaluated run, sorted by study, arm and seed."""
     for study in studies:
         runs = list_runs(study)
         arms = sort_arms(study, {arm for arm, _, _ in runs})
@@ -81,33 +87,33 @@ def _systems(studies: Iterable[str | Path]) -> Iterator[tuple[str, list[ResultRo
 def readable(frame: pd.DataFrame) -> pd.DataFrame:
     """Return a `table` as text.
 
-    There is one column for each of our systems, with intervals and marks, one for the system of the paper and one for
-    all others.
+    There is one column for each of our systems (with intervals and symbols), one column for the system of the paper,
+    and one column for all other systems.
     """
     owner = _owner(frame)
     rows: dict[tuple[str, ...], dict[str, str]] = {}
     for row in lines_of(frame):
         line = rows.setdefault((row["benchmark"], row["part"], _label(row["metric"])), {})
         if row["ours"] or row["system"] == owner:
-            line[row["system"]] = _text(row)
+            line[row["system"]] = _format_number(row)
         else:
-            line["others"] = ", ".join([*filter(None, [line.get("others")]), f"{row['system']} {_text(row)}"])
-    columns = [*_own_systems(frame), owner, "others"]
+            line["others"] = ", ".join([*filter(None, [line.get("others")]), f"{row['system']} {_format_number(row)}"])
+    columns = [*_our_systems(frame), owner, "others"]
     texts = [[line.get(column, "") for column in columns] for line in rows.values()]
     return pd.DataFrame(texts, index=pd.MultiIndex.from_tuples(rows, names=LINE), columns=columns)
 
 
-def _text(row: Mapping[str, Any]) -> str:
-    """Return the number of a row with its interval and marks."""
+def _format_number(row: Mapping[str, Any]) -> str:
+    """Return the number of a row with its interval and symbols."""
     value, low, high = (f"{row[column]:.{row['decimals']}f}" for column in ("value", "low", "high"))
     if not row["ours"]:
         return value
-    marks = DIFFERENT * row["different"] + STAND_IN * row["synthetic"]
-    return f"{value} [{low}, {high}] {marks}".strip()
+    symbols = DIFFERENT * row["different"] + STAND_IN * row["synthetic"]
+    return f"{value} [{low}, {high}] {symbols}".strip()
 
 
 def legend(frame: pd.DataFrame) -> str:
-    """Return an explanation of a table's marks and the source of its published numbers."""
+    """Return an explanation of the symbols in a table, and the source of the published numbers."""
     ours = frame[frame["ours"]]
     lines = [f"Published: {frame.attrs['notes'][0]}"]
     if ours.empty:
@@ -115,24 +121,24 @@ def legend(frame: pd.DataFrame) -> str:
     else:
         lines.append("Brackets: 95 % bootstrap intervals over test rows; published numbers have none.")
     if (ours["seeds"] > 1).any():
-        lines.append("Several seeds: the mean, with the outermost ends of their intervals.")
+        lines.append("Several seeds: the mean over the seeds, with the outermost ends of the seeds' intervals.")
     if ours["synthetic"].any():
         lines.append(
-            f"{STAND_IN} synthetic: measured on stand-ins instead of the benchmark's recordings, so the number must "
-            "not be compared with published ones. It only shows that the table can be filled."
+            f"{STAND_IN} synthetic: measured on synthetic stand-ins instead of the benchmark's recordings. Such a "
+            "number must not be compared with published ones. It only shows that the table can be filled."
         )
     if ours["different"].any():
-        lines += [f"{DIFFERENT} computed differently from the published number:", *frame.attrs["notes"][1:]]
+        lines += [f"{DIFFERENT} computed differently from the published numbers:", *frame.attrs["notes"][1:]]
     return "\n".join(lines)
 
 
 def plot(frame: pd.DataFrame) -> Figure:
-    """Plot a `table` as points, with one panel for each kind of number.
+    """Plot a `table` as points, with one panel for each kind of metric.
 
-    Published systems are grey, the paper's own system black, ours coloured with their intervals. Hollow points come
-    from synthetic stand-ins.
+    The system of the paper is black, other published systems are grey, and our systems are coloured and have intervals.
+    Hollow points were measured on synthetic stand-ins.
     """
-    colours = assign_colours(_own_systems(frame), "give fewer studies")
+    colours = assign_colours(_our_systems(frame), "give fewer studies")
     panels: dict[str, list[pd.DataFrame]] = {}
     for _, line in frame.groupby(LINE, sort=False):
         panels.setdefault(_panel(line["metric"].iloc[0]), []).append(line)
@@ -143,7 +149,7 @@ def plot(frame: pd.DataFrame) -> Figure:
         for axis, (panel, lines) in zip(axes, panels.items(), strict=True):
             _draw(axis, panel, lines, _owner(frame), colours)
         figure.legend(
-            handles=_handles(frame, colours),
+            handles=_legend_handles(frame, colours),
             loc="outside upper left",
             ncols=2,
             fontsize=8,
@@ -186,12 +192,12 @@ def _draw(axis: Axes, panel: str, lines: Sequence[pd.DataFrame], owner: str, col
             face = "white" if row["synthetic"] else colour
             axis.plot(row["value"], row_y, "o", markersize=4.5, color=colour, markerfacecolor=face, zorder=5)
             if row["different"]:
-                mark = {"textcoords": "offset points", "va": "center", "fontsize": 8, "color": colour}
-                axis.annotate(DIFFERENT, (row["high"], row_y), (3, 0), **mark)
-        first = rows[0]  # benchmark, part and metric are the same in all rows of a line
-        # These panels have several metrics.
-        metric = [_label(first["metric"])] if panel.startswith(("Captions", "Accuracy")) else []
-        labels.append(" ".join(dict.fromkeys([first["benchmark"], first["part"], *metric])))
+                style = {"textcoords": "offset points", "va": "center", "fontsize": 8, "color": colour}
+                axis.annotate(DIFFERENT, (row["high"], row_y), (3, 0), **style)
+        first_row = rows[0]  # benchmark, part and metric are the same in all rows of a line
+        # Only these panels show several metrics.
+        metric = [_label(first_row["metric"])] if panel.startswith(("Captions", "Accuracy")) else []
+        labels.append(" ".join(dict.fromkeys([first_row["benchmark"], first_row["part"], *metric])))
     axis.set_yticks(range(len(lines)), labels)
     axis.set_ylim(len(lines) - 0.4, -0.6)
     axis.tick_params(axis="y", length=0)
@@ -202,15 +208,15 @@ def _draw(axis: Axes, panel: str, lines: Sequence[pd.DataFrame], owner: str, col
 
 
 def _owner(frame: pd.DataFrame) -> str:
-    """Return the system of the paper, which comes first in its table."""
+    """Return the system of the paper, which is the first system in the published table."""
     return frame.loc[~frame["ours"], "system"].iloc[0]
 
 
-def _own_systems(frame: pd.DataFrame) -> list[str]:
+def _our_systems(frame: pd.DataFrame) -> list[str]:
     return list(frame[frame["ours"]]["system"].unique())
 
 
-def _handles(frame: pd.DataFrame, colours: Mapping[str, str]) -> list[Line2D]:
+def _legend_handles(frame: pd.DataFrame, colours: Mapping[str, str]) -> list[Line2D]:
     handles = [
         Line2D([], [], color="black", marker="D", linestyle="", markersize=5, label=f"{_owner(frame)}, published"),
         Line2D([], [], color="#AAAAAA", marker="|", linestyle="", markersize=9, label="other systems, published"),

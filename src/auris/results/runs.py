@@ -1,4 +1,4 @@
-"""Reading of run directories: scores, predictions, curves, progress, costs and configs of a study's runs."""
+"""Reading of run directories: scores, predictions, curves, progress, costs and configs of the runs of a study."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from auris.metrics.measures import measure
 from auris.metrics.records import Prediction, ResultRow
 from auris.results.cells import lines_of
 
-if TYPE_CHECKING:  # pandas and tensorboard are imported where they are used, so that --help is quick
+if TYPE_CHECKING:  # pandas and tensorboard are imported only in functions that use them, so that --help is fast
     import pandas as pd
 
 
-Facts = dict[str, Any]
+FileContent = dict[str, Any]
 """The content of a JSON or YAML file of a run."""
 
 
 class RunPrediction(NamedTuple):
-    """A prediction with the run and benchmark that it belongs to."""
+    """A prediction, together with the run and the benchmark that it belongs to."""
 
     arm: str
     seed: int
@@ -34,7 +34,7 @@ class RunPrediction(NamedTuple):
 
 
 def collect(root: str | Path) -> pd.DataFrame:
-    """Return the result rows of all runs of a study (`runs/<study>`), as the evaluations wrote them."""
+    """Return the result rows of all runs of a study (`runs/<study>`), as they are in the files."""
     import pandas as pd
 
     return pd.DataFrame([row.to_json() for _, _, run in list_runs(root) for row in read_results(run)])
@@ -60,7 +60,7 @@ def read_predictions(run: str | Path, arm: str, seed: int) -> list[RunPrediction
     """Return the predictions of one run.
 
     Raises:
-        UserError: A prediction occurs twice in a file, or its statistics do not fit its metric.
+        UserError: A prediction occurs twice in a file, or has a wrong number of statistics for its metric.
     """
     predictions = []
     for path in sorted(Path(run).glob("predictions/*.jsonl")):
@@ -71,7 +71,8 @@ def read_predictions(run: str | Path, arm: str, seed: int) -> list[RunPrediction
                 raise UserError(f"{path}: row {row.id!r} ({row.group}, {row.metric}) occurs more than once")
             if len(row.stats) != len(measure(row.metric).stats):
                 raise UserError(
-                    f"{path}: {row.metric} has the statistics {measure(row.metric).stats}, but a row has {row.stats}"
+                    f"{path}: {row.metric} needs the statistics {measure(row.metric).stats}, but the row {row.id!r} "
+                    f"has the values {row.stats}"
                 )
             keys.add(key)
             predictions.append(RunPrediction(arm, seed, path.stem, row))
@@ -86,55 +87,56 @@ def curves(root: str | Path) -> pd.DataFrame:
     rows = []
     for arm, seed, run in list_runs(root):
         if any(run.glob("events.out.tfevents*")):
-            events = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()  # 0: keep every point
+            events = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()  # 0 means to keep every point
             tags = events.Tags()["scalars"]
             assert isinstance(tags, list)
             for tag in tags:
                 rows += [(arm, seed, tag, event.step, event.value) for event in events.Scalars(tag)]
     frame = pd.DataFrame(rows, columns=["arm", "seed", "tag", "step", "value"])
-    # A resumed run logs the steps since its last checkpoint again.
+    # A run that is resumed from a checkpoint logs the steps after this checkpoint again.
     return frame.drop_duplicates(["arm", "seed", "tag", "step"], keep="last", ignore_index=True)
 
 
 def list_runs(root: str | Path) -> list[tuple[str, int, Path]]:
-    """Return arm, seed and directory of each run of a study.
+    """Return the arm, seed and directory of each run of a study.
 
     Raises:
-        MissingFileError: There is no such study, or it has no runs.
+        MissingFileError: The directory does not exist, or it contains no runs.
     """
     root = Path(root)
     if not root.is_dir():
-        raise MissingFileError(f"no study at {root}; {list_studies(root.parent)}")
+        raise MissingFileError(f"there is no study at {root}; {list_studies(root.parent)}")
     runs = [(path.parent.name, int(path.name[5:]), path) for path in root.glob("*/seed_*") if path.name[5:].isdigit()]
     if not runs:
-        raise MissingFileError(f"{root} holds no runs (<arm>/seed_<n>/); {list_studies(root.parent)}")
+        raise MissingFileError(f"{root} contains no runs (<arm>/seed_<n>/); {list_studies(root.parent)}")
     return sorted(runs)
 
 
 def list_studies(runs: Path) -> str:
-    """Return the part of a message that names the existing studies."""
+    """Return a list of the existing studies as text for messages."""
     names = sorted({path.parent.parent.name for path in runs.glob("*/*/seed_*")})
-    return f"studies in {runs}: {', '.join(names)}" if names else f"{runs} holds no study yet"
+    return f"studies in {runs}: {', '.join(names)}" if names else f"{runs} contains no study yet"
 
 
 def sort_arms(root: str | Path, arms: Iterable[str]) -> list[str]:
-    """Return arms in the order of their study; the others are compared with the first one.
+    """Return arms in the order of `study.yaml`. The first arm is the one with which the other arms are compared.
 
-    Arms that the study does not list come last, sorted by their words: qwen_audio before qwen2_audio.
+    Arms that `study.yaml` does not list come last. They are sorted word by word: qwen_audio before qwen2_audio.
     """
     listed = list(read_metadata(Path(root) / "study.yaml").get("arms", ()))
     return sorted(arms, key=lambda arm: (listed.index(arm) if arm in listed else len(listed), arm.split("_")))
 
 
 def question(root: str | Path) -> str:
-    """Return the question of a study; empty if none is recorded."""
+    """Return the question that a study asks; empty if `study.yaml` contains none."""
     return read_metadata(Path(root) / "study.yaml").get("question", "")
 
 
 def status(root: str | Path) -> pd.DataFrame:
-    """Return the progress of each run: arm, seed, state, step, of, benchmarks.
+    """Return the progress of each run, with the columns arm, seed, state, step, of, benchmarks.
 
-    The state is waiting, training, trained or evaluated; `of` is the number of steps.
+    The state is waiting, training, trained or evaluated. `of` is the total number of steps, and `benchmarks` lists the
+    benchmarks on which the run is evaluated.
     """
     import pandas as pd
 
@@ -151,56 +153,59 @@ def status(root: str | Path) -> pd.DataFrame:
 
 
 def unevaluated(root: str | Path) -> list[str]:
-    """Return a line about the progress of each run without scores."""
+    """Return a line about the progress of each run that is not evaluated."""
     frame = status(root)
     rows = frame[frame["state"] != "evaluated"].itertuples()
     return [f"{row.arm}, seed {row.seed}: {row.state}, step {row.step} of {row.of}" for row in rows]
 
 
 def costs(root: str | Path) -> pd.DataFrame:
-    """Return the cost of each arm's training, averaged over its seeds; NaN for values that a run has not recorded.
+    """Return the cost of training each arm, averaged over the seeds; NaN for values that the runs have not recorded.
 
-    Columns: arm, audio tokens per second of audio, parameters (all, and trainable ones as `learning`), FLOP (useful
-    ones: matrix products on real tokens and frames), tokens, hours of audio, minutes of the last session.
+    Columns: arm, `audio tokens per second` (of audio), `parameters` (number of all parameters), `learning` (number of
+    trainable parameters), `FLOP` (useful operations: matrix products for real tokens and frames), `tokens`, `hours of
+    audio`, and `minutes` (duration of the last session of the training).
     """
     import pandas as pd
 
     rows = []
     for arm, seed, run in list_runs(root):
-        facts, finished = (read_metadata(run / f"{name}.json") for name in ("environment", "finished"))
+        environment, finished = (read_metadata(run / f"{name}.json") for name in ("environment", "finished"))
         if finished:
-            recorded = ("audio_tokens_per_second", "parameters", "trained", "operations", "tokens", "hours")
-            rows.append((arm, seed, *(facts.get(name, np.nan) for name in recorded), finished["seconds"] / 60))
-    names = ["audio tokens per second", "parameters", "learning", "FLOP", "tokens", "hours of audio", "minutes"]
-    frame = pd.DataFrame(rows, columns=["arm", "seed", *names])
-    means = frame.groupby("arm", sort=False)[names].mean()
+            keys = ("audio_tokens_per_second", "parameters", "trained", "operations", "tokens", "hours")
+            rows.append((arm, seed, *(environment.get(key, np.nan) for key in keys), finished["seconds"] / 60))
+    columns = ["audio tokens per second", "parameters", "learning", "FLOP", "tokens", "hours of audio", "minutes"]
+    frame = pd.DataFrame(rows, columns=["arm", "seed", *columns])
+    means = frame.groupby("arm", sort=False)[columns].mean()
     return means.loc[sort_arms(root, means.index)].reset_index()
 
 
 def hparams(root: str | Path) -> pd.DataFrame:
-    """Return the config values in which the runs of a study differ: columns arm, seed and the dotted keys."""
+    """Return the config values in which the runs of a study differ; the columns are arm, seed and the config keys."""
     import pandas as pd
 
     configs = {}
     for arm, seed, run in list_runs(root):
         [config] = lines_of(pd.json_normalize(read_metadata(run / "recipe.yaml")))
         configs[arm, seed] = config
-    names = {"study", "arm", "seed", "run_dir", "runs_dir", "checkpoint"}
-    keys = {key for config in configs.values() for key in config if key not in names and not key.startswith("weights.")}
-    differ = [key for key in sorted(keys) if len({str(config.get(key)) for config in configs.values()}) > 1]
+    ignored = {"study", "arm", "seed", "run_dir", "runs_dir", "checkpoint"}
+    keys = {
+        key for config in configs.values() for key in config if key not in ignored and not key.startswith("weights.")
+    }
+    differing_keys = [key for key in sorted(keys) if len({str(config.get(key)) for config in configs.values()}) > 1]
     rows = [
-        {"arm": arm, "seed": seed, **{key: config.get(key) for key in differ}}
+        {"arm": arm, "seed": seed, **{key: config.get(key) for key in differing_keys}}
         for (arm, seed), config in configs.items()
     ]
-    return pd.DataFrame(rows, columns=["arm", "seed", *differ])
+    return pd.DataFrame(rows, columns=["arm", "seed", *differing_keys])
 
 
 def write_hparams(root: str | Path) -> None:
-    """Write `hparams` and scores for TensorBoard's HPARAMS page into each run's directory, replacing earlier files.
+    """Write `hparams` and scores for TensorBoard's HPARAMS page to the directory of each run, replacing earlier files.
 
-    The scores are those on the validation rows, and for evaluated runs those on the test rows.
+    The page shows scores on validation rows, and for evaluated runs also scores on test rows.
     """
-    # The classes of these modules are generated at import.
+    # The type checker cannot see the classes of these modules, because they are generated at import.
     from tensorboard.compat.proto.event_pb2 import Event  # pyrefly: ignore[missing-module-attribute]
     from tensorboard.compat.proto.summary_pb2 import Summary  # pyrefly: ignore[missing-module-attribute]
     from tensorboard.plugins.hparams import summary_v2 as hp
@@ -213,7 +218,7 @@ def write_hparams(root: str | Path) -> None:
     for arm, seed, run in runs:
         for old in run.glob("events.out.tfevents*.hparams"):
             old.unlink()
-        values = {key: _plain(value) for key, value in rows[arm, seed].items()}
+        values = {key: _to_hparam(value) for key, value in rows[arm, seed].items()}
         writer = EventFileWriter(str(run), filename_suffix=".hparams")
         config = hp.hparams_config_pb([hp.HParam(key) for key in values], [hp.Metric(tag) for tag in tags])
         for summary in (config, hp.hparams_pb(values, trial_id=f"{arm}/{seed}")):
@@ -225,56 +230,64 @@ def write_hparams(root: str | Path) -> None:
 
 
 def reproduce(run: str | Path) -> str:
-    """Return a script that repeats a run: its commit, data and command, and the commands of its evaluations.
+    """Return a shell script that repeats a run: checkout of the commit, check of the data, training and evaluations.
 
-    Versions and the device are listed as comments.
+    Comments in the script state the versions and the device.
 
     Raises:
         MissingFileError: The directory has no recipe.yaml.
     """
     run = Path(run)
     if not (run / "recipe.yaml").is_file():
-        raise MissingFileError(f"{run} holds no run (no recipe.yaml); give reproduce=runs/<study>/<arm>/seed_<n>")
-    facts, evaluations = read_metadata(run / "environment.json"), read_metadata(run / "evaluations.json")
-    versions = ("python", "torch", "lightning", "transformers", "torchaudio", "hydra-core", "numpy")
-    lines = [f"# {run}", f"git checkout {_commit(facts)}"]
-    lines.append("# " + ", ".join(f"{name} {facts[name]}" for name in versions if name in facts))
-    if facts:
-        device = f"{facts['ranks']} processes, {facts['threads']} threads, {facts['device']}, {facts['precision']}"
-        lines.append(f"# {device}; sums are rounded differently elsewhere")
-    lines += _hashes(facts)
+        raise MissingFileError(
+            f"{run} is not a run directory (it has no recipe.yaml): set reproduce=runs/<study>/<arm>/seed_<n>"
+        )
+    environment, evaluations = read_metadata(run / "environment.json"), read_metadata(run / "evaluations.json")
+    packages = ("python", "torch", "lightning", "transformers", "torchaudio", "hydra-core", "numpy")
+    lines = [f"# {run}", f"git checkout {_describe_commit(environment)}"]
+    lines.append("# " + ", ".join(f"{name} {environment[name]}" for name in packages if name in environment))
+    if environment:
+        ranks, threads = environment["ranks"], environment["threads"]
+        device = f"{ranks} processes, {threads} threads, {environment['device']}, {environment['precision']}"
+        lines.append(f"# {device}; elsewhere, sums are rounded differently")
+    lines += _checksum_lines(environment)
     config = read_metadata(run / "recipe.yaml")
-    starts = [path for path in (config.get("checkpoint"), *(config.get("weights") or {}).values()) if path]
-    lines += [f"# the run starts from this one: auris results reproduce={shlex.quote(path)}" for path in starts]
-    if facts.get("command"):
-        lines.append(f"OMP_NUM_THREADS={facts['threads']} {facts['command']}")
+    initial_weights = [path for path in (config.get("checkpoint"), *(config.get("weights") or {}).values()) if path]
+    lines += [f"# initial weights come from: auris results reproduce={shlex.quote(path)}" for path in initial_weights]
+    if environment.get("command"):
+        lines.append(f"OMP_NUM_THREADS={environment['threads']} {environment['command']}")
     else:
         lines.append(f"# no command is recorded; the resolved config is {run / 'recipe.yaml'}")
-    for name, entry in evaluations.items():
-        lines += [f"# benchmark {name}, at {entry['commit']}", *_hashes(entry), entry["command"]]
+    for name, evaluation in evaluations.items():
+        lines += [
+            f"# benchmark {name}, at commit {evaluation['commit']}",
+            *_checksum_lines(evaluation),
+            evaluation["command"],
+        ]
     return "\n".join(lines)
 
 
-def _commit(facts: Facts) -> str:
-    commit = str(facts.get("commit", "unknown"))
+def _describe_commit(environment: FileContent) -> str:
+    """Return the commit, followed by a shell comment if the commit does not describe the code completely."""
+    commit = str(environment.get("commit", "unknown"))
     if commit.endswith("-dirty"):
         return f"{commit.removesuffix('-dirty')}  # the working tree had uncommitted changes"
     return commit if commit != "unknown" else "...  # the commit is not recorded"
 
 
-def _hashes(facts: Facts) -> list[str]:
-    """Return a `sha256sum --check` of the manifests.
+def _checksum_lines(content: FileContent) -> list[str]:
+    """Return shell commands that check the manifests in `content["data"]` with `sha256sum --check`.
 
-    The digests of shards and Parquet data sets cover several files, so they are listed as comments. The digest of a
-    manifest does not cover the audio files that it names.
+    The digest of a manifest does not cover the audio files that the manifest lists. Digests of shards and Parquet data
+    sets cover several files, which sha256sum cannot check, so they are listed as comments.
     """
-    digests = facts.get("data", {})
+    digests = content.get("data", {})
     files = [f"{digest}  {path}" for path, digest in digests.items() if path.endswith((".jsonl", ".txt"))]
     lines = ["sha256sum --check <<'END'", *files, "END"] if files else []
     return lines + [f"# {path}: {digest}" for path, digest in digests.items() if not path.endswith((".jsonl", ".txt"))]
 
 
-def _plain(value: Any) -> bool | float | str:
+def _to_hparam(value: Any) -> bool | float | str:
     return value if isinstance(value, (bool, int, float, str)) else str(value)
 
 

@@ -1,4 +1,4 @@
-"""Comparison of the arms of a study: scores with intervals, paired differences, and which of these exceed the noise."""
+"""Comparison of the arms of a study: scores with intervals, paired differences, and verdicts on the differences."""
 
 from __future__ import annotations
 
@@ -23,50 +23,55 @@ from auris.results.runs import collect, join, list_runs, predictions, sort_arms
 KEY = ["benchmark", "group", "metric"]
 
 Key = tuple[str, ...]
-"""Values of the columns KEY."""
+"""Values of the columns KEY, which identify a row of the table."""
 
 Columns = dict[str, float]
-"""Cells of one row of a table by column."""
+"""Cells of a row of the table by column."""
 
 Stats = dict[str, list]
 """The `stats` of predictions by row id."""
 
-Interval = tuple[float, float, float]
+ValueAndInterval = tuple[float, float, float]
 """A value and the ends of its interval."""
 
-_NO_INTERVAL: Interval = (np.nan, np.nan, np.nan)
+_UNDEFINED: ValueAndInterval = (np.nan, np.nan, np.nan)
+
+# Explains the columns `<arm> drop`.
+DROP_NOTE = "drop: how much worse the score is than on the same rows with their original audio."
 
 
 def table(root: str | Path, arms: Sequence[str] | None = None) -> pd.DataFrame:
-    """Return each arm's score with its interval, and each later arm's difference to the first one.
+    """Return the score of each arm with its interval, and the difference of each other arm to the first arm.
 
-    There is one row per benchmark, group and metric, with these columns:
+    There is one row for each combination of benchmark, group (a set of test rows) and metric. The columns are:
 
-    benchmark, group, metric, provenance, signature, n (number of test rows that all arms have).
+    benchmark, group, metric, provenance, signature, and n (number of test rows that all arms have).
 
     For every arm: `<arm>`, `<arm> low`, `<arm> high` (score and 95 % interval; statistics are pooled over the seeds,
-    rows are resampled), `<arm> seeds` (number of seeds), `<arm> sd` (standard deviation of the scores of single seeds).
+    and rows are resampled), `<arm> seeds` (number of seeds), `<arm> sd` (standard deviation of the scores of the
+    seeds).
 
-    For every arm after the first: `<arm> - <first>` (the difference), and with this prefix ` low`, ` high`, ` seeds
-    low`, ` seeds high` (see `verdicts`), ` p` (paired permutation test), ` p holm` (corrected for all arms of the row)
-    and ` detectable` (the difference that such rows detect with 80 % power). They are computed from the pairs (seed,
-    row id) that both arms have. Statistics are summed over the seeds, and rows or their units are resampled, the same
-    for both arms. `<arm> wins` with ` low` and ` high` is the share of pairs in which the response of the arm has the
-    better score by itself; ties count half.
+    For every arm except the first one: `<arm> - <first>` (the difference), and columns that begin with this name and
+    end with ` low`, ` high`, ` seeds low`, ` seeds high` (intervals, see `verdicts`), ` p` (paired permutation test),
+    ` p holm` (p corrected for the number of arms) and ` detectable` (the smallest difference that can be detected with
+    80 % power). They are computed from the pairs (seed, row id) that both arms have. Statistics are summed over the
+    seeds, and the same rows (or speakers, or recordings) are resampled for both arms. `<arm> wins`, `<arm> wins low`
+    and `<arm> wins high` state the share of pairs in which the arm's response has a better score than the response of
+    the first arm; ties count half.
 
-    For a benchmark with replaced audio, such as `meld@silence`, for every arm: `<arm> drop` with ` low`, ` high` and
-    ` p`, how much worse the score is than on the same rows with their own audio.
+    For every arm, if the audio of the benchmark was replaced, as in `meld@silence`: `<arm> drop` (how much worse the
+    score is than on the same rows with their original audio), `<arm> drop low`, `<arm> drop high` and `<arm> drop p`.
 
-    `attrs["arms"]` has the arms, `attrs["notes"]` sentences about what could not be compared row by row.
+    `attrs["arms"]` contains the arms. `attrs["notes"]` contains sentences about what could not be compared.
 
     Args:
         root: The study's directory.
-        arms: Arms to compare, the first one being the baseline. None: all arms with predictions, in the study's order.
+        arms: Arms to compare; the first one is the baseline. None: all arms with predictions, in the study's order.
 
     Raises:
         UserError: An arm has no predictions.
     """
-    scored, arms, notes = _read(root, arms)
+    scored, arms, notes = _read_predictions(root, arms)
     signatures: dict[Key, str] = {
         (row["benchmark"], row["task"], row["metric"]): row["signature"] for row in lines_of(collect(root))
     }
@@ -93,8 +98,8 @@ def table(root: str | Path, arms: Sequence[str] | None = None) -> pd.DataFrame:
     return frame
 
 
-def _read(root: str | Path, arms: Sequence[str] | None) -> tuple[pd.DataFrame, list[str], list[str]]:
-    """Return the predictions of the requested arms, these arms in order, and notes about what is missing."""
+def _read_predictions(root: str | Path, arms: Sequence[str] | None) -> tuple[pd.DataFrame, list[str], list[str]]:
+    """Return the predictions of the requested arms, the names of these arms in order, and notes about missing data."""
     scored = predictions(root)
     if scored.empty:
         raise UserError(f"no run of {root} has predictions yet; evaluate one: auris evaluate checkpoint=RUN")
@@ -105,27 +110,29 @@ def _read(root: str | Path, arms: Sequence[str] | None) -> tuple[pd.DataFrame, l
     scored = scored[scored["arm"].isin(chosen)]
     notes = []
     if not arms and (missing := {arm for arm, _, _ in list_runs(root)} - set(evaluated)):
-        notes.append(f"not in the table, because they have no predictions: {join(sort_arms(root, missing))}")
+        notes.append(
+            f"arms that are not in the table, because they have no predictions: {join(sort_arms(root, missing))}"
+        )
     for (arm, *key), rows in _by_key(scored, "arm").items():
         if rows.groupby("seed")["id"].agg(frozenset).nunique() > 1:
-            notes.append(f"{', '.join(key)}: the seeds of {arm} were scored on different rows")
+            notes.append(f"{', '.join(key)}: not all seeds of {arm} were scored on the same rows")
     return scored, chosen, notes
 
 
 def _by_key(frame: pd.DataFrame, *columns: str) -> dict[Key, pd.DataFrame]:
-    """Return the rows of a frame by the values of `columns` and KEY, in the order in which these occur."""
+    """Return the rows of a data frame by the values of `columns` and KEY, in the order in which the values occur."""
     groups = frame.groupby([*columns, *KEY], sort=False)
     return {cast("Key", key): rows for key, rows in groups}  # grouping by a list of columns gives tuples
 
 
 def _compare(lines: Mapping[Key, pd.DataFrame], first: str, arm: str, notes: list[str]) -> dict[Key, Columns]:
-    """Return the columns that compare an arm with the first one, with NaN where they cannot be compared.
+    """Return the columns that compare an arm with the first arm; they are NaN in rows that cannot be compared.
 
     Args:
-        lines: The predictions of each row of the table.
-        first: The arm to compare with.
+        lines: The predictions for each row of the table.
+        first: The first arm.
         arm: The other arm.
-        notes: Sentences about what cannot be compared are appended.
+        notes: List to which sentences about what cannot be compared are appended.
     """
     scored = {side: {key[0] for key, line in lines.items() if (line["arm"] == side).any()} for side in (first, arm)}
     for side, other in ((first, arm), (arm, first)):
@@ -133,7 +140,7 @@ def _compare(lines: Mapping[Key, pd.DataFrame], first: str, arm: str, notes: lis
             notes.append(f"{join(sorted(benchmarks))}: {side} was scored, {other} was not")
     columns = {}
     for key, line in lines.items():
-        columns[key] = _paired(arm, first)
+        columns[key] = _comparison_columns(arm, first)
         name, metric = ", ".join(key), key[-1]
         a, b = (line[line["arm"] == side].set_index(["seed", "id"]) for side in (first, arm))
         if a.empty or b.empty:
@@ -146,12 +153,17 @@ def _compare(lines: Mapping[Key, pd.DataFrame], first: str, arm: str, notes: lis
             notes.append(f"{name}: {first} and {arm} have no seed in common, so no difference")
             continue
         if unpaired := sorted(seeds_a ^ seeds_b):
-            notes.append(f"{name}: {arm} - {first} leaves out seed {join(unpaired)}, which only one arm has")
+            notes.append(
+                f"{name}: the difference {arm} - {first} ignores seed {join(unpaired)}, which only one arm has"
+            )
         a, b = (side[side.index.isin(seeds_a & seeds_b, level="seed")] for side in (a, b))
         both = a.index.intersection(b.index)
         only_a, only_b = len(a) - len(both), len(b) - len(both)
         if only_a or only_b:
-            notes.append(f"{name}: {only_a} rows only in {first}, {only_b} only in {arm}; the difference ignores them")
+            notes.append(
+                f"{name}: the difference ignores {only_a} rows that only {first} has and {only_b} rows that only {arm} "
+                "has"
+            )
         if both.empty:
             continue
         a, b = (side.loc[both].reset_index() for side in (a, b))
@@ -160,11 +172,11 @@ def _compare(lines: Mapping[Key, pd.DataFrame], first: str, arm: str, notes: lis
         n, units, stats_a, stats_b = a["id"].nunique(), _units(a), _by_seed(a), _by_seed(b)
         change = difference(scorer(metric, stats_a), scorer(metric, stats_b))
         resampled = samples(change, n, units=units)
-        columns[key] = _paired(
+        columns[key] = _comparison_columns(
             arm,
             first,
-            difference=(_all_rows(change, n), *percentiles(resampled)),
-            wins=_wins(a, b, metric, units),
+            difference=(_score_all_rows(change, n), *percentiles(resampled)),
+            wins=_win_share(a, b, metric, units),
             seeds=_seed_interval(metric, stats_a, stats_b),
             p=statistics.permutation_test(metric, stats_a, stats_b, units),
             detectable=statistics.detectable(resampled),
@@ -172,16 +184,16 @@ def _compare(lines: Mapping[Key, pd.DataFrame], first: str, arm: str, notes: lis
     return columns
 
 
-def _paired(
+def _comparison_columns(
     arm: str,
     first: str,
-    difference: Interval = _NO_INTERVAL,
-    wins: Interval = _NO_INTERVAL,
+    difference: ValueAndInterval = _UNDEFINED,
+    wins: ValueAndInterval = _UNDEFINED,
     seeds: tuple[float, float] = (np.nan, np.nan),
     p: float = np.nan,
     detectable: float = np.nan,
 ) -> Columns:
-    """Return the columns that compare an arm with the first one."""
+    """Return the columns that compare an arm with the first arm, given their values."""
     name = f"{arm} - {first}"
     columns: Columns = {}
     for part, change, share in zip(("", " low", " high"), difference, wins, strict=True):
@@ -191,7 +203,7 @@ def _paired(
 
 
 def readable(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return a `table` as text: one column for each arm and difference, with intervals, in the metric's unit."""
+    """Return a `table` as text, with one column for each arm and each difference, in the unit of the metric."""
     first, *others = frame.attrs["arms"]
     columns = [first, *others, *(f"{arm} - {first}" for arm in others)]
     rows = []
@@ -202,11 +214,11 @@ def readable(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def markdown(frame: pd.DataFrame, differences: pd.DataFrame) -> str:
-    """Return a `table` in Markdown, with one column for each arm, marked by its verdict.
+    """Return a `table` in Markdown, with one column for each arm; ▲ and ▼ mark scores that are better or worse.
 
     Args:
         frame: The `table`.
-        differences: The `verdicts` of the same arms.
+        differences: The `verdicts` on the same arms.
     """
     texts = readable(frame).reset_index()[["benchmark", "task", "metric", "n", *frame.attrs["arms"]]]
     lines = {key: index for index, key in enumerate(zip(*(frame[key] for key in KEY), strict=True))}
@@ -215,66 +227,71 @@ def markdown(frame: pd.DataFrame, differences: pd.DataFrame) -> str:
         texts.loc[lines[tuple(row[key] for key in KEY)], row["arm"]] += marks[row["verdict"]]
     if frame["benchmark"].nunique() == 1:
         texts = texts.drop(columns="benchmark")
-    numbers = len(frame.attrs["arms"]) + 1
-    alignment = ["---"] * (texts.shape[1] - numbers) + ["--:"] * numbers
+    n_number_columns = len(frame.attrs["arms"]) + 1
+    alignment = ["---"] * (texts.shape[1] - n_number_columns) + ["--:"] * n_number_columns
     rows: list[list[str]] = [list(map(str, texts)), alignment, *texts.astype(str).values.tolist()]
     legend = (
-        "Brackets: 95 % bootstrap interval over rows (or speakers, recordings); ±: standard deviation over seeds. ▲ "
-        f"better, ▼ worse than {frame.attrs['arms'][0]} beyond the noise of rows and of seeds; unmarked: no such "
-        "difference shown."
+        "Brackets: 95 % bootstrap interval over rows (or speakers, recordings); ±: standard deviation over seeds. "
+        f"▲ better, ▼ worse than {frame.attrs['arms'][0]}: the difference exceeds the variation over rows and over "
+        "seeds. Unmarked: no such difference was shown."
     )
     return "\n".join([*(f"| {' | '.join(row)} |" for row in rows), "", legend, ""])
 
 
-# Quantiles of Student's t, two-sided 5 %, by degrees of freedom. The last one is used for more, slightly too wide.
-_T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+# Two-sided 5 % quantiles of Student's t by degrees of freedom. For more degrees of freedom the last one is used, which
+# gives slightly too wide intervals.
+_T_QUANTILES = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 
 
 def _seed_interval(metric: str, a: Sequence[Stats], b: Sequence[Stats]) -> tuple[float, float]:
-    """Return the 95 % interval of the mean difference over paired seeds, by Student's t; NaN for one seed."""
-    score_a, score_b = ([_all_rows(scorer(metric, [seed]), len(seed)) for seed in side] for side in (a, b))
+    """Return the 95 % interval of the mean difference over paired seeds by Student's t; NaN for a single seed."""
+    score_a, score_b = ([_score_all_rows(scorer(metric, [seed]), len(seed)) for seed in side] for side in (a, b))
     differences = np.subtract(score_b, score_a)
     if len(differences) < 2:
         return np.nan, np.nan
-    half = _T[min(len(differences) - 1, max(_T))] * float(np.std(differences, ddof=1)) / len(differences) ** 0.5
-    return float(np.mean(differences)) - half, float(np.mean(differences)) + half
+    quantile = _T_QUANTILES[min(len(differences) - 1, max(_T_QUANTILES))]
+    half_width = quantile * float(np.std(differences, ddof=1)) / len(differences) ** 0.5
+    return float(np.mean(differences)) - half_width, float(np.mean(differences)) + half_width
 
 
 AGAINST = ("first", "previous")
-BEYOND_NOISE = ("better", "worse")  # verdicts on differences that exceed the noise of rows and of seeds
+# Verdicts on differences that exceed the noise, which is the variation over test rows and the variation over seeds.
+BEYOND_NOISE = ("better", "worse")
 
 
 def verdicts(
     root: str | Path, arms: Sequence[str] | None = None, against: str = "first", beyond_noise: bool = False
 ) -> pd.DataFrame:
-    """Return which differences between arms exceed the noise of test rows and the noise of seeds.
+    """Return verdicts on the differences between arms: which ones exceed the variation over rows and over seeds.
 
-    Columns: benchmark, group, metric, arm, against, difference, `rows low`, `rows high` (bootstrap over rows), `seeds`,
-    `seeds low`, `seeds high` (Student's t over paired seeds), verdict.
+    Columns: benchmark, group, metric, arm, against (the other arm), difference, `rows low` and `rows high` (bootstrap
+    interval over test rows), `seeds` (number of seeds), `seeds low` and `seeds high` (interval over paired seeds by
+    Student's t), verdict.
 
-    The verdict is "better" or "worse" if both intervals exclude 0, "rows only" or "seeds only" if one does, "no
-    difference shown" if none does, and "one seed" if there is only one. The intervals are not corrected for multiple
-    comparisons: 1 of 20 is expected to exclude 0 by chance.
+    The verdict is "better" or "worse" if both intervals exclude 0, "rows only" or "seeds only" if only the interval
+    over rows or over seeds excludes 0, "no difference shown" if neither excludes 0, and "one seed" if there is only one
+    seed. The intervals are not corrected for multiple comparisons: where arms do not differ, 1 in 20 intervals is
+    expected to exclude 0 by chance.
 
     Args:
         root: The study's directory.
         arms: Arms to compare; None: all arms with predictions.
-        against: `first` compares each arm with the first one, `previous` with the one before it.
+        against: `first` compares each arm with the first arm, `previous` with the arm before it.
         beyond_noise: Return only the rows with the verdict better or worse.
 
     Raises:
-        UserError: An arm has no predictions, or `against` is neither of the two.
+        UserError: An arm has no predictions, or `against` is neither `first` nor `previous`.
     """
     if against not in AGAINST:
         raise UserError(f"against={against}: expected {join(AGAINST)}")
-    chosen = _read(root, arms)[1]
+    chosen = _read_predictions(root, arms)[1]
     groups = [chosen] if against == "first" or len(chosen) == 1 else pairwise(chosen)
     rows = pd.concat([verdicts_in(table(root, group)) for group in groups], ignore_index=True)
     return rows[rows["verdict"].isin(BEYOND_NOISE)] if beyond_noise else rows
 
 
 def verdicts_in(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return the `verdicts` of a `table`, against its first arm."""
+    """Return the `verdicts` on the differences to the first arm of a `table`."""
     first, *others = frame.attrs["arms"]
     rows = []
     for row in lines_of(frame):
@@ -300,50 +317,56 @@ def _verdict(metric: str, difference: float, rows: tuple[float, float], seeds: t
     return "rows only" if beyond_rows else "seeds only" if beyond_seeds else "no difference shown"
 
 
-def _wins(a: pd.DataFrame, b: pd.DataFrame, metric: str, units: np.ndarray) -> Interval:
-    """Return the share of paired rows in which `b` has the better score, with a 95 % bootstrap interval over units.
+def _win_share(a: pd.DataFrame, b: pd.DataFrame, metric: str, units: np.ndarray) -> ValueAndInterval:
+    """Return the share of paired rows in which `b` has the better score, and its 95 % bootstrap interval.
 
-    NaN for metrics that are computed over all rows at once, because a single row has no score then.
+    The share is NaN for metrics that are computed over all rows at once, because single rows then have no score.
+
+    Args:
+        a: The predictions of the first arm.
+        b: The predictions of the other arm for the same rows and seeds.
+        metric: The metric.
+        units: `statistics.Units.indices` of the rows.
     """
     formula = MEASURES[metric].formula
     if formula is None:
-        return _NO_INTERVAL
+        return _UNDEFINED
     sign = 1 if MEASURES[metric].higher_is_better else -1
     score_a, score_b = (formula(np.array(side["stats"].tolist(), dtype=float)) for side in (a, b))
-    gap = sign * (score_b - score_a)  # NaN if nothing can be counted in a row: a tie
+    gap = sign * (score_b - score_a)  # NaN if a row contains nothing that can be counted; this is a tie
     won = np.where(np.isnan(gap) | (gap == 0), 0.5, gap > 0)
     stats = pd.DataFrame({"won": won, "pairs": 1.0}).groupby(a["id"]).sum().to_numpy()
     return (float(won.mean()), *bootstrap(stats, "accuracy", units=units))
 
 
 def _score(rows: pd.DataFrame, metric: str, arm: str) -> Columns:
-    """Return the columns of one arm in one row of the table; NaN if the arm has no score there."""
+    """Return the columns with the score of one arm in a row of the table; NaN if the arm has no score there."""
     if rows.empty:
         return {arm: np.nan, f"{arm} low": np.nan, f"{arm} high": np.nan, f"{arm} seeds": 0, f"{arm} sd": np.nan}
-    n, own_scorer = rows["id"].nunique(), scorer(metric, _by_seed(rows))
-    low, high = percentiles(samples(own_scorer, n, units=_units(rows)))
+    n, arm_scorer = rows["id"].nunique(), scorer(metric, _by_seed(rows))
+    low, high = percentiles(samples(arm_scorer, n, units=_units(rows)))
     seed_scores = [score(metric, seed["stats"].tolist()) for _, seed in rows.groupby("seed")]
-    spread = float(np.std(seed_scores, ddof=1)) if len(seed_scores) > 1 else np.nan
+    deviation = float(np.std(seed_scores, ddof=1)) if len(seed_scores) > 1 else np.nan
     return {
-        arm: _all_rows(own_scorer, n),
+        arm: _score_all_rows(arm_scorer, n),
         f"{arm} low": low,
         f"{arm} high": high,
         f"{arm} seeds": len(seed_scores),
-        f"{arm} sd": spread,
+        f"{arm} sd": deviation,
     }
 
 
 def _drop(as_is: pd.DataFrame, altered: pd.DataFrame, metric: str, arm: str) -> Columns:
-    """Return the columns of an arm's drop on a benchmark with replaced audio, such as `meld@silence`.
+    """Return the columns with the drop of an arm on a benchmark with replaced audio, such as `meld@silence`.
 
-    Empty if the arm was not scored on the same rows with their own audio.
+    They are missing if the arm was not scored on the same rows with their original audio.
     """
-    own, replaced = (line[line["arm"] == arm].set_index(["seed", "id"]) for line in (as_is, altered))
-    common = own.index.intersection(replaced.index)
+    original, replaced = (line[line["arm"] == arm].set_index(["seed", "id"]) for line in (as_is, altered))
+    common = original.index.intersection(replaced.index)
     if common.empty:
         return {}
-    own, replaced = (side.loc[common].reset_index() for side in (own, replaced))
-    drop = statistics.drop(metric, _by_seed(own), _by_seed(replaced), _units(replaced))
+    original, replaced = (side.loc[common].reset_index() for side in (original, replaced))
+    drop = statistics.drop(metric, _by_seed(original), _by_seed(replaced), _units(replaced))
     return dict(zip([f"{arm} drop", f"{arm} drop low", f"{arm} drop high", f"{arm} drop p"], drop, strict=True))
 
 
@@ -352,11 +375,11 @@ def _by_seed(rows: pd.DataFrame) -> list[Stats]:
 
 
 def _units(rows: pd.DataFrame) -> np.ndarray:
-    """Return the index of each row's unit (`statistics.Units.indices`), in the order of the sorted ids."""
+    """Return `statistics.Units.indices` for the rows sorted by id."""
     columns = ["id", *(key for key in statistics.KEYS if key in rows)]
     return statistics.find_units(lines_of(rows[columns].drop_duplicates("id").sort_values("id"))).indices
 
 
-def _all_rows(score: Scorer, n_rows: int) -> float:
-    """Return the score in which each row counts once."""
+def _score_all_rows(score: Scorer, n_rows: int) -> float:
+    """Return the score for weights of 1, so that each row counts once."""
     return float(score(np.ones((1, n_rows)))[0])

@@ -1,4 +1,4 @@
-"""Terminal output of `auris results`: progress of the runs, tables and comparisons; files written for the study."""
+"""Output of `auris results`: progress, tables and comparisons on the terminal; tables and figures in files."""
 
 from __future__ import annotations
 
@@ -20,61 +20,61 @@ from auris.results import cells
 from auris.results.cells import Line, lines_of
 from auris.results.figures import plot_bars, plot_curves, provenance, save
 from auris.results.runs import costs, curves, join, list_runs, question, unevaluated, write_hparams
-from auris.results.tables import BEYOND_NOISE, markdown, table, verdicts, verdicts_in
+from auris.results.tables import BEYOND_NOISE, DROP_NOTE, markdown, table, verdicts, verdicts_in
 from auris.text.console import print_plain
 
-UNBOUNDED = 10_000  # width of a terminal in which no table is wrapped
+UNBOUNDED = 10_000  # width of an imaginary terminal in which no table is wrapped
 
 
 def show_study(root: Path, arms: Sequence[str] | None, against: str, x: str) -> None:
-    """Print the table of a study and write its files. If no run is evaluated, write only the curves.
+    """Print the table of a study, and write its tables and figures. If no run is evaluated, only write the curves.
 
     Args:
         root: The study's directory.
         arms: Arms to compare; None or empty: all evaluated arms.
-        against: What arms are compared with (see `tables.verdicts`).
+        against: The arm with which the arms are compared, `first` or `previous` (see `tables.verdicts`).
         x: Horizontal axis of the curves (see `figures.plot_curves`).
     """
     console = Console()
-    waiting, n_runs = unevaluated(root), len(list_runs(root))
-    if waiting:
-        print_plain(console, f"{len(waiting)} of {n_runs} runs are not evaluated yet:")
-    for line in waiting:
+    progress_lines, n_runs = unevaluated(root), len(list_runs(root))
+    if progress_lines:
+        print_plain(console, f"{len(progress_lines)} of {n_runs} runs are not evaluated yet:")
+    for line in progress_lines:
         print_plain(console, f"  {line}")
-    if not arms and len(waiting) == n_runs:
-        written = save(plot_curves(root, arms, x), root / "curves") if len(curves(root)) else []
-        print("\n".join(f"wrote {path}" for path in written))
+    if not arms and len(progress_lines) == n_runs:
+        paths = save(plot_curves(root, arms, x), root / "curves") if len(curves(root)) else []
+        print("\n".join(f"wrote {path}" for path in paths))
         return
     frame = table(root, arms)
     differences = verdicts_in(frame) if against == "first" else verdicts(root, arms, against)
-    written = _write(root, frame, differences, x)
+    paths = _write_files(root, frame, differences, x)
     if text := question(root):
         print(text)
     show_table(console, frame, root.name)
     _show_verdicts(console, differences)
-    print("\n".join(["", *(f"wrote {path}" for path in written)]))
+    print("\n".join(["", *(f"wrote {path}" for path in paths)]))
 
 
-def _write(root: Path, frame: pd.DataFrame, differences: pd.DataFrame, x: str) -> list[Path]:
-    """Write tables, figures and TensorBoard's hyperparameters, and return the paths of tables and figures."""
+def _write_files(root: Path, frame: pd.DataFrame, differences: pd.DataFrame, x: str) -> list[Path]:
+    """Write tables, figures and the data of TensorBoard's HPARAMS page; return the paths of tables and figures."""
     arms = frame.attrs["arms"]
-    written = [root / name for name in ("table.csv", "table.md", "differences.csv", "costs.csv")]
-    frame.to_csv(written[0], index=False)
-    write_text(written[1], markdown(frame, verdicts_in(frame)))
-    differences.to_csv(written[2], index=False)
-    costs(root).to_csv(written[3], index=False)
-    written += save(plot_bars(root, arms, frame), root / "bars")
-    logged = set(curves(root)["arm"])
-    if logged & set(arms):
-        written += save(plot_curves(root, arms, x), root / "curves")
-    if untrained := [arm for arm in arms if arm not in logged]:
-        frame.attrs["notes"].append(f"no curves for {join(untrained)}: these runs have no TensorBoard events")
+    paths = [root / name for name in ("table.csv", "table.md", "differences.csv", "costs.csv")]
+    frame.to_csv(paths[0], index=False)
+    write_text(paths[1], markdown(frame, verdicts_in(frame)))
+    differences.to_csv(paths[2], index=False)
+    costs(root).to_csv(paths[3], index=False)
+    paths += save(plot_bars(root, arms, frame), root / "bars")
+    arms_with_events = set(curves(root)["arm"])
+    if arms_with_events & set(arms):
+        paths += save(plot_curves(root, arms, x), root / "curves")
+    if arms_without_events := [arm for arm in arms if arm not in arms_with_events]:
+        frame.attrs["notes"].append(f"no curves for {join(arms_without_events)}: these runs have no TensorBoard events")
     write_hparams(root)
-    return written
+    return paths
 
 
 def _show_verdicts(console: Console, differences: pd.DataFrame) -> None:
-    """Print how many differences have each verdict, and the ones that exceed the noise."""
+    """Print the number of differences for each verdict, and the differences with the verdict better or worse."""
     if differences.empty:
         return
     counts = ", ".join(f"{number} {verdict}" for verdict, number in differences["verdict"].value_counts().items())
@@ -84,71 +84,76 @@ def _show_verdicts(console: Console, differences: pd.DataFrame) -> None:
         point, low, high = (
             display(row["metric"], row[part], "+") for part in ("difference", "seeds low", "seeds high")
         )
-        score = f"{row['benchmark']} {row['group']} {row['metric']}: {point}, over seeds [{low}, {high}]"
+        score = f"{row['benchmark']} {row['group']} {row['metric']}: {point}, interval over seeds [{low}, {high}]"
         print_plain(console, f"  {row['verdict']}: {row['arm']} - {row['against']}, {score}")
 
 
 def show_table(console: Console, frame: pd.DataFrame, study: str) -> None:
-    """Print a table for each benchmark, and a legend below."""
+    """Print a table for each benchmark of a study, followed by a legend and notes."""
     all_arms = frame.attrs["arms"]
+    has_drops = False
     for benchmark, rows in frame.groupby("benchmark", sort=False):
         arms = [arm for arm in all_arms if rows[arm].notna().any()]
-        dropped = [arm for arm in arms if f"{arm} drop" in frame and rows[f"{arm} drop"].notna().any()]
-        arguments = (f"Study {study}, benchmark {benchmark}", lines_of(rows), arms, dropped, all_arms[0])
-        wide = _one_line_per_score(*arguments)
-        fits = Measurement.get(console, console.options.update(width=UNBOUNDED), wide).maximum <= console.width
-        console.print(wide if fits else _one_line_per_arm(*arguments))
-    has_spread = bool(frame[[f"{arm} sd" for arm in all_arms]].notna().to_numpy().any())
-    spread = "; ± standard deviation over seeds" if has_spread else ""
-    units = {name: MEASURES[name].unit for name in frame["metric"]}
-    other_units = "".join(f", {name} {unit}" for name, unit in units.items() if unit != "%")
-    drawn = "rows, or over speakers or recordings if known and at least ten"
-    legend = f"Scores in %{other_units} [95 % bootstrap interval over {drawn}]{spread}; ↑ higher is better, ↓ lower."
+        arms_with_drop = [arm for arm in arms if f"{arm} drop" in frame and rows[f"{arm} drop"].notna().any()]
+        has_drops |= bool(arms_with_drop)
+        arguments = (f"Study {study}, benchmark {benchmark}", lines_of(rows), arms, arms_with_drop, all_arms[0])
+        wide_table = _build_wide_table(*arguments)
+        fits = Measurement.get(console, console.options.update(width=UNBOUNDED), wide_table).maximum <= console.width
+        console.print(wide_table if fits else _build_narrow_table(*arguments))
+    has_deviations = bool(frame[[f"{arm} sd" for arm in all_arms]].notna().to_numpy().any())
+    deviations = "; ± standard deviation over seeds" if has_deviations else ""
+    units = {metric: MEASURES[metric].unit for metric in frame["metric"]}
+    other_units = "".join(f", {metric} {unit}" for metric, unit in units.items() if unit != "%")
+    resampled = "rows, or over speakers or recordings if all are known and there are at least ten"
+    legend = (
+        f"Scores in %{other_units} [95 % bootstrap interval over {resampled}]{deviations}; ↑ higher is better, ↓ lower."
+    )
+    drops = [DROP_NOTE] if has_drops else []
     notes = (f"note: {note}" for note in frame.attrs["notes"])
-    for line in (legend, *_significance(frame), *_judges(frame), *_win_rates(frame), provenance(frame), *notes):
+    for line in (legend, *drops, *_significance(frame), *_judges(frame), *_win_rates(frame), provenance(frame), *notes):
         print_plain(console, line)
 
 
-def _one_line_per_score(
-    title: str, lines: Sequence[Line], arms: Sequence[str], dropped: Sequence[str], first: str
+def _build_wide_table(
+    title: str, lines: Sequence[Line], arms: Sequence[str], arms_with_drop: Sequence[str], first: str
 ) -> Table:
-    """Return a table with the arms side by side, followed by their differences to the first one."""
-    columns = [*arms, *(f"{arm} - {first}" for arm in arms if arm != first), *(f"{arm} drop" for arm in dropped)]
-    table = _empty(title, "n", *columns)
+    """Return a table with a column for each arm, followed by columns with differences to the first arm and drops."""
+    columns = [*arms, *(f"{arm} - {first}" for arm in arms if arm != first), *(f"{arm} drop" for arm in arms_with_drop)]
+    table = _build_empty_table(title, "n", *columns)
     for line in lines:
-        table.add_row(_name(line), str(line["n"]), *(_cell(line, column) for column in columns))
+        table.add_row(_row_heading(line), str(line["n"]), *(_format_cell(line, column) for column in columns))
     return table
 
 
-def _one_line_per_arm(
-    title: str, lines: Sequence[Line], arms: Sequence[str], dropped: Sequence[str], first: str
+def _build_narrow_table(
+    title: str, lines: Sequence[Line], arms: Sequence[str], arms_with_drop: Sequence[str], first: str
 ) -> Table:
-    """Return a table with the arms of a score below each other."""
-    table = _empty(title, "score", f"difference to {first}", *(["drop"] if dropped else []))
+    """Return a table with a row for each arm, grouped by task and metric."""
+    table = _build_empty_table(title, "score", f"difference to {first}", *(["drop"] if arms_with_drop else []))
     for line in lines:
-        table.add_row(f"{_name(line)}, n={line['n']}")
+        table.add_row(f"{_row_heading(line)}, n={line['n']}")
         for arm in arms:
-            difference = "" if arm == first else _cell(line, f"{arm} - {first}")
-            drop = [_cell(line, f"{arm} drop") if arm in dropped else ""] if dropped else []
-            table.add_row(f"  {arm}", _cell(line, arm), difference, *drop)
+            difference = "" if arm == first else _format_cell(line, f"{arm} - {first}")
+            drop = [_format_cell(line, f"{arm} drop") if arm in arms_with_drop else ""] if arms_with_drop else []
+            table.add_row(f"  {arm}", _format_cell(line, arm), difference, *drop)
     return table
 
 
-def _empty(title: str, *columns: str) -> Table:
+def _build_empty_table(title: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("task", overflow="fold")
     for column in columns:
-        header = column.replace(" - ", "\n- ").replace(" to ", "\nto ")  # no wider than the cells
+        header = column.replace(" - ", "\n- ").replace(" to ", "\nto ")  # line breaks keep headers as narrow as cells
         table.add_column(header, justify="right", no_wrap=True)
     return table
 
 
-def _name(line: Line) -> str:
+def _row_heading(line: Line) -> str:
     return f"{line['group']}, {line['metric']} {cells.arrow(line['metric'])}"
 
 
-def _cell(line: Line, column: str) -> Text:
-    """Return a score. A difference whose interval excludes 0 is green if it is an improvement, otherwise red."""
+def _format_cell(line: Line, column: str) -> Text:
+    """Return the text of a cell. Differences whose interval excludes 0 are green for improvements, otherwise red."""
     text = Text(cells.score(line, column))
     low, high = line[f"{column} low"], line[f"{column} high"]
     if " - " in column and not np.isnan(low) and not low <= 0 <= high:
@@ -158,30 +163,30 @@ def _cell(line: Line, column: str) -> Text:
 
 
 def _significance(frame: pd.DataFrame) -> Iterator[str]:
-    """Yield a sentence about the number of significant differences, also corrected for the number of arms."""
+    """Yield a sentence about the number of significant differences, with and without correction for several arms."""
     first, *others = frame.attrs["arms"]
-    single, holm = (frame[[f"{arm} - {first} {kind}" for arm in others]].to_numpy(float) for kind in ("p", "p holm"))
-    if n := np.count_nonzero(~np.isnan(single)):
-        significant = [np.count_nonzero(p < statistics.LEVEL) for p in (single, holm)]
-        corrected = f", {significant[1]} after Holm's correction for {len(others)} arms" if len(others) > 1 else ""
+    p, p_holm = (frame[[f"{arm} - {first} {suffix}" for arm in others]].to_numpy(float) for suffix in ("p", "p holm"))
+    if n := np.count_nonzero(~np.isnan(p)):
+        n_significant, n_after_holm = (np.count_nonzero(values < statistics.LEVEL) for values in (p, p_holm))
+        corrected = f", {n_after_holm} after Holm's correction for {len(others)} arms" if len(others) > 1 else ""
         yield (
-            f"Paired permutation test: {significant[0]} of {n} differences are significant at p < {statistics.LEVEL}"
+            f"Paired permutation test: {n_significant} of {n} differences are significant at p < {statistics.LEVEL}"
             f"{corrected}; about {statistics.LEVEL * n:.0f} are expected by chance."
         )
 
 
 def _judges(frame: pd.DataFrame) -> Iterator[str]:
-    """Yield the signatures of the judges."""
+    """Yield the signatures of the metrics that a judge computes."""
     rows = frame[frame["metric"].str.startswith("judge")]
     yield from sorted({f"{row['metric']}: {row['signature']}" for row in lines_of(rows)})
 
 
 def _win_rates(frame: pd.DataFrame) -> Iterator[str]:
-    """Yield sentences about how often a judge preferred an arm's answer to the first arm's."""
+    """Yield sentences about how often a judge gave an arm's answer more points than the first arm's answer."""
     first, *others = frame.attrs["arms"]
     for line in lines_of(frame[frame["metric"] == "judged"]):
         for arm in others:
             share, low, high = (100 * line[f"{arm} wins{part}"] for part in ("", " low", " high"))
             if not np.isnan(share):
-                pair = f"{arm} over {first}, {line['group']}, ties half"
+                pair = f"{arm} over {first}, {line['group']}, ties count half"
                 yield f"Win rate of {pair}: {share:.1f} % [{low:.1f}, {high:.1f}] ({line['signature']})"

@@ -3,9 +3,9 @@
     auris report run=runs/demo/qwen2_audio/seed_0
     auris report study=demo
 
-The page has scores with intervals, confusion matrices, and the worst rows with their audio. If words or characters are
-counted, each response is aligned with its reference.
+The page shows scores with intervals, confusion matrices, and the rows with the worst scores together with their audio.
+If the metric is a word or character error rate, each response is shown aligned with its reference.
 
-It is built from the files of the evaluations (`auris.results`, `auris.evaluation.answer_cache`). No model is loaded and
-nothing is scored again.
+All content comes from files that evaluations wrote (see `auris.results` and `auris.evaluation.answer_cache`). No model
+is loaded, and no score is computed again.
 """

@@ -1,4 +1,4 @@
-"""Confusion matrices: the counts behind an accuracy."""
+"""Confusion matrices: how often the rows of each true class got which response."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from auris.metrics.normalize import canonical
 from auris.metrics.records import Prediction
 from auris.text import tasks
 
-METRICS = ("accuracy", "instrument_accuracy", "intent_accuracy")
-MAX_CLASSES = 20  # more classes are illegible
-OTHER = "anything else"
+METRICS = ("accuracy", "instrument_accuracy", "intent_accuracy")  # metrics for which matrices are drawn
+MAX_CLASSES = 20  # more classes would be illegible
+OTHER = "anything else"  # heading of the column for responses that are not among the classes
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,10 @@ class Matrix:
 
     Attributes:
         system: Name of the arm.
-        metric: The accuracy that the counts belong to.
+        metric: The metric, which is an accuracy.
         classes: The true classes.
-        counts: Number of rows by true class and response. The last response stands for all other responses.
-        note: Which classes are left out.
+        counts: Number of rows by true class and response. The responses are the classes, followed by OTHER.
+        note: Remark about classes that are left out.
     """
 
     system: str
@@ -47,13 +47,13 @@ class Matrix:
         return [*self.classes, OTHER]
 
     def share(self, true: int, predicted: int) -> float:
-        """Return the share of a true class that got a response; both are given by index."""
+        """Return the share of the rows of a true class that got a response, both given by their index."""
         total = sum(self.counts[true])
         return self.counts[true][predicted] / total if total else 0.0
 
 
 def build_matrix(predictions: Iterable[Prediction], system: str, metric: str) -> Matrix:
-    """Return the matrix of the predictions of one arm in one group, over all seeds and the most frequent classes."""
+    """Return the confusion matrix of one arm in one group of rows, over all seeds, for the most frequent classes."""
     pairs = [
         [_class_name(tasks.get_task(row.task).extract(text, metric)) for text in (row.reference, row.hypothesis)]
         for row in predictions
@@ -64,13 +64,15 @@ def build_matrix(predictions: Iterable[Prediction], system: str, metric: str) ->
     classes = sorted(sizes.index[:MAX_CLASSES])
     table = pd.crosstab(true, predicted.where(predicted.isin(classes), OTHER))
     counts = table.reindex(index=classes, columns=[*classes, OTHER], fill_value=0).to_numpy()
-    left, rows = len(sizes) - len(classes), len(pairs) - counts.sum()
-    note = f"the {MAX_CLASSES} most frequent classes; {left} more, with {rows} rows, are not drawn" if left else ""
+    n_left_out, n_rows = len(sizes) - len(classes), len(pairs) - counts.sum()
+    note = ""
+    if n_left_out:
+        note = f"the {MAX_CLASSES} most frequent classes; {n_left_out} more classes with {n_rows} rows are not shown"
     return Matrix(system, metric, classes, counts.tolist(), note)
 
 
 def _class_name(answer: Any) -> str:
-    """Return the class of a parsed answer as accuracies compare it; for a request, its intent."""
+    """Return the canonical name of the class that a parsed answer states; for a spoken request, the intent."""
     if isinstance(answer, dict):
         answer = answer.get("intent")
     return canonical(answer) if isinstance(answer, str) else "unreadable"

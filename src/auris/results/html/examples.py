@@ -1,4 +1,4 @@
-"""The worst rows of a group, ranked by the score that each row has by itself in the group's metric."""
+"""The rows of a group with the worst scores. Each row is scored separately, by the metric of the group."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from auris.text import chat, tasks
 if TYPE_CHECKING:
     from auris.data.rows import Row
 
-_CONTROL = "<|"  # beginning of a control token
-_OVER_ALL_ROWS = ("eer",)  # metrics in which a single row has no score
-JUDGED = ("judged_strict", "judged")  # judges read the whole response; other metrics of dialogues search for a word
+_CONTROL_PREFIX = "<|"  # beginning of a control token
+_WITHOUT_ROW_SCORES = ("eer",)  # metrics for which a single row has no score
+# Metrics of judges come first, because judges read the whole response. Other metrics of dialogues search for a word.
+JUDGED = ("judged_strict", "judged")
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,9 @@ class Answer:
     Attributes:
         systems: Names of the systems that gave this response.
         text: The response.
-        score: Its score as text; empty if it has none.
-        edits: Its alignment with the reference, if words or characters are counted.
+        score: The score of the response as text; empty if it has no score.
+        edits: The alignment of the response with the reference; None if the metric is not an error rate of words or
+            characters.
     """
 
     systems: list[str]
@@ -50,7 +52,7 @@ class Example:
         language: The language of the answers.
         question: The question, if the row has one.
         answers: The different responses.
-        by_characters: Whether alignments are by character instead of by word.
+        by_characters: Whether responses are aligned by characters instead of words.
         players: Players of the row's audio.
         note: A remark about the audio.
     """
@@ -67,12 +69,12 @@ class Example:
 
 @dataclass(frozen=True)
 class WorstRows:
-    """The worst rows of a group.
+    """The rows of a group with the worst scores.
 
     Attributes:
         metric: The metric by which rows are ranked.
-        description: How they were chosen.
-        ids: Ids of the rows, the worst one first.
+        description: How the rows were chosen.
+        ids: Ids of the rows, beginning with the worst one.
     """
 
     metric: str
@@ -83,19 +85,24 @@ class WorstRows:
 def choose_metric(metrics: Collection[str]) -> str:
     """Return the metric by which the rows of a group are ranked.
 
-    It is a judge's metric if there is one, otherwise the first one in the table of metrics that has a panel.
+    It is a metric of a judge if there is one. Otherwise it is the first metric in the table of metrics that has a panel
+    in the bar figure.
     """
     candidates = [metric for metric in MEASURES if metric in metrics]
-    candidates = [metric for metric in candidates if metric not in _OVER_ALL_ROWS] or candidates
+    candidates = [metric for metric in candidates if metric not in _WITHOUT_ROW_SCORES] or candidates
     judged = [metric for metric in JUDGED if metric in candidates]
     return [*judged, *(metric for metric in candidates if MEASURES[metric].panel), *candidates][0]
 
 
 def row_scores(metric: str, stats: Sequence[Any]) -> np.ndarray:
-    """Return the score (R,) of each row by itself; NaN if it has none.
+    """Return the separate score of each row (R,); NaN if a row has no score.
 
-    CIDEr-D weighs words by how many references have them, so its row scores are computed among the other rows. An error
-    rate is infinite if the reference is empty and the response is not.
+    CIDEr-D is computed with the document frequencies of all rows. An error rate is infinite if the reference is empty
+    and the response is not.
+
+    Args:
+        metric: The metric.
+        stats: The `stats` of each row.
     """
     measure = MEASURES[metric]
     if measure.formula is not None:
@@ -109,9 +116,14 @@ def row_scores(metric: str, stats: Sequence[Any]) -> np.ndarray:
 
 
 def choose(predictions: Sequence[RunPrediction], count: int) -> WorstRows | None:
-    """Return the rows of one group with the worst scores, averaged over the systems; None if no row has a score.
+    """Return the rows of one group with the worst scores; None if no row has a score.
 
-    Rows with equal scores are sorted by id. Rows with a perfect score are never chosen.
+    Scores are averaged over the systems. Rows with equal scores are sorted by id. Rows with a perfect score are never
+    chosen.
+
+    Args:
+        predictions: The predictions of the group.
+        count: Maximum number of rows to choose.
     """
     metric = choose_metric({row.prediction.metric for row in predictions})
     systems: dict[tuple[str, int], list[Prediction]] = {}
@@ -120,25 +132,28 @@ def choose(predictions: Sequence[RunPrediction], count: int) -> WorstRows | None
             systems.setdefault((row.arm, row.seed), []).append(row.prediction)
     by_id: dict[str, list[float]] = {}
     for rows in systems.values():
-        for row, own_score in zip(rows, row_scores(metric, [row.stats for row in rows]), strict=True):
-            if not np.isnan(own_score):
-                by_id.setdefault(row.id, []).append(own_score)
+        for row, row_score in zip(rows, row_scores(metric, [row.stats for row in rows]), strict=True):
+            if not np.isnan(row_score):
+                by_id.setdefault(row.id, []).append(row_score)
     if not by_id:
         return None
     measure = MEASURES[metric]
-    means = {name: float(np.mean(scores)) for name, scores in by_id.items()}
-    best = (1.0 if measure.higher_is_better else 0.0) if measure.scale == 100 else None
+    means = {row_id: float(np.mean(scores)) for row_id, scores in by_id.items()}
+    perfect_score = (1.0 if measure.higher_is_better else 0.0) if measure.scale == 100 else None
     sign = 1 if measure.higher_is_better else -1
-    ranked = sorted((name for name in means if means[name] != best), key=lambda name: (sign * means[name], name))
+    ranked = sorted(
+        (row_id for row_id in means if means[row_id] != perfect_score),
+        key=lambda row_id: (sign * means[row_id], row_id),
+    )
     chosen = ranked[:count]
-    description = f"ranked by {measure.label}{', mean of the systems' if len(systems) > 1 else ''}"
-    if best is not None:
-        description += f"; {len(ranked)} of {len(means)} rows are not perfect"
+    description = f"ranked by {measure.label}{', mean over the systems' if len(systems) > 1 else ''}"
+    if perfect_score is not None:
+        description += f"; {len(ranked)} of {len(means)} rows have less than a perfect score"
     if chosen:
-        tied, shown = (sum(means[name] == means[chosen[-1]] for name in names) for names in (ranked, chosen))
-        if tied > shown:
-            description += f"; {tied} rows have the same score as the last one shown"
-            description += f"; of these, the page shows the first {shown} by id"
+        n_tied, n_shown = (sum(means[row_id] == means[chosen[-1]] for row_id in ids) for ids in (ranked, chosen))
+        if n_tied > n_shown:
+            description += f"; {n_tied} rows have the same score as the last one shown"
+            description += f"; of these, the page shows the first {n_shown} by id"
     return WorstRows(metric, description, chosen)
 
 
@@ -156,19 +171,19 @@ def build_examples(
         worst: The rows to show.
         rows: The rows that could be found, by id.
         names: Names of the systems by arm and seed.
-        players: The audio of the page.
+        players: Collection to which the audio of the page is added.
     """
-    by_id: dict[str, list[RunPrediction]] = {name: [] for name in worst.ids}
+    by_id: dict[str, list[RunPrediction]] = {row_id: [] for row_id in worst.ids}
     for row in predictions:
         if row.prediction.metric == worst.metric and row.prediction.id in by_id:
             by_id[row.prediction.id].append(row)
     examples = []
-    for name, responses in by_id.items():
-        first, row = responses[0], rows.get(name)
+    for row_id, responses in by_id.items():
+        first, row = responses[0], rows.get(row_id)
         language = first.prediction.language
         clips, note = _audio(first.benchmark, row, players)
         example = Example(
-            id=name,
+            id=row_id,
             reference=_reference([response.prediction for response in responses], row),
             language=language,
             question=_question(row),
@@ -182,14 +197,16 @@ def build_examples(
 
 
 def _reference(predictions: Sequence[Prediction], row: Row | None) -> str:
-    """Return the correct answer in the form of the responses: with control tokens or in natural language."""
+    """Return the correct answer in the same form as the responses: with control tokens or in natural language."""
     task = tasks.get_task(predictions[0].task)
-    if row is None or not task.answer.has_tags or any(_CONTROL in response.hypothesis for response in predictions):
+    have_tags = any(_CONTROL_PREFIX in prediction.hypothesis for prediction in predictions)
+    if row is None or not task.answer.has_tags or have_tags:
         return predictions[0].reference
     return task.render(row.labels, tags=False)
 
 
 def _answers(predictions: Sequence[RunPrediction], metric: str, names: Mapping[tuple[str, int], str]) -> list[Answer]:
+    """Return the different responses to a row. Systems with equal responses share an entry."""
     answers: dict[str, Answer] = {}
     unit = MEASURES[metric].unit.removeprefix("in ")
     for arm, seed, _, response in predictions:
@@ -197,9 +214,9 @@ def _answers(predictions: Sequence[RunPrediction], metric: str, names: Mapping[t
         if text in answers:
             answers[text].systems.append(system)
             continue
-        own_score = float(row_scores(metric, [response.stats])[0]) if metric != "cider" else float("nan")
-        score_text = f"{display(metric, own_score)}\xa0{unit}" if np.isfinite(own_score) else "∞"
-        answers[text] = Answer([system], text, "" if np.isnan(own_score) else score_text, _align(response, metric))
+        row_score = float(row_scores(metric, [response.stats])[0]) if metric != "cider" else float("nan")
+        score_text = f"{display(metric, row_score)}\xa0{unit}" if np.isfinite(row_score) else "∞"
+        answers[text] = Answer([system], text, "" if np.isnan(row_score) else score_text, _align(response, metric))
     return list(answers.values())
 
 

@@ -1,4 +1,4 @@
-"""Content of a page, collected from the files of a run or study before it is rendered as HTML."""
+"""Content of a page. It is collected from the files of a run or study and then rendered as HTML (`template`)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,17 @@ MAX_SKIPPED = 20  # rows without a response that are listed
 
 @dataclass(frozen=True)
 class Section:
-    """Content about one group of one benchmark."""
+    """Part of a page about one group of test rows of a benchmark.
+
+    Attributes:
+        anchor: Anchor of the section on the page.
+        benchmark: The benchmark.
+        group: The group of rows, such as `asr en`.
+        signature: How the metric that ranks the rows is computed; empty if it is unknown.
+        matrices: Confusion matrices, one for each arm and accuracy.
+        worst: The rows with the worst scores; None if single rows have no scores.
+        examples: These rows with their responses.
+    """
 
     anchor: str
     benchmark: str
@@ -36,12 +46,12 @@ class Page:
 
     Attributes:
         title: The title.
-        question: The study's question.
+        question: The question that the study asks.
         tables: Tables of scores.
-        sections: Confusion matrices and examples by group.
+        sections: Confusion matrices and examples, for each group of rows.
         notes: Sentences about what is missing or cannot be compared.
-        script: Shell script that reproduces a run.
-        systems: Names of the systems of a study.
+        script: On the page of a run, a shell script that reproduces it.
+        systems: On the page of a study, the names of the evaluated systems.
     """
 
     title: str
@@ -59,7 +69,7 @@ def build_run_page(run: Path, worst: int, players: Players) -> Page:
     Args:
         run: The run's directory.
         worst: Number of rows to show for each group.
-        players: The audio of the page.
+        players: Collection to which the audio of the page is added.
 
     Raises:
         UserError: The run is not evaluated.
@@ -87,30 +97,28 @@ def build_study_page(root: Path, arms: Sequence[str] | None, worst: int, players
         root: The study's directory.
         arms: Arms to compare; None: all arms with predictions.
         worst: Number of rows to show for each group.
-        players: The audio of the page.
+        players: Collection to which the audio of the page is added.
 
     Raises:
         UserError: An arm has no predictions.
     """
     frame = table(root, arms)
-    names_of_arms: list[str] = frame.attrs["arms"]
-    all_runs = [
-        (names_of_arms.index(arm), seed, run) for arm, seed, run in runs.list_runs(root) if arm in names_of_arms
-    ]
-    systems = {(names_of_arms[arm], seed): run for arm, seed, run in sorted(all_runs)}
+    arm_names: list[str] = frame.attrs["arms"]
+    all_runs = [(arm_names.index(arm), seed, run) for arm, seed, run in runs.list_runs(root) if arm in arm_names]
+    systems = {(arm_names[arm_index], seed): run for arm_index, seed, run in sorted(all_runs)}
     scores = [row for run in systems.values() for row in runs.read_results(run)]
     predictions = [row for (arm, seed), run in systems.items() for row in runs.read_predictions(run, arm, seed)]
-    has_seeds = len({row.seed for row in predictions}) > 1
-    names = {(arm, seed): f"{arm}, seed {seed}" if has_seeds else arm for arm, seed in systems}
+    has_several_seeds = len({row.seed for row in predictions}) > 1
+    names = {(arm, seed): f"{arm}, seed {seed}" if has_several_seeds else arm for arm, seed in systems}
     sections, notes = _sections(predictions, systems, names, scores, worst, players)
-    waiting = [f"not evaluated yet: {run}" for run in runs.unevaluated(root)]
+    progress_notes = [f"not evaluated yet: {line}" for line in runs.unevaluated(root)]
     evaluated = {(row.arm, row.seed) for row in predictions}
     return Page(
         title=f"Study {root.name}",
         question=runs.question(root),
         tables=tables.build_study_tables(frame),
         sections=sections,
-        notes=[*waiting, *frame.attrs["notes"], *notes, *players.notes],
+        notes=[*progress_notes, *frame.attrs["notes"], *notes, *players.notes],
         systems=[names[key] for key in systems if key in evaluated],
     )
 
@@ -123,7 +131,16 @@ def _sections(
     worst: int,
     players: Players,
 ) -> tuple[list[Section], list[str]]:
-    """Return the sections of a page, and notes about rows that cannot be found."""
+    """Return the sections of a page, and notes about rows that cannot be found.
+
+    Args:
+        predictions: All predictions of the systems.
+        systems: Run directories by arm and seed.
+        names: Names of the systems by arm and seed.
+        scores: All result rows of the systems.
+        worst: Number of rows to show for each group.
+        players: Collection to which the audio of the page is added.
+    """
     if not predictions:
         return [], ["there are no predictions, so the page has neither examples nor confusion matrices"]
     signatures = {(row.benchmark, row.task, row.metric): row.signature for row in scores}
@@ -135,36 +152,36 @@ def _sections(
             if row.benchmark == benchmark:
                 groups.setdefault(row.prediction.group, []).append(row)
         chosen = {group: examples.choose(members, worst) for group, members in groups.items()}
-        ids = {name for ranked in chosen.values() if ranked for name in ranked.ids}
+        ids = {row_id for worst_rows in chosen.values() if worst_rows for row_id in worst_rows.ids}
         first = next(row for row in predictions if row.benchmark == benchmark)
         rows, problems = recordings.find(systems[first.arm, first.seed], benchmark, ids)
         notes += problems
-        if lost := len(ids - rows.keys()):
-            notes.append(f"{benchmark}: {lost} of the {len(ids)} rows shown are not in the run's manifests")
+        if n_missing := len(ids - rows.keys()):
+            notes.append(f"{benchmark}: {n_missing} of the {len(ids)} rows shown are not in the manifests of the run")
         for group, members in groups.items():
             by_arm = {arm: [row.prediction for row in members if row.arm == arm] for arm, _ in systems}
             matrices = [
-                confusion.build_matrix(own, arm, metric)
+                confusion.build_matrix(arm_predictions, arm, metric)
                 for metric in confusion.METRICS
-                for arm, own in by_arm.items()
-                if any(prediction.metric == metric for prediction in own)
+                for arm, arm_predictions in by_arm.items()
+                if any(prediction.metric == metric for prediction in arm_predictions)
             ]
-            ranked = chosen[group]
-            shown = examples.build_examples(members, ranked, rows, names, players) if ranked else []
-            signature = signatures.get((benchmark, group, ranked.metric), "") if ranked else ""
+            worst_rows = chosen[group]
+            shown = examples.build_examples(members, worst_rows, rows, names, players) if worst_rows else []
+            signature = signatures.get((benchmark, group, worst_rows.metric), "") if worst_rows else ""
             anchor = f"task-{len(sections) + 1}"
-            sections.append(Section(anchor, benchmark, group, signature, matrices, ranked, shown))
+            sections.append(Section(anchor, benchmark, group, signature, matrices, worst_rows, shown))
     return sections, notes
 
 
 def _skipped(run: Path) -> list[str]:
-    """Return notes about rows that are not in every score."""
+    """Return notes about the rows of a run that have no response."""
     from auris.evaluation import answer_cache
 
     notes = []
     for name, evaluation in answer_cache.load_evaluations(run).items():
         skipped = evaluation.skipped
-        notes += [f"{name}: {row} has no response: {reason}" for row, reason in list(skipped.items())[:MAX_SKIPPED]]
+        notes += [f"{name}: {row_id} has no response: {why}" for row_id, why in list(skipped.items())[:MAX_SKIPPED]]
         if len(skipped) > MAX_SKIPPED:
             notes.append(f"{name}: {len(skipped) - MAX_SKIPPED} more rows have no response")
     return notes

@@ -1,4 +1,4 @@
-"""Tables of a page: scores with their intervals as numbers and as drawings, and the comparison of a study's arms."""
+"""Tables of a page: scores with intervals, as numbers and as drawings, and the comparison of the arms of a study."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from auris.metrics.measures import MEASURES, display
 from auris.metrics.records import ResultRow
 from auris.metrics.statistics import DETECTABLE_NOTE, LEVEL
 from auris.results.cells import Line, heading, is_number, lines_of, p_value, score, with_interval
-from auris.results.tables import BEYOND_NOISE, KEY, verdicts_in
+from auris.results.tables import BEYOND_NOISE, DROP_NOTE, KEY, verdicts_in
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,18 +23,19 @@ class Cell:
 
     Attributes:
         text: The text.
-        kind: CSS classes: better, worse, soft or long (may be wrapped).
-        interval: Score (`value`) and ends of its interval (`low`, `high`) on a scale from 0 to 100, to be drawn.
+        css_class: CSS classes in page.html: better, worse, soft (small and grey) or long (may be wrapped).
+        interval: For a drawing, the score (`value`) and the ends of its interval (`low`, `high`), on a scale from 0 to
+            100.
     """
 
     text: str = ""
-    kind: str = ""
+    css_class: str = ""
     interval: Mapping[str, float] | None = None
 
 
 @dataclass(frozen=True)
 class Group:
-    """Rows of a table that share their first cells."""
+    """Rows of a table that share their first cells, which are drawn once."""
 
     shared: list[Cell]
     rows: list[list[Cell]]
@@ -51,89 +52,100 @@ class Table:
 
 
 def build_run_tables(scores: Sequence[ResultRow]) -> list[Table]:
-    """Return a table for each benchmark of a run, with the result rows that its evaluations wrote."""
-    dropped = {(row.benchmark, row.task, row.metric): row for row in scores if row.split == "drop"}
+    """Return one table for each benchmark, given the result rows of a run."""
+    # Rows with the split "drop" state how much worse a score is than on the same rows with their original audio.
+    drops = {(row.benchmark, row.task, row.metric): row for row in scores if row.split == "drop"}
     tables = []
     for benchmark in dict.fromkeys(row.benchmark for row in scores):
-        rows = [row for row in scores if row.benchmark == benchmark and row.split != "drop"]
-        has_drops = any(key[0] == benchmark for key in dropped)
-        has_mdd = not has_drops and any(is_number(row.detectable) for row in rows)
+        result_rows = [row for row in scores if row.benchmark == benchmark and row.split != "drop"]
+        has_drops = any(key[0] == benchmark for key in drops)
+        has_mdd = not has_drops and any(is_number(row.detectable) for row in result_rows)
         head = ["task", "metric", "score", "", "95 % interval", *["drop"][:has_drops], "rows", *["MDD"][:has_mdd]]
         groups = []
-        for task, members in groupby(rows, key=lambda row: row.task):
-            lines = []
+        for task, members in groupby(result_rows, key=lambda row: row.task):
+            table_rows = []
             for row in members:
-                value, low, high = (_number(row.metric, number) for number in (row.value, row.low, row.high))
+                value, low, high = (_format_value(row.metric, number) for number in (row.value, row.low, row.high))
                 n = str(row.n) if row.units.endswith(" rows") else f"{row.n} ({row.units})"
                 cells = [Cell(heading(row.metric)), Cell(value), _drawing(row.metric, row.value, row.low, row.high)]
-                cells += [Cell(f"{low} to {high}"), *[_drop(dropped.get((benchmark, task, row.metric)))][:has_drops]]
-                cells += [Cell(n), *[Cell(_number(row.metric, row.detectable))][:has_mdd]]
-                lines.append([*cells, Cell(row.provenance, "soft"), Cell(row.signature, "soft long")])
-            groups.append(Group([Cell(task)], lines))
+                cells += [Cell(f"{low} to {high}"), *[_drop_cell(drops.get((benchmark, task, row.metric)))][:has_drops]]
+                cells += [Cell(n), *[Cell(_format_value(row.metric, row.detectable))][:has_mdd]]
+                table_rows.append([*cells, Cell(row.provenance, "soft"), Cell(row.signature, "soft long")])
+            groups.append(Group([Cell(task)], table_rows))
         columns = [*head, "provenance", "signature"]
-        tables.append(Table(f"Benchmark {benchmark}", columns, groups, DETECTABLE_NOTE if has_mdd else ""))
+        note = DROP_NOTE if has_drops else DETECTABLE_NOTE if has_mdd else ""
+        tables.append(Table(f"Benchmark {benchmark}", columns, groups, note))
     return tables
 
 
 def build_study_tables(frame: pd.DataFrame) -> list[Table]:
-    """Return a table for each benchmark of a study, with a line for each arm that has a score."""
+    """Return one table for each benchmark of a study, with a row for each arm that has a score.
+
+    Args:
+        frame: The table that `results.table` returns.
+    """
     first, *others = arms = frame.attrs["arms"]
     verdicts = {(*(row[column] for column in KEY), row["arm"]): row["verdict"] for row in lines_of(verdicts_in(frame))}
     head = ["arm", "score", "", "95 % interval"]
     comparison = ["difference", "p", "p (Holm)", "verdict"] if others else []
     baseline = f": differences to {first}" if others else ""
     tables = []
+    any_drops = False
     for benchmark, members in frame.groupby("benchmark", sort=False):
         lines = lines_of(members)
         has_drops = any(is_number(line.get(f"{arm} drop")) for line in lines for arm in arms)
+        any_drops |= has_drops
         groups = []
         for line in lines:
-            metric, rows = line["metric"], []
+            metric, table_rows = line["metric"], []
             for arm in (arm for arm in arms if is_number(line[arm])):
                 point, _, interval = score(line, arm).partition(" ")
-                drawing = _drawing(metric, *(line[f"{arm}{part}"] for part in ("", " low", " high")))
+                drawing = _drawing(metric, *(line[f"{arm}{suffix}"] for suffix in ("", " low", " high")))
                 cells = [Cell(arm), Cell(point), drawing, Cell(interval)]
                 cells += [Cell(score(line, f"{arm} drop"))] if has_drops else []
                 verdict = verdicts.get((benchmark, line["group"], metric, arm), "")
-                rows.append([*cells, *(_difference(line, arm, first, verdict) if others else [])])
-            groups.append(Group([Cell(line["group"]), Cell(heading(metric)), Cell(str(line["n"]))], rows))
+                table_rows.append([*cells, *(_difference_cells(line, arm, first, verdict) if others else [])])
+            groups.append(Group([Cell(line["group"]), Cell(heading(metric)), Cell(str(line["n"]))], table_rows))
         columns = ["task", "metric", "rows", *head, *["drop"][:has_drops], *comparison]
         tables.append(Table(f"Benchmark {benchmark}{baseline}", columns, groups))
     note = (
-        "Scores with 95 % bootstrap intervals over rows (over speakers or recordings if known), ± standard deviation "
-        "over seeds."
+        "Scores with 95 % bootstrap intervals over rows (or over speakers or recordings if they are known), ± standard "
+        "deviation over seeds."
     )
     if others:
         note += (
-            f" p: paired permutation test; about {20 * LEVEL:.0f} of 20 differences has p < {LEVEL} by chance. p "
-            "(Holm) is corrected for the number of arms. Better or worse means a difference beyond the noise of "
-            "rows and of seeds; it needs several seeds."
+            f" p: paired permutation test; where arms do not differ, about {20 * LEVEL:.0f} in 20 comparisons has p < "
+            f"{LEVEL} by chance. p (Holm): corrected for the number of arms. The verdicts 'better' and 'worse' mean "
+            "that the difference exceeds the variation over both rows and seeds; they require several seeds."
         )
+    if any_drops:
+        note += f" {DROP_NOTE}"
     return [*tables[:-1], replace(tables[-1], note=note)]
 
 
-def _difference(line: Line, arm: str, first: str, verdict: str) -> list[Cell]:
+def _difference_cells(line: Line, arm: str, first: str, verdict: str) -> list[Cell]:
+    """Return the cells with an arm's difference to the first arm, its two p values and the verdict."""
     name = f"{arm} - {first}"
     if arm == first or not is_number(line[name]):
         return [Cell()] * 4
-    kind = verdict if verdict in BEYOND_NOISE else ""
+    css_class = verdict if verdict in BEYOND_NOISE else ""
     p_cells = (Cell(p_value(line[f"{name} {suffix}"])) for suffix in ("p", "p holm"))
-    return [Cell(score(line, name), kind), *p_cells, Cell(verdict, kind or "soft")]
+    return [Cell(score(line, name), css_class), *p_cells, Cell(verdict, css_class or "soft")]
 
 
 def _drawing(metric: str, *numbers: float) -> Cell:
-    """Return the drawing of a score with its interval; empty for a metric whose scale does not end at 100."""
+    """Return a drawing of a score with its interval; an empty cell for metrics with a scale other than 0 to 100."""
     if not all(map(is_number, numbers)) or MEASURES[metric].unit not in ("%", "0-100"):
         return Cell()
     value, low, high = (round(MEASURES[metric].scale * number, 1) for number in numbers)
     return Cell(interval={"value": value, "low": max(low, 0.0), "high": min(high, 100.0)})
 
 
-def _number(metric: str, value: float | None) -> str:
+def _format_value(metric: str, value: float | None) -> str:
     return display(metric, value) if is_number(value) else "-"
 
 
-def _drop(row: ResultRow | None) -> Cell:
+def _drop_cell(row: ResultRow | None) -> Cell:
     if row is None:
         return Cell("-")
     return Cell(f"{with_interval(row.metric, row.value, row.low, row.high, '+')}, p {p_value(row.p)}")

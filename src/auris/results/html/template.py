@@ -1,4 +1,4 @@
-"""Rendering of a page as HTML. All text from rows, responses and names passes `clean` and Jinja's escaping."""
+"""Rendering of a page as HTML. All text from data passes through `clean` and Jinja's escaping."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from auris.results.html.pages import Page
 
-# Forbidden in HTML even if escaped: control characters, surrogates and non-characters.
+# Characters that HTML forbids even if they are escaped: control characters, surrogates and non-characters.
 _FORBIDDEN = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
 
 
 def clean(value: Any) -> Any:
-    """Replace characters that HTML forbids by U+FFFD. Values that are not plain strings are returned unchanged."""
+    """Return a string with U+FFFD in place of characters that HTML forbids. Other values are returned unchanged."""
     return _FORBIDDEN.sub("\ufffd", value) if type(value) is str else value
 
 
 def render(page: Page) -> str:
-    """Return a page as HTML, including its style and audio; it loads and runs nothing else."""
+    """Return a page as HTML that includes its style and audio. It loads no other files and runs no scripts."""
     jinja = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
