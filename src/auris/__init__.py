@@ -1,12 +1,13 @@
-"""auris: a research codebase for large audio-language models in the Qwen-Audio line.
+"""auris: a research codebase for large audio-language models like Qwen-Audio and Qwen2-Audio.
 
-`auris.load(path)` loads a trained model for inference, `auris.results` reads run directories, and `auris.inspection`
-analyses a model. Each is imported on first use.
+`auris.load(path)` loads a trained model for inference, `auris.results` reads the directories of training runs, and
+`auris.inspection` analyses a model. These names are imported on first use.
 """
 
 from importlib import import_module
 from typing import Any
 
+# For each name, its module and the attribute of the module; None stands for the module itself.
 _LAZY = {
     "load": ("auris.inference.load", "load"),
     "results": ("auris.results", None),

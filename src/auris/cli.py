@@ -1,7 +1,7 @@
 """The command line: `auris COMMAND [group=option] [key=value]`, also `python -m auris COMMAND`.
 
 A command consists of a config in `configs/` and a function that takes the resolved config. Hydra composes the config
-before the command's module is imported, so help and errors in overrides do not wait for torch.
+before the module of the command is imported. Help and errors in overrides therefore appear without importing torch.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ class Command:
     """A command of `auris`.
 
     Attributes:
-        summary: One line for the overview.
-        function: `module:name` of a function that takes the resolved config. It returns an exit code (int), a metric
-            to optimise (float), or None.
-        output: Config key of the path that the command writes.
+        summary: Description in one line.
+        function: A function as `module:name`. The function takes the resolved config and returns an exit code (int), a
+            metric for Hydra's sweepers to optimise (float), or None.
+        output: Config key of the path to which the command writes, for messages about failed writes.
     """
 
     summary: str
@@ -54,7 +54,7 @@ COMMANDS = {
     "instruct": Command("create synthetic dialogues and preference pairs from a corpus", "auris.corpus.instruct:run"),
     "prepare": Command("convert a published corpus to a manifest", "auris.data.prepare.convert:run"),
     "shards": Command("pack rows and their audio into Parquet files", "auris.data.shards:run"),
-    "replay": Command("inspect the rows of a training step that was not finite", "auris.training.replay:run"),
+    "replay": Command("inspect the rows of a training step with a non-finite loss", "auris.training.replay:run"),
 }
 
 FLAGS = {
@@ -62,27 +62,28 @@ FLAGS = {
     "--resolve": "with --cfg: resolve interpolations",
     "--package, -p KEY": "with --cfg: print only this part",
     "--info, -i defaults": "print the sources of the config; also defaults-tree, searchpath, plugins, config, all",
-    "--multirun, -m": "run all combinations of values given as key=A,B; hydra/launcher=... selects where",
+    "--multirun, -m": "run all combinations of the values in key=A,B; hydra/launcher=... selects where they run",
     "--run, -r": "run once (default)",
     "--config-dir, -cd DIR": "add a directory with your own configs, as DIR/experiment/NAME.yaml",
-    "--config-name, -cn NAME": "use another config than the command's own",
-    "--config-path, -cp DIR": "use another config directory than auris's own",
+    "--config-name, -cn NAME": "use another config instead of the command's config",
+    "--config-path, -cp DIR": "use another config directory instead of auris's directory",
     "--hydra-help": "show Hydra's own help",
     "--debug": "show the traceback of every error, like AURIS_DEBUG=1",
     "--help, -h": "show this help",
 }
-WIDTH, COLUMN = 100, 34  # of help: length of a line, start of the second column
+WIDTH, COLUMN = 100, 34  # number of characters in a line of help, and position of the second column
 
 _EXIT_CODES = (
-    "Exit codes: 0 success; 1 failure, or a check found problems; 2 error in the command line or config,",
-    "nothing was started; 75 stopped by a signal, start the same command again to resume.",
+    "Exit codes: 0 success; 1 failure, or a check found problems; 2 error in the command line or config, so",
+    "nothing was started; 75 stopped by a signal: start the same command again to resume.",
 )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code: 0, 1 (failure), 2 (usage error) or 75 (stopped, to be started again).
+    """Run a command and return its exit code: 0, 1 (failure), 2 (usage error) or 75 (stopped by a signal).
 
-    A `UserError` is printed as one line on stderr. Every other exception keeps its traceback; with `--debug` all do.
+    A `UserError` is printed as one line on stderr, without a traceback unless `--debug` is set. Other exceptions are
+    not caught.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if "--debug" in arguments:
@@ -103,17 +104,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _compose_and_run(name, name_data(rest) if name == "doctor" else rest)
     except UserError as error:
         return _report(error, code=2)
-    except SystemExit as error:  # raised by a job, or by Hydra's argument parser
+    except SystemExit as error:  # raised by `run_job`, or by Hydra's argument parser
         return error.code if isinstance(error.code, int) else int(error.code is not None)
     return 0
 
 
 def _print_page(text: str) -> None:
-    """Print a page of help. A reader like `head`, which closes the pipe early, is no error."""
+    """Print a page of help. It is not an error if a program such as `head` closes the pipe early."""
     try:
         print(text, flush=True)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush when Python exits
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes stdout again when it exits
 
 
 def _compose_and_run(name: str, arguments: Sequence[str]) -> None:
@@ -127,10 +128,10 @@ def _compose_and_run(name: str, arguments: Sequence[str]) -> None:
         if flag not in flags:
             raise UsageError(f"there is no flag {flag}; {did_you_mean(flag, flags)}see auris {name} --help")
     overrides = [arg for arg in arguments if arg[:1] == "~" or (arg[:1] != "-" and "=" in arg)]
-    rest = [arg for arg in arguments if arg not in overrides]  # Hydra's parser needs all overrides in one place
+    other_arguments = [arg for arg in arguments if arg not in overrides]  # Hydra's parser needs contiguous overrides
     os.environ["HYDRA_FULL_ERROR"] = "1"  # otherwise Hydra prints exceptions instead of raising them
     overrides = [f"hydra.job.name={name}", config.SEARCH_PATH, *config.without_null_groups(overrides)]
-    argv, sys.argv[1:] = sys.argv[1:], [*overrides, *rest]
+    argv, sys.argv[1:] = sys.argv[1:], [*overrides, *other_arguments]
     try:
         hydra.main(config_path=str(config.CONFIGS), config_name=name, version_base="1.3")(partial(run_job, name))()
     except (ConfigCompositionException, OverrideParseException, SearchPathException) as error:
@@ -140,10 +141,10 @@ def _compose_and_run(name: str, arguments: Sequence[str]) -> None:
 
 
 def run_job(name: str, cfg: DictConfig) -> float | None:
-    """Run a command with a composed config. Hydra calls this function, in another process if the launcher uses some.
+    """Run a command with a composed config. Hydra calls this function; some launchers call it in another process.
 
     Returns:
-        The metric of a training run, which Hydra's sweepers optimise.
+        The metric of a training run, which Hydra's sweepers optimise; None for other commands.
     """
     from auris import config
     from auris.metrics import optional_packages
@@ -181,7 +182,7 @@ def _report(error: UserError, *, code: int) -> int:
 
 
 def name_data(arguments: Sequence[str]) -> list[str]:
-    """Translate `data=FILE.jsonl` and `data=[A,B]` of the doctor to overrides of Hydra: an option and paths."""
+    """Replace `data=FILE.jsonl` and `data=[A,B]` of `auris doctor` by overrides that Hydra accepts."""
     from auris import config
 
     options = config.options("data")
@@ -199,7 +200,7 @@ def name_data(arguments: Sequence[str]) -> list[str]:
 
 
 def overview() -> str:
-    """Return the output of `auris` without a command: the commands, a reference to their help, and the exit codes."""
+    """Return the output of `auris` without a command: a list of commands, a hint at their help, and exit codes."""
     commands = [f"  {name:<10}{command.summary}" for name, command in COMMANDS.items()]
     lines = ["usage: auris COMMAND [group=option] [key=value]", "", "Commands:", *commands, ""]
     lines += ["`auris COMMAND --help` shows the examples, groups and keys of a command. For a first run: make demo", ""]
@@ -207,14 +208,14 @@ def overview() -> str:
 
 
 def command_help(name: str) -> str:
-    """Return the help of a command, generated from its config and the comments there."""
+    """Return the help of a command, which is generated from the keys and comments of its config."""
     from auris import config
 
     lines = (config.CONFIGS / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
     header = [line[1:].strip() for line in takewhile(lambda line: line.startswith("#"), lines)]
     examples = [line for line in header if line.startswith("auris ")]
     about = textwrap.wrap(" ".join(line for line in header if line and not line.startswith("auris ")), WIDTH)
-    entries = list(_entries(lines[len(header) :]))
+    entries = list(_parse_entries(lines[len(header) :]))
     groups = {entry.key: entry for entry in entries if entry.in_defaults}
     page = [f"usage: auris {name} [group=option] [key=value]", "", *about, "", "Examples:"]
     for example in examples:
@@ -222,12 +223,12 @@ def command_help(name: str) -> str:
     if groups:
         page += ["", "Groups (group=option), with their defaults:"]
     for group in groups.values():
-        page += [*_row(f"  {group.key}={group.value}", group.comment), *_options(group.key)]
+        page += [*_two_columns(f"  {group.key}={group.value}", group.comment), *_option_lines(group.key)]
     page += ["", "Keys (key=value, or section.key=value for indented keys), with their defaults:"]
     for entry in entries:
         if not entry.in_defaults and (entry.indent or not entry.value or entry.key not in groups):
-            page += _row(f"  {entry.indent}{entry.key}: {entry.value}".rstrip(), entry.comment)
-    page += ["", "Flags:", *(line for flag, text in FLAGS.items() for line in _row(f"  {flag}", text)), ""]
+            page += _two_columns(f"  {entry.indent}{entry.key}: {entry.value}".rstrip(), entry.comment)
+    page += ["", "Flags:", *(line for flag, text in FLAGS.items() for line in _two_columns(f"  {flag}", text)), ""]
     return "\n".join([*page, *_EXIT_CODES])
 
 
@@ -242,7 +243,7 @@ class _Entry:
     comment: str
 
 
-def _entries(lines: Iterable[str]) -> Iterator[_Entry]:
+def _parse_entries(lines: Iterable[str]) -> Iterator[_Entry]:
     """Parse the entries of a config's text. Comment lines after an entry belong to it."""
     entry = None
     for line in lines:
@@ -262,25 +263,25 @@ def _entries(lines: Iterable[str]) -> Iterator[_Entry]:
         yield entry
 
 
-def _options(group: str) -> list[str]:
-    """Return lines with a group's options and with the groups in the defaults of these options."""
+def _option_lines(group: str) -> list[str]:
+    """Return lines of help with the options of a group, and of the subgroups in the defaults of these options."""
     from auris import config, files
 
     names = config.options(group)
     lines = textwrap.wrap(" | ".join(names), WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6)
-    parts = {}
+    subgroups = {}
     for path in [config.CONFIGS / group / f"{name}.yaml" for name in names]:
         for default in (files.read_yaml(path) or {}).get("defaults", []) if path.is_file() else []:
             if isinstance(default, Mapping):
-                parts |= {part: None for part in default if (config.CONFIGS / group / part).is_dir()}
-    for part in parts:
-        text = f"{group}/{part}=" + " | ".join(config.options(f"{group}/{part}"))
+                subgroups |= {name: None for name in default if (config.CONFIGS / group / name).is_dir()}
+    for subgroup in subgroups:
+        text = f"{group}/{subgroup}=" + " | ".join(config.options(f"{group}/{subgroup}"))
         lines += textwrap.wrap(text, WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 10)
     return lines
 
 
-def _row(left: str, text: str) -> list[str]:
-    """Return two columns as wrapped lines. If the left text is too long, it has lines of its own."""
+def _two_columns(left: str, text: str) -> list[str]:
+    """Return two texts as columns of wrapped lines. If the left text is too long, it gets separate lines."""
     right = [" " * COLUMN + line for line in textwrap.wrap(text, WIDTH - COLUMN)]
     if right and len(left) < COLUMN:
         return [left + right[0][len(left) :], *right[1:]]

@@ -1,6 +1,6 @@
-"""Configs: composition by Hydra, resolution to plain mappings, and construction of the objects that they describe.
+"""Configs: composition by Hydra, conversion to plain mappings, and construction of the objects that configs describe.
 
-Composition imports neither torch nor the classes of the objects; construction does.
+Composition imports neither torch nor the classes of these objects. Only construction imports them.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 HERE = Path(__file__).resolve().parent
 CONFIGS = next(path for path in (HERE / "configs", HERE.parents[1] / "configs") if path.is_dir())  # wheel, checkout
 
-# Groups are also searched in the working directory, as ./ablations and a user's own ./experiment. Hydra accepts this
-# setting only in a primary config or on the command line.
+# Config groups are also searched in the working directory, for example ./ablations and a user's ./experiment. Hydra
+# accepts this setting only in a primary config or on the command line.
 SEARCH_PATH = "hydra.searchpath=[file://.]"
 
 # Keys of a config's `data` that select rows and describe samples. All other keys are arguments of the data module.
@@ -46,22 +46,23 @@ ROW_KEYS = (
 Config = Mapping[str, Any]
 """A config composed by Hydra, as a plain mapping with interpolations resolved."""
 
-_STUDY = ("arms", "stages")  # overrides of other configs, in which their interpolations are resolved
+# These keys of a study contain overrides for the configs of its runs. Interpolations are resolved there.
+_STUDY_KEYS = ("arms", "stages")
 
 
 def options(group: str) -> list[str]:
-    """Return the options of a config group, both those of auris and those in the working directory."""
+    """Return the options of a config group, from auris and from the working directory."""
     return sorted({path.stem for root in (CONFIGS, Path.cwd()) for path in (root / group).glob("*.yaml")})
 
 
 def without_null_groups(overrides: Sequence[str]) -> list[str]:
-    """Write `GROUP=null`, which Hydra rejects for a group, as `~GROUP`."""
+    """Return overrides in which `GROUP=null`, which Hydra rejects, is replaced by `~GROUP`."""
     pairs = [(override, *override.partition("=")[::2]) for override in overrides]
     return [f"~{key}" if value == "null" and options(key) else override for override, key, value in pairs]
 
 
 def compose(overrides: Sequence[str], config: str = "train") -> DictConfig:
-    """Compose the config of `auris COMMAND [overrides]`; `config` is the command.
+    """Compose the config of `auris COMMAND [overrides]`; `config` is the name of the command.
 
     Raises:
         UsageError: Hydra rejects an override.
@@ -80,7 +81,7 @@ def compose(overrides: Sequence[str], config: str = "train") -> DictConfig:
 
 
 def explain(error: Exception, overrides: Sequence[str], config: str) -> UsageError:
-    """Turn an error of Hydra about overrides into one line: the override, the problem and a suggestion."""
+    """Return a usage error with a one-line message for an error of Hydra: the override, the problem, a suggestion."""
     from hydra.errors import MissingConfigException
 
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
@@ -91,7 +92,7 @@ def explain(error: Exception, overrides: Sequence[str], config: str) -> UsageErr
         )
     if override := getattr(error, "override", None):
         reason = str(error).removeprefix(f"Error parsing override '{override}'").split("See https:")[0].strip()
-        return UsageError(f"{override}: {reason}; expected key=value, with special characters in quotes")
+        return UsageError(f"{override}: {reason}; expected key=value, with quotes around special characters")
     if match := re.match(r"Could not (?:override|delete) '(.+?)'", str(error)):
         key = match[1]
         override = next((override for override in overrides if override.partition("=")[0].strip("~") == key), key)
@@ -104,12 +105,12 @@ def explain(error: Exception, overrides: Sequence[str], config: str) -> UsageErr
 def _valid_keys(name: str, choices: Mapping[str, str], group: str = "") -> Iterator[str]:
     """Yield the keys and groups of a config file and of its defaults.
 
-    The files are read without Hydra, which would take half a second to compose them again.
+    The files are read directly, because composing them again with Hydra would take half a second.
 
     Args:
         name: Name of the config file.
-        choices: Options of groups chosen by overrides.
-        group: Group of the config file.
+        choices: Options that overrides choose, by group.
+        group: Group of the config file; empty for the config of a command.
     """
     path = CONFIGS / group / f"{name}.yaml"
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
@@ -132,7 +133,7 @@ def _keys(node: Any, prefix: str = "") -> Iterator[str]:
 
 
 def resolve(cfg: DictConfig) -> dict[str, Any]:
-    """Return a config as a plain dict with interpolations resolved, except in the arms and stages of a study.
+    """Return a config as a plain dict. Interpolations are resolved, except in the arms and stages of a study.
 
     Raises:
         UsageError: A required value is missing, or an interpolation refers to a key that does not exist.
@@ -141,8 +142,8 @@ def resolve(cfg: DictConfig) -> dict[str, Any]:
         if missing := sorted(OmegaConf.missing_keys(cfg)):
             keys = " and ".join(f"{key}=..." for key in missing)
             raise UsageError(f"expected {keys} on the command line (see --help)")
-        rest = OmegaConf.masked_copy(cfg, [key for key in cfg if key not in _STUDY])
-        study = OmegaConf.masked_copy(cfg, [key for key in cfg if key in _STUDY])
+        rest = OmegaConf.masked_copy(cfg, [key for key in cfg if key not in _STUDY_KEYS])
+        study = OmegaConf.masked_copy(cfg, [key for key in cfg if key in _STUDY_KEYS])
         containers = OmegaConf.to_container(rest, resolve=True), OmegaConf.to_container(study, resolve=False)
     except OmegaConfBaseException as error:
         raise UsageError(" ".join(str(error).split())) from error
@@ -150,7 +151,10 @@ def resolve(cfg: DictConfig) -> dict[str, Any]:
 
 
 def build(node: Config | None) -> Any:
-    """Build the object of a `_target_` node (None for None). A UserError of the target is raised unchanged."""
+    """Build the object that a node with a `_target_` describes; None if the node is None.
+
+    If the target raises a UserError, it is raised unchanged.
+    """
     from hydra.errors import InstantiationException
     from hydra.utils import instantiate
 
@@ -163,7 +167,7 @@ def build(node: Config | None) -> Any:
 
 
 def build_net(config: Config, tokenizer: Tokenizer) -> AudioLM:
-    """Build the model on the meta device: shapes and geometry, no memory."""
+    """Build the model on the meta device, so that its tensors have shapes but no memory."""
     import torch
 
     with torch.device("meta"):
@@ -171,10 +175,13 @@ def build_net(config: Config, tokenizer: Tokenizer) -> AudioLM:
 
 
 def build_objective(config: Config, net: AudioLM, tokenizer: Tokenizer) -> Any:
-    """Build the objective on the meta device; a partial one is completed with the sizes of the net and tokenizer.
+    """Build the training objective on the meta device.
+
+    If its config has `_partial_: true`, it gets the width of the encoder and the number of text tokens as arguments.
 
     Returns:
-        An `auris.training.objectives.objective.Objective`. This layer must not import the class.
+        An `auris.training.objectives.objective.Objective`. The type is not annotated, because this module must not
+        import modules of `auris.training`.
 
     Raises:
         UsageError: The objective cannot be trained on samples of the view `data.view`.
@@ -201,7 +208,15 @@ def build_samples(
     silent_audio: str = "keep",
     train: bool,
 ) -> Samples:
-    """Build the view of the rows; only training rows are augmented.
+    """Build the object that turns rows into samples according to `data.view`. Only training samples are augmented.
+
+    Args:
+        config: The config of the command.
+        net: The model, for its audio geometry.
+        tokenizer: The tokenizer.
+        long_audio: Policy for clips over 30 s.
+        silent_audio: Policy for silent clips.
+        train: Whether the samples are for training.
 
     Raises:
         UsageError: The view does not exist, or cannot be used with the config's prompt style.
@@ -236,7 +251,7 @@ def build_samples(
 
 
 def differences(old: Config, new: Config, prefix: str = "") -> list[str]:
-    """Return `key: old -> new` for every value that differs."""
+    """Return a line `key: old -> new` for every value that differs between two configs."""
     lines = []
     for key in [*old, *(key for key in new if key not in old)]:
         before, after = old.get(key), new.get(key)

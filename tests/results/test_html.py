@@ -272,7 +272,7 @@ def test_the_worst_rows_have_the_lowest_scores():
     )
     assert examples.choose(run_predictions(sounds[:1]), 3).ids == []
     answers = examples.choose([*run_predictions(sounds), *run_predictions(sounds, arm="b", stats=[1.0, 1.0])], 3)
-    assert answers.ids == ["sec-en-1", "sec-en-2"] and "mean of the systems" in answers.description
+    assert answers.ids == ["sec-en-1", "sec-en-2"] and "mean over the systems" in answers.description
 
 
 def test_rows_can_be_ranked_by_corpus_metrics():
@@ -307,7 +307,7 @@ def test_a_confusion_matrix_counts_every_row_once():
     assert (
         len(matrix.classes) == confusion.MAX_CLASSES
         and sum(map(sum, matrix.counts)) == 40
-        and "6 more, with 11" in matrix.note
+        and "6 more classes with 11 rows" in matrix.note
     )
 
 
@@ -368,7 +368,7 @@ def test_a_reference_is_shown_in_the_style_of_the_responses():
     ("arguments", "message"),
     [
         ([], "set either run=RUN or study=NAME"),
-        (["run=a", "study=b"], "run=a and study=b: expected either"),
+        (["run=a", "study=b"], "run=a and study=b: set either"),
         (["run=nowhere"], "nowhere has no scores; evaluate it"),
         (["run=a", "worst=many"], "worst=many: expected a whole number"),
     ],
