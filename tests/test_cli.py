@@ -91,7 +91,7 @@ def test_the_help_includes_comments_of_nested_keys_and_multi_line_comments(capsy
     cli.main(["train", "--help"])
     page = " ".join(capsys.readouterr().out.split())
     assert "warmup_steps: 2000" in page and "weights: initial weights of parts; also Whisper for encoder" in page
-    assert "is recorded in faults/: skip (the run stops after 10 in a row) | stop" in page
+    assert "is recorded in faults/: skip (the run stops after 10 such steps in a row) | stop" in page
 
 
 def test_without_a_command_the_commands_are_listed(capsys):

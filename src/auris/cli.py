@@ -74,8 +74,8 @@ FLAGS = {
 WIDTH, COLUMN = 100, 34  # number of characters in a line of help, and position of the second column
 
 _EXIT_CODES = (
-    "Exit codes: 0 success; 1 failure, or a check found problems; 2 error in the command line or config, so",
-    "nothing was started; 75 stopped by a signal: start the same command again to resume.",
+    "Exit codes: 0 success; 1 failure, or a check found problems; 2 error in the command line or config",
+    "(nothing was started); 75 stopped by a signal: start the same command again to resume.",
 )
 
 
