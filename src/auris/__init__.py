@@ -24,6 +24,6 @@ def __getattr__(name: str) -> Any:
     try:
         return getattr(import_module(module), attribute) if attribute else import_module(module)
     except ModuleNotFoundError as error:
-        from auris.metrics.optional_packages import explain
+        from auris.metrics.optional_packages import explain_missing_module
 
-        raise explain(error, f"auris.{name}") from None
+        raise explain_missing_module(error, f"auris.{name}") from None

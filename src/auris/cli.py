@@ -160,7 +160,7 @@ def run_job(name: str, cfg: DictConfig) -> float | None:
     except UserError as error:
         raise SystemExit(_report(error, code=code)) from error
     except ModuleNotFoundError as error:
-        explained = optional_packages.explain(error, f"auris {name}")
+        explained = optional_packages.explain_missing_module(error, f"auris {name}")
         if not isinstance(explained, UserError):
             raise
         raise SystemExit(_report(explained, code=1)) from error

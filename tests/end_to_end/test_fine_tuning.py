@@ -12,7 +12,7 @@ from auris import config
 from auris.evaluation import runner
 from auris.inference import export
 from auris.inference import load as pretrained
-from auris.metrics.measures import measure
+from auris.metrics.measures import find_measure
 from auris.model.adapters import LORA, NEW_TOKENS
 from auris.text.chat import Qwen2AudioChat, QwenAudioChat
 from auris.training import run as train
@@ -104,7 +104,7 @@ def test_a_pretrained_model_is_fine_tuned_evaluated_and_prompted(smallest, dialo
     n_rows = len(dialogues.read_text().splitlines()) - 1
     assert f"written by: a script of templates ({n_rows} rows)" in output and "judged: judged|1-9|stand-in" in output
     assert {row.task for row in rows} == {"chat audio_analysis", "chat voice_chat", "chat text"}
-    assert {row.metric for row in rows} == {"contains", "judged"} and measure("contains").higher_is_better
+    assert {row.metric for row in rows} == {"contains", "judged"} and find_measure("contains").higher_is_better
     assert sum(row.n for row in rows if row.metric == "contains") == n_rows
 
 

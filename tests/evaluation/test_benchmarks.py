@@ -23,7 +23,7 @@ from auris.evaluation.benchmarks import Benchmark
 from auris.evaluation.predictions import find_subsets, score_responses, split_by_subset
 from auris.metrics import published
 from auris.metrics.measures import signature
-from auris.metrics.published import lines
+from auris.metrics.published import table_lines
 from auris.metrics.records import Prediction, ResultRow
 from auris.text import tasks
 from auris.text.prompts import NaturalPrompt, TagPrompt
@@ -96,7 +96,7 @@ def test_each_group_contains_the_benchmarks_of_its_tables():
         members = benchmarks.list_members(group)
         assert {member.name for member in members} <= TASKS.keys() and {member.root for member in members} == {"data"}
         for table in group["tables"]:
-            table_benchmarks = {line.benchmark for line in lines([], table)}
+            table_benchmarks = {line.benchmark for line in table_lines([], table)}
             assert table_benchmarks == (
                 {"airbench_chat"} if table == "airbench_leaderboard" else {member.name for member in members}
             )
@@ -227,7 +227,7 @@ def test_published_numbers_are_shown_next_to_results_and_marked_if_not_comparabl
 
     def printed_lines(name: str, width: int) -> list[str]:
         console = Console(file=StringIO(), width=width)
-        console.print(summary.make_published_table(name, lines(own_results, name)))
+        console.print(summary.make_published_table(name, table_lines(own_results, name)))
         return console.file.getvalue().splitlines()
 
     [v1], [v2] = (
@@ -238,11 +238,11 @@ def test_published_numbers_are_shown_next_to_results_and_marked_if_not_comparabl
     assert re.search("ours +Qwen2-Audio +others", "".join(printed_lines("qwen2_audio_table2", 200)))
     own_results[0] = replace(own_results[0], provenance="tts")
     assert any("1.8 †" in line for line in printed_lines("qwen2_audio_table2", 80))
-    for name in published.tables():  # no word is broken or truncated
+    for name in published.table_names():  # no word is broken or truncated
         words = " ".join(printed_lines(name, 80)).split()
         assert {cell.system.split()[-1] for cell in published.published_scores() if cell.table == name} <= set(words)
         assert all(len(line) <= 80 for line in printed_lines(name, 80)) and not any("…" in word for word in words)
-    source, difference = published.notes("qwen_audio_table3", own_results)
+    source, difference = published.table_notes("qwen_audio_table3", own_results)
     assert source.startswith("Qwen-Audio, arXiv:2311.07919")
     assert "ours wer|whisper_en+basic|word" in difference and "published wer|lower|punctuation kept|word" in difference
 

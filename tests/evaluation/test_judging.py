@@ -14,7 +14,7 @@ from auris.evaluation import judging
 from auris.evaluation.answer_cache import Response
 from auris.evaluation.summary import summarise
 from auris.metrics.judges import air_bench
-from auris.metrics.published import lines as published_lines
+from auris.metrics.published import table_lines as published_lines
 from support import stand_in
 
 RUN = {"study": "s", "arm": "a", "seed": 0, "benchmark": "airbench_chat"}

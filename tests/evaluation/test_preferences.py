@@ -25,7 +25,7 @@ from auris.evaluation.preferences import (
     read_pairs,
     score_answers,
 )
-from auris.metrics.measures import row_stats, value
+from auris.metrics.measures import row_stats, score_from_sums
 from auris.text.tokenizer import Tokenizer
 from support import published, vocabularies
 from support.manifests import write_manifest, write_wave
@@ -265,7 +265,8 @@ def test_responses_of_a_model_become_pairs(command: Callable[..., Any], model: P
     references = {f"q{n}": text for n, text in enumerate(TEXTS)} | {"turns": "a dog"}
     for row in rows:
         scores = [
-            value("wer", row_stats("wer", row[side], references[row["id"]], "en")) for side in ("chosen", "rejected")
+            score_from_sums("wer", row_stats("wer", row[side], references[row["id"]], "en"))
+            for side in ("chosen", "rejected")
         ]
         assert row["scores"] == scores and scores[0] < scores[1]
         assert row["metric"] == "wer" and row["answered_by"] == "scratch/tuned/seed_0"

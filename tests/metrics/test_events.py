@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from auris.metrics.events import count
+from auris.metrics.events import count_matches
 
 
 def event(label: str, start: float, end: float) -> dict:
@@ -13,11 +13,11 @@ def event(label: str, start: float, end: float) -> dict:
 
 def test_events_match_by_label_start_and_end():
     reference = [event("dog", 1.0, 2.0), event("rain", 0.0, 10.0)]
-    assert count(reference, reference) == [2, 0, 0]
-    assert count([event(" Dog", 1.2, 1.8), event("rain", 0.2, 8.0)], reference) == [2, 0, 0]
-    assert count([event("cat", 1.0, 2.0)], reference) == [0, 1, 2]
-    assert count([], reference) == [0, 0, 2]
-    assert count(reference, []) == [0, 2, 0]
+    assert count_matches(reference, reference) == [2, 0, 0]
+    assert count_matches([event(" Dog", 1.2, 1.8), event("rain", 0.2, 8.0)], reference) == [2, 0, 0]
+    assert count_matches([event("cat", 1.0, 2.0)], reference) == [0, 1, 2]
+    assert count_matches([], reference) == [0, 0, 2]
+    assert count_matches(reference, []) == [0, 2, 0]
 
 
 @pytest.mark.parametrize(
@@ -30,20 +30,20 @@ def test_events_match_by_label_start_and_end():
     ],
 )
 def test_the_collar_is_200_ms_for_an_event_of_one_second(start, end, is_match):
-    assert count([event("dog", start, end)], [event("dog", 1.0, 2.0)])[0] == is_match
+    assert count_matches([event("dog", start, end)], [event("dog", 1.0, 2.0)])[0] == is_match
 
 
 def test_the_collar_at_the_end_of_a_long_event_is_20_percent_of_its_length():
-    assert count([event("rain", 0.0, 8.0)], [event("rain", 0.0, 10.0)])[0] == 1
-    assert count([event("rain", 0.0, 7.99)], [event("rain", 0.0, 10.0)])[0] == 0
+    assert count_matches([event("rain", 0.0, 8.0)], [event("rain", 0.0, 10.0)])[0] == 1
+    assert count_matches([event("rain", 0.0, 7.99)], [event("rain", 0.0, 10.0)])[0] == 0
 
 
 def test_events_are_paired_one_to_one_with_the_most_matches():
     # The first reference event matches both predictions, the second matches only the first prediction.
     reference = [event("dog", 1.0, 2.0), event("dog", 0.8, 1.8)]
-    assert count([event("dog", 0.9, 1.9), event("dog", 1.1, 2.1)], reference) == [2, 0, 0]
-    assert count([event("dog", 1.0, 2.0)], reference) == [1, 0, 1]
-    assert count(3 * [event("dog", 1.0, 2.0)], reference[:1]) == [1, 2, 0]
+    assert count_matches([event("dog", 0.9, 1.9), event("dog", 1.1, 2.1)], reference) == [2, 0, 0]
+    assert count_matches([event("dog", 1.0, 2.0)], reference) == [1, 0, 1]
+    assert count_matches(3 * [event("dog", 1.0, 2.0)], reference[:1]) == [1, 2, 0]
 
 
 def test_counts_equal_sed_eval():
@@ -60,4 +60,4 @@ def test_counts_equal_sed_eval():
         event("b", 4.1, 8.1),
         event("a", 5.0, 6.0),
     ]
-    assert count(predicted, reference) == [3, 2, 1]
+    assert count_matches(predicted, reference) == [3, 2, 1]

@@ -9,7 +9,7 @@ from importlib.metadata import version
 
 import pytest
 
-from auris.metrics.normalize import contains, describe, normalize, unit
+from auris.metrics.normalize import contains, counted_unit, describe_normalizer, normalize
 
 
 @pytest.fixture(scope="module")
@@ -95,20 +95,22 @@ def test_normalization_of_examples(text, language, expected):
 
 
 def test_the_unit_is_the_character_in_languages_without_spaces():
-    assert [unit(language) for language in ("en", "de", "zh", "yue", "ja", "zh-TW")] == ["word"] * 2 + ["char"] * 4
+    assert [counted_unit(language) for language in ("en", "de", "zh", "yue", "ja", "zh-TW")] == ["word"] * 2 + [
+        "char"
+    ] * 4
 
 
 def test_the_description_marks_approximate_normalization():
-    assert describe("en") == "whisper_en+basic|word"
-    assert describe("fr") == "whisper_basic|word"
-    assert describe("zh").endswith("whisper_basic(approximate)|char")
-    assert describe("yue").endswith("whisper_basic|char")
+    assert describe_normalizer("en") == "whisper_en+basic|word"
+    assert describe_normalizer("fr") == "whisper_basic|word"
+    assert describe_normalizer("zh").endswith("whisper_basic(approximate)|char")
+    assert describe_normalizer("yue").endswith("whisper_basic|char")
 
 
 def test_the_description_names_the_packages():
     pytest.importorskip("cn2an"), pytest.importorskip("zhconv")
-    assert describe("zh") == f"cn2an{version('cn2an')}+whisper_basic(approximate)|char"
-    assert describe("yue") == f"zhconv{version('zhconv')}+whisper_basic|char"
+    assert describe_normalizer("zh") == f"cn2an{version('cn2an')}+whisper_basic(approximate)|char"
+    assert describe_normalizer("yue") == f"zhconv{version('zhconv')}+whisper_basic|char"
 
 
 def test_a_missing_language_raises_an_error():

@@ -106,7 +106,7 @@ def test_alignment_shift_equals_the_script_including_its_wrong_pairing_of_rows(g
             assert_script_error(lambda texts=texts: official.alignment_shift(texts), row["error"])
         else:
             assert official.alignment_shift(texts) == pytest.approx(row["aas"], abs=1e-9), row["name"]
-            scores = official.timed_words(texts)
+            scores = official.timed_word_scores(texts)
             assert row["script_result"].endswith(f"WER: {scores['wer']:.4f} AAS: {scores['aas']:.4f}")
 
 
@@ -170,10 +170,10 @@ def test_note_scores_equal_the_script_including_its_chroma(golden):
             assert official.parse_note(item["gt"])._asdict() == item["gt_info"]
             assert official.parse_note(item["response"])._asdict() == item["response_info"]
         if row["error"]:
-            assert_script_error(lambda pairs=pairs: official.notes(pairs), row["error"])
+            assert_script_error(lambda pairs=pairs: official.note_scores(pairs), row["error"])
         else:
             expected = {name: row[script_name] for name, script_name in keys.items()}
-            assert official.notes(pairs) == pytest.approx(expected, abs=1e-12), row["name"]
+            assert official.note_scores(pairs) == pytest.approx(expected, abs=1e-12), row["name"]
 
 
 def test_mean_average_precision_equals_scikit_learn():
@@ -186,7 +186,7 @@ def test_mean_average_precision_equals_scikit_learn():
         [text.format(", ".join(np.array(names)[row])) for row in qualities] for qualities in (reference, predicted)
     ]
     expected = sklearn.average_precision_score(reference, predicted.astype(float), average="macro")
-    assert official.notes([*zip(*answers, strict=True)])["qualities"] == pytest.approx(expected)
+    assert official.note_scores([*zip(*answers, strict=True)])["qualities"] == pytest.approx(expected)
 
 
 def pairs_by_source(items: list[dict]) -> dict[str, list[tuple[str, str]]]:
@@ -258,15 +258,15 @@ def reply_stats(metric: str, record: dict) -> list[float]:
     ],
 )
 def test_a_reply_is_parsed_as_an_option_or_none(reply, expected):
-    assert choices.parse(reply, ["happy", "sad", "angry", "calm"]) == expected
+    assert choices.parse_option(reply, ["happy", "sad", "angry", "calm"]) == expected
 
 
 def test_the_longest_matching_option_wins_and_letters_without_an_option_are_ignored():
-    assert choices.parse("I hear a dog barking", ["dog", "dog barking", "cat"]) == 1
-    assert choices.parse("It is (D)", ["jazz", "rock", "folk"]) is None
-    assert choices.parse("Symphony in D", ["Symphony in D", "a waltz"]) == 0
-    assert choices.parse("", ["?", "!"]) is None
-    assert choices.parse("D major", ["C major", "D major"]) == 1
+    assert choices.parse_option("I hear a dog barking", ["dog", "dog barking", "cat"]) == 1
+    assert choices.parse_option("It is (D)", ["jazz", "rock", "folk"]) is None
+    assert choices.parse_option("Symphony in D", ["Symphony in D", "a waltz"]) == 0
+    assert choices.parse_option("", ["?", "!"]) is None
+    assert choices.parse_option("D major", ["C major", "D major"]) == 1
 
 
 def test_options_with_equal_text_are_the_same_answer_except_in_the_script():
@@ -282,7 +282,7 @@ def test_a_report_has_a_line_per_source_and_shows_where_the_script_stops():
         official.Answer(source="clothoaqa_val", reference="yes", **common),
         official.Answer(source="clothoaqa_open", reference="rain", **common),
     ]
-    lines = official.report("evaluate_aqa", "v1", answers)
+    lines = official.script_scores("evaluate_aqa", "v1", answers)
     assert [(line.source, line.metric, line.value) for line in lines] == [
         ("clothoaqa_val", "accuracy", 1.0),
         ("clothoaqa_val", "binary", 1.0),
@@ -290,7 +290,7 @@ def test_a_report_has_a_line_per_source_and_shows_where_the_script_stops():
     ]
     assert lines[-1].stopped.startswith("ValueError") and lines[0].n == 1
     with pytest.raises(ValueError, match="benchmark.script=evaluate_caption: expected one of evaluate_asr"):
-        official.report("evaluate_caption", "v1", answers)
+        official.script_scores("evaluate_caption", "v1", answers)
 
 
 def test_only_the_official_normalisation_keeps_spaces_between_japanese_words():

@@ -6,7 +6,7 @@ import pytest
 
 from auris.metrics import published as module
 from auris.metrics.measures import MEASURES, signature
-from auris.metrics.published import Line, PublishedScore, is_comparable, lines, published_scores, tables
+from auris.metrics.published import Line, PublishedScore, is_comparable, published_scores, table_lines, table_names
 from auris.metrics.records import ResultRow
 
 
@@ -25,7 +25,7 @@ def result(**fields) -> ResultRow:
 
 
 def test_all_tables_exist_and_state_their_sources():
-    assert tables() == [
+    assert table_names() == [
         "qwen_audio_table3",
         "qwen_audio_tables4_5",
         "qwen2_audio_table2",
@@ -81,7 +81,7 @@ def test_values_are_converted_to_the_units_of_the_metrics():
 
 
 def librispeech_lines(results: list[ResultRow], table: str) -> dict[str, Line]:
-    return {line.part: line for line in lines(results, table) if line.benchmark == "librispeech"}
+    return {line.part: line for line in table_lines(results, table) if line.benchmark == "librispeech"}
 
 
 def test_results_are_matched_to_cells_by_benchmark_part_and_metric():
@@ -113,7 +113,7 @@ def test_cantonese_scores_are_comparable_with_published_ones():
 
 def test_errors_name_an_unknown_table_and_a_system_with_missing_cells():
     with pytest.raises(ValueError, match="no published table 'table9'; choose from qwen_audio_table3"):
-        lines([], "table9")
+        table_lines([], "table9")
     benchmarks = {"librispeech": {"parts": ["a"], "metric": "wer", "scale": 1, "signatures": {}}}
     invalid_tables = {"t": {"source": "s", "systems": {"x": {"cells": {"librispeech": [1, 2]}}}}}
     with pytest.raises(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from auris.metrics.records import Prediction, ResultRow, read, write
+from auris.metrics.records import Prediction, ResultRow, read_records, write_records
 
 PREDICTION = {
     "id": "a-0",
@@ -49,9 +49,9 @@ JUDGED_PREDICTION = PREDICTION | {"replies": ["8 6", None], "failures": [None, "
 )
 def test_written_records_are_read_back_with_keys_in_order(kind, line: dict, tmp_path: Path):
     path = tmp_path / "run" / "file.jsonl"
-    write(path, [kind(**line)])
+    write_records(path, [kind(**line)])
     assert path.read_text(encoding="utf-8") == json.dumps(line, ensure_ascii=False) + "\n"
-    assert [record.to_json() for record in read(path, kind)] == [line]
+    assert [record.to_json() for record in read_records(path, kind)] == [line]
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_the_error_for_an_invalid_line_names_its_number(line: dict, message: str
     path = tmp_path / "results.jsonl"
     path.write_text("".join(json.dumps(entry) + "\n" for entry in (RESULT, line)))
     with pytest.raises(ValueError, match=message):
-        read(path, ResultRow)
+        read_records(path, ResultRow)
     path.write_text(json.dumps(RESULT) + "\n" + json.dumps(RESULT)[:-20])
     with pytest.raises(ValueError, match="line 2 is not a valid ResultRow .*; evaluate the run again"):
-        read(path, ResultRow)
+        read_records(path, ResultRow)

@@ -15,8 +15,8 @@ from torchmetrics.functional.classification import (
     multilabel_average_precision,
 )
 
-from auris.metrics.measures import MEASURES, display, score, scorer, value
-from auris.metrics.statistics import bootstrap, difference, percentiles, samples
+from auris.metrics.measures import MEASURES, format_value, score, score_from_sums, scorer
+from auris.metrics.statistics import bootstrap_interval, difference_scorer, percentile_interval, resample_scores
 
 CORPUS_METRICS = [name for name, measure in MEASURES.items() if measure.over]
 
@@ -66,7 +66,7 @@ def test_summed_sentence_statistics_give_corpus_bleu():
     references = ["the old bridge was painted green last summer", "he does not like apples", "nobody knew the answer ."]
     rows = [sentence_stats(*pair) for pair in zip(hypotheses, references, strict=True)]
     expected = sacrebleu.corpus_bleu(hypotheses, [references]).score
-    assert value("bleu", np.sum(rows, axis=0)) == score("bleu", rows) == pytest.approx(expected, abs=1e-9)
+    assert score_from_sums("bleu", np.sum(rows, axis=0)) == score("bleu", rows) == pytest.approx(expected, abs=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -82,19 +82,19 @@ def test_summed_sentence_statistics_give_corpus_bleu():
     ],
 )
 def test_values_of_summed_statistics(metric, sums, expected):
-    assert value(metric, sums) == pytest.approx(expected)
+    assert score_from_sums(metric, sums) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("metric", MEASURES)
 def test_the_score_of_no_rows_is_nan(metric):
     assert np.isnan(score(metric, [])) or metric == "bleu"
     if not MEASURES[metric].over and metric != "bleu":
-        assert np.isnan(value(metric, [0] * len(MEASURES[metric].stats)))
+        assert np.isnan(score_from_sums(metric, [0] * len(MEASURES[metric].stats)))
 
 
 def test_the_error_for_an_unknown_metric_lists_the_valid_ones():
     with pytest.raises(ValueError, match="'word_error'.*wer, cer, cpwer"):
-        value("word_error", [1, 2])
+        score_from_sums("word_error", [1, 2])
 
 
 # --- corpus metrics ---
@@ -204,10 +204,10 @@ def test_cider_of_empty_answers_or_of_a_single_row_is_zero():
 
 def test_the_bootstrap_interval_of_a_proportion_is_the_binomial_interval():
     stats = [[1.0, 1.0]] * 700 + [[0.0, 1.0]] * 300
-    low, high = bootstrap(stats, "accuracy", n_samples=4000)
+    low, high = bootstrap_interval(stats, "accuracy", n_samples=4000)
     half = 1.96 * np.sqrt(0.7 * 0.3 / 1000)
     assert (low, high) == pytest.approx((0.7 - half, 0.7 + half), abs=0.003)
-    assert bootstrap(stats, "accuracy") == bootstrap(stats, "accuracy")
+    assert bootstrap_interval(stats, "accuracy") == bootstrap_interval(stats, "accuracy")
 
 
 def test_pairing_narrows_the_interval_if_the_same_rows_are_hard_for_both_systems():
@@ -216,9 +216,9 @@ def test_pairing_narrows_the_interval_if_the_same_rows_are_hard_for_both_systems
     a = np.stack([10.0 * is_hard + rng.binomial(2, 0.5, 400), np.full(400, 20.0)], axis=1)
     b = a - np.array([1.0, 0.0]) * rng.binomial(1, 0.3, 400)[:, None]
     scorer_a, scorer_b = (scorer("wer", [dict(enumerate(rows))]) for rows in (a, b))
-    low, high = percentiles(samples(difference(scorer_a, scorer_b), 400))
+    low, high = percentile_interval(resample_scores(difference_scorer(scorer_a, scorer_b), 400))
     assert -0.02 < low < score("wer", b) - score("wer", a) < high < 0
-    single = bootstrap(a, "wer")
+    single = bootstrap_interval(a, "wer")
     assert high - low < 0.2 * (single[1] - single[0])
 
 
@@ -238,7 +238,7 @@ def test_a_row_with_weight_two_counts_like_two_rows(metric):
 @pytest.mark.parametrize("metric", CORPUS_METRICS)
 def test_an_interval_contains_the_score_and_has_a_positive_width(metric):
     rows = 5 * ROWS[metric]
-    low, high = bootstrap(rows, metric, n_samples=200)
+    low, high = bootstrap_interval(rows, metric, n_samples=200)
     assert low <= score(metric, rows) <= high and low < high
 
 
@@ -255,8 +255,8 @@ def test_seeds_are_pooled_for_summed_statistics_and_averaged_for_corpus_metrics(
     [("wer", 0.0894, "8.9"), ("bleu", 25.06, "25.1"), ("aas_ms", 63.04, "63.0"), ("cider", 0.4412, "0.441")],
 )
 def test_a_value_is_displayed_in_its_unit(metric, number, text):
-    assert display(metric, number) == text
-    assert display(metric, number, "+") == f"+{text}"
+    assert format_value(metric, number) == text
+    assert format_value(metric, number, "+") == f"+{text}"
 
 
 def test_a_measure_has_either_a_formula_or_a_corpus_function():

@@ -9,15 +9,15 @@ import pytest
 
 from auris.metrics.measures import score, scorer
 from auris.metrics.statistics import (
-    bootstrap,
-    detectable,
-    detectable_alone,
-    difference,
+    bootstrap_interval,
+    correct_by_holm,
+    detectable_difference,
+    detectable_difference_alone,
+    difference_scorer,
     find_units,
-    holm,
-    percentiles,
+    percentile_interval,
     permutation_test,
-    samples,
+    resample_scores,
 )
 
 
@@ -47,21 +47,21 @@ def test_ten_equal_rows_of_a_speaker_count_as_one_in_the_interval():
     correct = np.repeat(np.random.default_rng(0).permutation([1.0] * 35 + [0.0] * 15), 10)
     stats = np.stack([correct, np.ones(500)], axis=1)
     units = find_units(rows(500, 10)).indices
-    low, high = bootstrap(stats, "accuracy", 4000, units=units)
+    low, high = bootstrap_interval(stats, "accuracy", 4000, units=units)
     half = 1.96 * np.sqrt(0.7 * 0.3 / 50)  # 50 speakers, not 500 rows
     assert (low, high) == pytest.approx((0.7 - half, 0.7 + half), abs=0.021)  # accuracies are multiples of 1/50
-    row_interval = bootstrap(stats, "accuracy", 4000)
+    row_interval = bootstrap_interval(stats, "accuracy", 4000)
     assert (high - low) / (row_interval[1] - row_interval[0]) == pytest.approx(np.sqrt(10), rel=0.05)
 
 
 def test_units_of_one_row_give_the_interval_over_rows():
     stats = [[float(i % 3), 5.0] for i in range(60)]
-    assert bootstrap(stats, "wer", units=np.arange(60)) == bootstrap(stats, "wer")
+    assert bootstrap_interval(stats, "wer", units=np.arange(60)) == bootstrap_interval(stats, "wer")
 
 
 def test_resampled_error_rates_are_corpus_error_rates():
     stats = np.array([[1.0, 2.0], [0.0, 10.0], [3.0, 4.0]])
-    resampled = samples(scorer("wer", [dict(enumerate(stats))]), 3, 3000)
+    resampled = resample_scores(scorer("wer", [dict(enumerate(stats))]), 3, 3000)
     possible = {sum(c[0] for c in chosen) / sum(c[1] for c in chosen) for chosen in product(stats, repeat=3)}
     assert {round(x, 9) for x in resampled} == {round(x, 9) for x in possible}
 
@@ -133,31 +133,31 @@ def test_permutation_tests_support_seeds_and_corpus_metrics(metric: str):
 
 
 def test_holm_correction_of_examples():
-    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
-    assert holm([0.5, 0.6]) == [1, 1]
-    corrected = holm([0.02, float("nan"), 0.01])
+    assert correct_by_holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert correct_by_holm([0.5, 0.6]) == [1, 1]
+    corrected = correct_by_holm([0.02, float("nan"), 0.01])
     assert corrected[0] == 0.02 and np.isnan(corrected[1]) and corrected[2] == 0.02
-    assert holm([]) == []
+    assert correct_by_holm([]) == []
 
 
 def test_the_detectable_difference_equals_the_closed_form():
     stats = [[1.0, 1.0]] * 700 + [[0.0, 1.0]] * 300
-    resampled = samples(scorer("accuracy", [dict(enumerate(stats))]), 1000, 4000)
+    resampled = resample_scores(scorer("accuracy", [dict(enumerate(stats))]), 1000, 4000)
     error = np.sqrt(0.7 * 0.3 / 1000)
-    assert detectable(resampled) == pytest.approx((1.96 + 0.8416) * error, rel=0.04)
-    assert detectable_alone(resampled) == pytest.approx(np.sqrt(2) * (1.96 + 0.8416) * error, rel=0.04)
-    assert np.isnan(detectable(np.array([np.nan]))) and np.isnan(detectable(np.zeros(9)))
+    assert detectable_difference(resampled) == pytest.approx((1.96 + 0.8416) * error, rel=0.04)
+    assert detectable_difference_alone(resampled) == pytest.approx(np.sqrt(2) * (1.96 + 0.8416) * error, rel=0.04)
+    assert np.isnan(detectable_difference(np.array([np.nan]))) and np.isnan(detectable_difference(np.zeros(9)))
 
 
 def test_a_detectable_difference_is_significant_in_80_percent_of_cases():
     rng, n, gap = np.random.default_rng(3), 200, 0.1
-    spread = detectable(rng.normal(scale=1, size=4000)) / (1.96 + 0.8416)
+    spread = detectable_difference(rng.normal(scale=1, size=4000)) / (1.96 + 0.8416)
     assert spread == pytest.approx(1, abs=0.05)
     scale = gap * np.sqrt(n) / (1.96 + 0.8416)  # standard deviation at which `gap` is the detectable difference
     n_significant = 0
     for trial in range(100):
         a, b = unweighted_rows(np.zeros(n)), unweighted_rows(rng.normal(gap, scale, n))
         scorer_a, scorer_b = (scorer("judged", system) for system in (a, b))
-        low, high = percentiles(samples(difference(scorer_a, scorer_b), n, 400, seed=trial))
+        low, high = percentile_interval(resample_scores(difference_scorer(scorer_a, scorer_b), n, 400, seed=trial))
         n_significant += low > 0 or high < 0
     assert 0.65 <= n_significant / 100 <= 0.92 and score("judged", list(a[0].values())) == 0

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from auris.metrics.measures import row_stats, score, value
-from auris.metrics.timestamps import matches
+from auris.metrics.measures import row_stats, score, score_from_sums
+from auris.metrics.timestamps import match_items
 
 WORDS = [
     {"word": "the", "start": 0.0, "end": 0.11},
@@ -55,14 +55,14 @@ def test_corpus_shift_equals_the_released_script_if_it_pairs_rows_correctly(gold
 
 def test_ties_are_resolved_as_in_the_edit_distance_package():
     """These are the matches of edit-distance 1.0.9, which also agreed on 3,000 random pairs."""
-    assert matches("bbdbcc", "bccccaa") == [(0, 0), (4, 4)]
-    assert matches("甲乙甲乙", "乙甲乙甲") == [(1, 0), (2, 1), (3, 2)]
-    assert matches("abc", "") == matches("", "abc") == []
+    assert match_items("bbdbcc", "bccccaa") == [(0, 0), (4, 4)]
+    assert match_items("甲乙甲乙", "乙甲乙甲") == [(1, 0), (2, 1), (3, 2)]
+    assert match_items("abc", "") == match_items("", "abc") == []
 
 
 def test_the_shift_is_the_mean_of_both_ends_in_milliseconds():
     assert row_stats("aas_ms", shifted(start=0.02, end=0.04), WORDS, "en") == pytest.approx([90.0, 3])
-    assert value("aas_ms", [90.0, 3]) == 30.0
+    assert score_from_sums("aas_ms", [90.0, 3]) == 30.0
     assert row_stats("aas_ms", WORDS, WORDS, "en") == [0, 3]
 
 

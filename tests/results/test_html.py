@@ -213,7 +213,7 @@ def test_the_audio_of_a_row_on_a_page_is_the_audio_the_model_received(tmp_path: 
             parts=[part],
         )
         answer_cache.save_evaluation(tmp_path / answer_cache.CACHE_DIR, f"b@{kind}", evaluation)
-        rows, notes = recordings.find(tmp_path, f"b@{kind}", ["r", "gone"])
+        rows, notes = recordings.find_rows(tmp_path, f"b@{kind}", ["r", "gone"])
         assert notes == [] and set(rows) == {"r"} and str(rows["r"].clips[0].path) == str(clip.path)
         assert cache.path.read_bytes() == before
     assert recordings.describe_replaced_audio("b@silence") and recordings.describe_replaced_audio("b") == ""
@@ -237,7 +237,7 @@ def test_the_edits_of_an_alignment_equal_those_counted_by_the_metric(metric: str
         predicted, reference = (
             " ".join(rng.choices(["der", "Käse", "sat", "好", "on"], k=rng.randrange(6))) for _ in range(2)
         )
-        alignment = edits.align(predicted, reference, language, unit=edits.unit_of(metric, language))
+        alignment = edits.align_texts(predicted, reference, language, unit=edits.unit_of(metric, language))
         errors, length = row_stats(metric, predicted, reference, language)
         assert sum(edit.kind != "equal" for edit in alignment) == errors
         assert sum(bool(edit.reference) for edit in alignment) == length
@@ -261,17 +261,19 @@ def run_predictions(
 
 def test_the_worst_rows_have_the_lowest_scores():
     english = [line for line in LINES if line["group"] == "asr en"]
-    worst = examples.choose(run_predictions(english), 2)
+    worst = examples.choose_worst_rows(run_predictions(english), 2)
     assert worst.ids == ["asr-en-1", "asr-en-3"] and "ranked by WER; 3 of 4 rows" in worst.description
     sounds = [line for line in LINES if line["group"] == "sec"]
-    worst = examples.choose(run_predictions(sounds), 1)
+    worst = examples.choose_worst_rows(run_predictions(sounds), 1)
     assert (
         worst.ids == ["sec-en-1"]
         and "2 rows have the same score as the last one shown; of these, the page shows the first 1 by id"
         in worst.description
     )
-    assert examples.choose(run_predictions(sounds[:1]), 3).ids == []
-    answers = examples.choose([*run_predictions(sounds), *run_predictions(sounds, arm="b", stats=[1.0, 1.0])], 3)
+    assert examples.choose_worst_rows(run_predictions(sounds[:1]), 3).ids == []
+    answers = examples.choose_worst_rows(
+        [*run_predictions(sounds), *run_predictions(sounds, arm="b", stats=[1.0, 1.0])], 3
+    )
     assert answers.ids == ["sec-en-1", "sec-en-2"] and "mean over the systems" in answers.description
 
 

@@ -72,13 +72,13 @@ def test_results_use_the_scale_of_the_table_and_pool_all_seeds(study: Path):
 def test_incomparable_numbers_are_marked(study: Path):
     v1, v2 = (papers.table(name, [study]) for name in papers.TABLES)
     index = ("librispeech", "test-clean", "WER")
-    table = papers.readable(v2)
+    table = papers.format_table(v2)
     assert table.loc[index, "s/a"] == "4.0 [2.0, 8.0]"
     assert table.loc[index, "s/b"] == "3.0 [2.0, 4.0] †"
     assert table.loc[index, "Qwen2-Audio"] == "1.6" and table.loc[index, "others"].startswith(
         "SpeechVerse 2.1, SpeechT5 2.4"
     )
-    assert papers.readable(v1).loc[index, "s/b"] == "3.0 [2.0, 4.0] ≠†"  # Qwen-Audio's script keeps punctuation
+    assert papers.format_table(v1).loc[index, "s/b"] == "3.0 [2.0, 4.0] ≠†"  # Qwen-Audio's script keeps punctuation
     legend = papers.legend(v1)
     assert (
         "† synthetic" in legend
@@ -92,9 +92,9 @@ def test_a_study_without_results_shows_only_the_published_numbers(tmp_path: Path
     (tmp_path / "s/a/seed_0").mkdir(parents=True)
     frame = papers.table("airbench_leaderboard", [tmp_path / "s"])
     assert not frame["ours"].any() and "None of our results" in papers.legend(frame)
-    assert papers.readable(frame).columns.tolist() == ["Qwen2-Audio", "others"]
+    assert papers.format_table(frame).columns.tolist() == ["Qwen2-Audio", "others"]
     papers.plot(frame)
-    ablated = papers.readable(papers.table("qwen_audio_tables4_5", []))
+    ablated = papers.format_table(papers.table("qwen_audio_tables4_5", []))
     assert ablated.columns.tolist() == ["with SRWT", "others"] and ablated.iloc[0].tolist() == [
         "1.79",
         "without SRWT 1.93",

@@ -26,7 +26,7 @@ def study(tmp_path: Path) -> Path:
 @pytest.fixture
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Do not draw figures, which takes seconds, in tests of tables and printed text."""
-    monkeypatch.setattr(terminal, "save", lambda figure, path: [])
+    monkeypatch.setattr(terminal, "save_figure", lambda figure, path: [])
 
 
 def test_the_table_pools_seeds_and_shows_each_arm_and_the_difference(study):
@@ -315,7 +315,7 @@ def test_a_difference_counts_only_if_it_exceeds_the_noise_of_paired_seeds(tmp_pa
     worse = results.verdicts(tmp_path / "s", ["steady", "base"])
     assert worse["verdict"].tolist() == ["worse"]
     frame = results.table(tmp_path / "s", ["base", "steady", "shaky"])
-    head, _, line, *_, legend = results.markdown(frame, results.verdicts_in(frame)).splitlines()
+    head, _, line, *_, legend = results.format_markdown(frame, results.verdicts_in(frame)).splitlines()
     assert head == "| task | metric | n | base | steady | shaky |"
     assert line.startswith("| sec | accuracy (%) ↑ | 20 | 0.0 [0.0, 0.0] ±0.0 | 50.0 [")
     _base, steady, shaky = line.strip("| ").split(" | ")[3:]

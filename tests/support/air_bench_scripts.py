@@ -109,7 +109,7 @@ def verdicts(records: Sequence[tuple[str, str | None]], order: int) -> VerdictCo
         if reply is None:
             raise ScriptError("AttributeError: 'NoneType' object has no attribute 'strip'")
         counts.counted += len(reply.strip().replace("\n", "").split(" ")) == 2
-        numbers = air_bench.parse(reply)
+        numbers = air_bench.parse_reply(reply)
         if numbers is None:
             counts.failed += 1
             continue

@@ -9,7 +9,7 @@ import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 
 from auris.metrics.measures import score
-from auris.metrics.statistics import bootstrap
+from auris.metrics.statistics import bootstrap_interval
 
 ARMS = ("qwen_audio", "qwen2_audio")
 
@@ -39,7 +39,7 @@ def write_run(root: Path, arm: str, seed: int, groups: dict[str, tuple[str, list
                 "audio_seconds": 2.0,
             }
             rows.append({**common, **row, "language": language, "group": group})
-        low, high = bootstrap(stats, metric, n_samples=50)
+        low, high = bootstrap_interval(stats, metric, n_samples=50)
         result = {
             "value": score(metric, stats),
             "low": low,

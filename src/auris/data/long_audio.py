@@ -13,7 +13,7 @@ from difflib import SequenceMatcher
 
 from auris import audio
 from auris.data.rows import Clip, Row
-from auris.metrics.normalize import unit
+from auris.metrics.normalize import counted_unit
 
 WINDOW = audio.MAX_SAMPLES / audio.SAMPLE_RATE  # length of a window in seconds
 OVERLAP = 5.0  # minimum overlap of neighbouring windows in seconds: about one sentence, enough to align transcripts
@@ -57,7 +57,7 @@ def merge_transcripts(texts: Sequence[str], language: str) -> str:
     the longest run of units that the end of the first and the start of the second have in common. If there is none,
     they are concatenated.
     """
-    separator = " " if unit(language) == "word" else ""
+    separator = " " if counted_unit(language) == "word" else ""
     units = [text.split() if separator else list(text.strip()) for text in texts]
     merged = units[0] if units else []
     for following in units[1:]:

@@ -24,7 +24,7 @@ from auris.audio import Sound
 from auris.data import importers
 from auris.data.importers import Fields
 from auris.errors import UserError
-from auris.metrics.measures import for_language
+from auris.metrics.measures import metric_in_language
 from auris.text import chat, tasks
 from auris.text.answer_formats import Labels
 
@@ -259,7 +259,7 @@ def answer_language(row: Row) -> str:
 
 def metric_name(row: Row) -> str:
     """Return the name of the metric for a row's task and language."""
-    return for_language(tasks.get_task(row.labels["task"]).metric, answer_language(row))
+    return metric_in_language(tasks.get_task(row.labels["task"]).metric, answer_language(row))
 
 
 # --- dialogues ----------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from auris.data.pairs import VerdictSamples
 from auris.data.rows import Row, answer_language, group
 from auris.data.rows import metric_name as main_metric
 from auris.evaluation.answer_cache import Response
-from auris.metrics.measures import check, row_stats
+from auris.metrics.measures import check_packages, row_stats
 from auris.metrics.records import Prediction
 from auris.text import tasks
 from auris.text.answer_formats import Labels
@@ -27,7 +27,7 @@ _CHOICE_METRICS = ("choice", "choice_official", "choice_unparsed")
 def check_metrics(rows: Iterable[Row]) -> None:
     """Check that the packages that the rows' metrics need are installed; call this before rows are answered."""
     for metric, language_code in sorted({(metric, answer_language(row)) for row in rows for metric in _metrics(row)}):
-        check(metric, language_code)
+        check_packages(metric, language_code)
 
 
 def merge_windows(responses: Sequence[Response], windows: Mapping[str, Sequence[str]]) -> list[Response]:

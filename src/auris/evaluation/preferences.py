@@ -31,8 +31,8 @@ from auris.files import write_json, write_jsonl
 from auris.inference import load as pretrained
 from auris.metrics import measures
 from auris.metrics.judges.judge import Judge, UnratedError
-from auris.metrics.measures import for_language, row_stats
-from auris.metrics.statistics import bootstrap
+from auris.metrics.measures import metric_in_language, row_stats
+from auris.metrics.statistics import bootstrap_interval
 from auris.text.chat import map_audios
 from auris.text.console import numbers_table, print_plain
 
@@ -186,20 +186,20 @@ def score_answers(row: Row, answers: Sequence[str], metric: str, judge: Judge | 
     """Score each answer to a row.
 
     Returns:
-        The name of the metric for the row's language (`measures.for_language`), and the score of each answer. A score
-        is NaN if there is nothing to count in the correct answer.
+        The name of the metric for the row's language (`measures.metric_in_language`), and the score of each answer. A
+        score is NaN if there is nothing to count in the correct answer.
 
     Raises:
         UnratedError: The judge gives no points to an answer.
     """
     if judge is not None:
         return metric, [judge(row.labels, answer) for answer in answers]
-    metric_for_language = for_language(metric, answer_language(row))
+    metric_for_language = metric_in_language(metric, answer_language(row))
     correct = row.labels["text"]
     if metric == "contains":
         correct = row.labels.get("key") or correct
     stats = [row_stats(metric_for_language, answer, correct, answer_language(row)) for answer in answers]
-    return metric_for_language, [measures.value(metric_for_language, answer_stats) for answer_stats in stats]
+    return metric_for_language, [measures.score_from_sums(metric_for_language, answer_stats) for answer_stats in stats]
 
 
 def choose_pair(answers: Sequence[str], metric: str, scores: Sequence[float], margin: float) -> tuple[int, int] | str:
@@ -219,7 +219,7 @@ def choose_pair(answers: Sequence[str], metric: str, scores: Sequence[float], ma
     usable = [n for n, answer in enumerate(answers) if answer.strip()]
     if len(usable) < 2:
         return EMPTY
-    sign = 1 if measures.measure(metric).higher_is_better else -1
+    sign = 1 if measures.find_measure(metric).higher_is_better else -1
     best, worst = (pick(usable, key=lambda n: sign * scores[n]) for pick in (max, min))
     gap = abs(scores[best] - scores[worst])
     if gap == 0:
@@ -281,7 +281,7 @@ def compute_statistics(outcome: Outcome) -> dict[str, Any]:
     n_characters = np.array([(len(pair.chosen), len(pair.rejected)) for pair in pairs], dtype=float)  # (pairs, 2)
     n_chosen, n_rejected = n_characters.T
     chosen_is_longer = np.where(n_chosen == n_rejected, 0.5, n_chosen > n_rejected)
-    low, high = bootstrap([[is_longer, 1.0] for is_longer in chosen_is_longer.tolist()], "accuracy")
+    low, high = bootstrap_interval([[is_longer, 1.0] for is_longer in chosen_is_longer.tolist()], "accuracy")
     scores: dict[str, list[tuple[float, float]]] = {}
     for pair in pairs:
         if pair.metric and pair.scores:

@@ -203,7 +203,7 @@ def _score(job: _Job, run_dir: Path, name: str, evaluation: answer_cache.Evaluat
     identity: Identity = {**evaluation.run, "benchmark": name}
     results = summary.summarise(all_predictions, identity, n_resamples, seed, signatures, evaluation.changes)
     if evaluation.audio != audio_ablation.AS_IS:
-        with_audio = records.read(_predictions_file(run_dir, name.rpartition("@")[0]), Prediction)
+        with_audio = records.read_records(_predictions_file(run_dir, name.rpartition("@")[0]), Prediction)
         results += summary.compute_drops(results, all_predictions, with_audio)
     _write_results(run_dir, name, all_predictions, results)
     if official_scores:
@@ -236,10 +236,12 @@ def _write_results(
 ) -> None:
     """Write the predictions of an evaluation, and replace the lines of the evaluation in `results.jsonl`."""
     with evaluation_lock(run_dir / CACHE_DIR):
-        records.write(_predictions_file(run_dir, name), all_predictions)
+        records.write_records(_predictions_file(run_dir, name), all_predictions)
         file = run_dir / "results.jsonl"
-        other_rows = [row for row in records.read(file, ResultRow) if row.benchmark != name] if file.is_file() else []
-        records.write(file, [*other_rows, *results])
+        other_rows = (
+            [row for row in records.read_records(file, ResultRow) if row.benchmark != name] if file.is_file() else []
+        )
+        records.write_records(file, [*other_rows, *results])
 
 
 def _record_command(run_dir: Path, name: str, digests: Mapping[str, str]) -> None:

@@ -65,9 +65,9 @@ def summarise(
         stats, units = [prediction.stats for prediction in scored], _find_units(scored)
         provenances = {kind for prediction in scored for kind in prediction.provenance.split("+")}
         scorer = measures.scorer(metric, [dict(enumerate(stats))])
-        resampled_scores = statistics.samples(scorer, len(stats), samples, seed, units.indices)
-        low, high = statistics.percentiles(resampled_scores)
-        detectable = statistics.detectable_alone(resampled_scores)
+        resampled_scores = statistics.resample_scores(scorer, len(stats), samples, seed, units.indices)
+        low, high = statistics.percentile_interval(resampled_scores)
+        detectable = statistics.detectable_difference_alone(resampled_scores)
         metric_signature = signatures.get(metric) or signature(metric, scored[0].language)
         result = ResultRow(
             **identity,
@@ -107,7 +107,7 @@ def compute_drops(
         if common_ids := sorted(as_is.keys() & altered.keys()):
             units = _find_units([altered[row_id] for row_id in common_ids])
             stats_as_is, stats_altered = ({i: side[i].stats for i in common_ids} for side in (as_is, altered))
-            value, low, high, p = statistics.drop(row.metric, [stats_as_is], [stats_altered], units.indices)
+            value, low, high, p = statistics.score_drop(row.metric, [stats_as_is], [stats_altered], units.indices)
             drop_row = replace(row, split="drop", value=value, low=low, high=high, p=p, detectable=None)
             drop_rows.append(replace(drop_row, n=len(common_ids), units=str(units)))
     return drop_rows
@@ -155,7 +155,7 @@ def official_scores(
         for row in rows
         if row.id in by_id
     ]
-    return official.report(script, version, answers)
+    return official.script_scores(script, version, answers)
 
 
 def _make_source(row: Row) -> str:
@@ -192,13 +192,13 @@ def print_results(
         table.add_column(header, no_wrap=header not in ("task", "metric"), overflow="fold")
     last_task = None
     for row in results:
-        value, low, high = (measures.display(row.metric, number) for number in (row.value, row.low, row.high))
-        detectable = "-" if row.detectable is None else measures.display(row.metric, row.detectable)
+        value, low, high = (measures.format_value(row.metric, number) for number in (row.value, row.low, row.high))
+        detectable = "-" if row.detectable is None else measures.format_value(row.metric, row.detectable)
         n_units, _, unit = row.units.partition(" ")
         drop = drops_by_score.get((row.task, row.metric))
         table.add_row(
             "" if row.task == last_task else escape(row.task),
-            f"{row.metric} {measures.measure(row.metric).unit}",
+            f"{row.metric} {measures.find_measure(row.metric).unit}",
             escape(f"{value} [{low}, {high}]"),
             str(row.n) if unit == "rows" else f"{row.n}/{n_units}",
             escape(_format_drop(drop) if drops_by_score else detectable),
@@ -219,7 +219,7 @@ def print_results(
 def _format_drop(row: ResultRow | None) -> str:
     if row is None:
         return "-"
-    value, low, high = (measures.display(row.metric, number, "+") for number in (row.value, row.low, row.high))
+    value, low, high = (measures.format_value(row.metric, number, "+") for number in (row.value, row.low, row.high))
     is_significant = row.p is not None and row.p < statistics.LEVEL
     return f"{value}{'*' if is_significant else ''} [{low}, {high}]"
 
@@ -253,8 +253,8 @@ def print_published(console: Console, name: str, results: Sequence[ResultRow]) -
         name: Name of the published table.
         results: Our result rows.
     """
-    console.print(make_published_table(name, published.lines(results, name)))
-    for note in published.notes(name, results):
+    console.print(make_published_table(name, published.table_lines(results, name)))
+    for note in published.table_notes(name, results):
         print_plain(console, note)
 
 

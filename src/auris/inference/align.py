@@ -36,7 +36,7 @@ from auris.data.samples import TranscriptSamples
 from auris.errors import UserError
 from auris.inference import load as pretrained
 from auris.inference.audio_model import AudioModel
-from auris.metrics.normalize import unit
+from auris.metrics.normalize import counted_unit
 from auris.model.pack import Pack, to_device
 from auris.text.console import numbers_table
 from auris.training.objectives.ctc import CTC
@@ -76,7 +76,7 @@ def split_words(text: str, language: str) -> list[WordSpan]:
     """
     punctuation = "".join(character for character in set(text) if unicodedata.category(character)[0] == "P")
     spans = []
-    for match in re.finditer(r"\S" if unit(language) == "char" else r"\S+", text):
+    for match in re.finditer(r"\S" if counted_unit(language) == "char" else r"\S+", text):
         if word := match[0].strip(punctuation):
             start = match.start() + match[0].index(word)
             spans.append(WordSpan(word, start, start + len(word)))

@@ -14,7 +14,7 @@ from auris.data.rows import Row
 from auris.files import read_jsonl
 from auris.inference.audio_model import AudioModel
 from auris.inference.load import RELEASED
-from auris.metrics.measures import measure
+from auris.metrics.measures import find_measure
 from auris.model.audio_lm import AudioLM
 from auris.model.weights.identify import KINDS, ModelSource
 
@@ -128,7 +128,7 @@ def _result_lines(source: ModelSource) -> Iterator[str]:
     yield "| benchmark | task | metric | value | 95 % interval | rows | test audio |"
     yield "|---|---|---|---|---|---|---|"
     for row in read_jsonl(file):
-        metric = measure(row["metric"])
+        metric = find_measure(row["metric"])
         value, low, high = (f"{metric.scale * row[key]:.1f}" for key in ("value", "low", "high"))
         origin = ", ".join(_PROVENANCE.get(code, _PROVENANCE["unknown"]) for code in row["provenance"].split("+"))
         cells = (row["benchmark"], row["task"], metric.label, value, f"[{low}, {high}]", str(row["n"]), origin)

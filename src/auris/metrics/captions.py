@@ -23,14 +23,14 @@ _WORD = re.compile(
 )
 
 
-def split(text: str, language: str) -> list[str]:
+def split_caption(text: str, language: str) -> list[str]:
     """Split a caption into words, or into characters in languages written without spaces."""
-    if norm.unit(language) == "char":
+    if norm.counted_unit(language) == "char":
         return list(norm.normalize(text, language))
-    text = norm.canonical(text).replace("’", "'").translate(_BRACKETS)
+    text = norm.canonical_form(text).replace("’", "'").translate(_BRACKETS)
     return _WORD.findall(_CONTRACTION.sub(r" \1\2", text))
 
 
-def describe(language: str) -> str:
+def describe_tokenizer(language: str) -> str:
     """Return the part of a signature that describes how captions are split."""
-    return norm.describe(language) if norm.unit(language) == "char" else "tok:ptb-like(approximate)"
+    return norm.describe_normalizer(language) if norm.counted_unit(language) == "char" else "tok:ptb-like(approximate)"

@@ -30,7 +30,7 @@ def official_letter(reply: str) -> str | None:
     return next((character for character in text[:1] + text[-2:-1] if character in LETTERS), None)
 
 
-def parse(reply: str | None, options: Sequence[str]) -> int | None:
+def parse_option(reply: str | None, options: Sequence[str]) -> int | None:
     """Return the index of the option that a response names; None if it names no option or several options.
 
     Three rules are tried in this order: the whole response is the text of an option; the response names a letter; the
@@ -53,7 +53,7 @@ def parse(reply: str | None, options: Sequence[str]) -> int | None:
     return contained[longest[0]] if len(longest) == 1 else None
 
 
-def count(metric: str, reply: str, key: str, options: Sequence[str]) -> list[float]:
+def count_choice(metric: str, reply: str, key: str, options: Sequence[str]) -> list[float]:
     """Return the statistics that a response contributes to the metric `choice`, `choice_unparsed` or `choice_official`.
 
     `choice_official` leaves out a response without a letter.
@@ -72,7 +72,7 @@ def count(metric: str, reply: str, key: str, options: Sequence[str]) -> list[flo
     if metric == "choice_official":
         letter = official_letter(reply)
         return [0.0, 0.0] if letter is None else [float(letter == LETTERS[options.index(key)]), 1.0]
-    index = parse(reply, options)
+    index = parse_option(reply, options)
     if metric == "choice_unparsed":
         return [float(index is None), 1.0]
     return [float(index is not None and options[index] == key), 1.0]

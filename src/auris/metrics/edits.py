@@ -14,7 +14,7 @@ RATES = ("wer", "cer")  # metrics that count edits
 
 def unit_of(metric: str, language: str) -> str:
     """Return what a metric in `RATES` counts in a language: `word` or `char`."""
-    return norm.unit(language) if metric == "wer" else "char"
+    return norm.counted_unit(language) if metric == "wer" else "char"
 
 
 class Edit(NamedTuple):
@@ -31,7 +31,7 @@ class Edit(NamedTuple):
     hypothesis: str
 
 
-def count(hypothesis: str, reference: str, language: str, *, unit: str) -> list[float]:
+def count_edits(hypothesis: str, reference: str, language: str, *, unit: str) -> list[float]:
     """Return the number of edits and the length of the reference, in words or characters.
 
     If the reference is empty, its length is 0 and every word of the hypothesis is an insertion, as in the script
@@ -48,8 +48,8 @@ def count(hypothesis: str, reference: str, language: str, *, unit: str) -> list[
     return [float(errors), float(output.hits + output.substitutions + output.deletions)]
 
 
-def align(hypothesis: str, reference: str, language: str, *, unit: str) -> list[Edit]:
-    """Return the alignment whose edits `count` counts. It is in text order and contains equal words or characters."""
+def align_texts(hypothesis: str, reference: str, language: str, *, unit: str) -> list[Edit]:
+    """Return the alignment whose edits `count_edits` counts, in text order and including equal items."""
     output = _process(hypothesis, reference, language, unit)
     reference_items, hypothesis_items = output.references[0], output.hypotheses[0]
     edits = []

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TypedDict
 
-from auris.metrics.normalize import canonical
+from auris.metrics.normalize import canonical_form
 
 COLLAR = 0.2  # seconds by which the start of an event may differ
 SHARE = 0.2  # share of a true event's length by which its end may differ, if that is more than COLLAR
@@ -25,7 +25,7 @@ class Event(TypedDict):
     end: float
 
 
-def count(hypothesis: Sequence[Event], reference: Sequence[Event]) -> list[float]:
+def count_matches(hypothesis: Sequence[Event], reference: Sequence[Event]) -> list[float]:
     """Return the numbers of true positives, false positives and false negatives.
 
     Two events match if they have the same label, their starts differ by at most COLLAR, and their ends differ by at
@@ -52,7 +52,7 @@ def count(hypothesis: Sequence[Event], reference: Sequence[Event]) -> list[float
 def _is_match(event: Event, true: Event) -> bool:
     end_collar = max(COLLAR, SHARE * (true["end"] - true["start"]))
     return (
-        canonical(event["label"]) == canonical(true["label"])
+        canonical_form(event["label"]) == canonical_form(true["label"])
         and abs(event["start"] - true["start"]) <= COLLAR + _ROUNDING
         and abs(event["end"] - true["end"]) <= end_collar + _ROUNDING
     )

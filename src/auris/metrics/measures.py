@@ -31,13 +31,13 @@ PANELS = ("Error rate (%)", "Average shift of word times (ms)", "BLEU", "CIDEr-D
 # Signatures in the table contain names in braces. Each name is replaced by the text that its function here returns for
 # a language.
 PLACEHOLDERS: Mapping[str, Callable[[str], str]] = {
-    "normalizer": norm.describe,
-    "normalizer_of_characters": lambda language: f"{norm.describe(language).rpartition('|')[0]}|char",
+    "normalizer": norm.describe_normalizer,
+    "normalizer_of_characters": lambda language: f"{norm.describe_normalizer(language).rpartition('|')[0]}|char",
     "bleu": row_functions.describe_bleu,
-    "captions": captions.describe,
+    "captions": captions.describe_tokenizer,
     "collars": lambda _: events.COLLARS,
-    "jiwer": lambda _: optional_packages.describe("jiwer"),
-    "pyannote": lambda _: optional_packages.describe("pyannote.metrics"),
+    "jiwer": lambda _: optional_packages.describe_version("jiwer"),
+    "pyannote": lambda _: optional_packages.describe_version("pyannote.metrics"),
 }
 
 
@@ -79,7 +79,7 @@ _TABLE = read_yaml(Path(__file__).with_name("measures.yaml"))["metrics"]
 MEASURES: dict[str, Measure] = {metric: _measure(entry) for metric, entry in _TABLE.items()}
 
 
-def measure(metric: str) -> Measure:
+def find_measure(metric: str) -> Measure:
     """Return the measure of a metric.
 
     Raises:
@@ -93,7 +93,7 @@ def measure(metric: str) -> Measure:
 def row_stats(
     metric: str, hypothesis: Any, reference: Any, language: str, classes: Sequence[str] | None = None
 ) -> list[Any]:
-    """Return the statistics that a row contributes to a metric; `measure(metric).stats` names them.
+    """Return the statistics that a row contributes to a metric; `find_measure(metric).stats` names them.
 
     Args:
         metric: A name in `MEASURES`.
@@ -102,12 +102,12 @@ def row_stats(
         language: The language of the hypothesis and the reference.
         classes: All valid answers of the task, or the options of a question, for the metrics that need them.
     """
-    return measure(metric).row_stats(hypothesis, reference, language, classes or ())
+    return find_measure(metric).row_stats(hypothesis, reference, language, classes or ())
 
 
 def signature(metric: str, language: str) -> str:
     """Return how a metric is computed for a language; results are comparable if their signatures are equal."""
-    template = measure(metric).signature
+    template = find_measure(metric).signature
     if template is None:
         raise UserError(
             f"metric {metric!r} has no signature in the table: its judge states the signature (auris.metrics.judges)"
@@ -115,38 +115,38 @@ def signature(metric: str, language: str) -> str:
     return f"{metric}|{re.sub(r'{(.+?)}', lambda name: PLACEHOLDERS[name[1]](language), template)}"
 
 
-def check(metric: str, language: str | None = None) -> None:
+def check_packages(metric: str, language: str | None = None) -> None:
     """Check that the packages that a metric needs are installed. Call this before responses are generated.
 
     Raises:
         UserError: A package is missing; the message says how to install it.
     """
-    if package := measure(metric).package:
-        optional_packages.require(package, f"metric {metric!r}")
-    if language is not None and "{normalizer" in (measure(metric).signature or ""):
-        norm.check(language)
+    if package := find_measure(metric).package:
+        optional_packages.import_package(package, f"metric {metric!r}")
+    if language is not None and "{normalizer" in (find_measure(metric).signature or ""):
+        norm.check_packages(language)
 
 
-def for_language(metric: str, language: str) -> str:
+def metric_in_language(metric: str, language: str) -> str:
     """Return the name of a metric in a language: WER is called CER in languages that are written without spaces."""
-    return "cer" if metric == "wer" and norm.unit(language) == "char" else metric
+    return "cer" if metric == "wer" and norm.counted_unit(language) == "char" else metric
 
 
-def display(metric: str, value: float, sign: str = "") -> str:
+def format_value(metric: str, value: float, sign: str = "") -> str:
     """Format a score without its unit, for example 0.089 as `8.9` (%); `sign="+"` also prints the sign of a plus."""
-    entry = measure(metric)
+    entry = find_measure(metric)
     return f"{entry.scale * value:{sign}.{entry.digits}f}"
 
 
 # --- scores ---------------------------------------------------------------------------------------------------------
 
 
-def value(metric: str, sums: Sequence[float] | np.ndarray) -> float:
+def score_from_sums(metric: str, sums: Sequence[float] | np.ndarray) -> float:
     """Return the score of an additive metric, given the sums (K,) of its row statistics.
 
     Rates are fractions from 0 to 1, BLEU is a number from 0 to 100. A rate is NaN if its denominator is 0.
     """
-    formula = measure(metric).formula
+    formula = find_measure(metric).formula
     assert formula is not None, f"{metric} is computed over all rows at once: use `score`"
     return float(formula(np.asarray(sums, dtype=float)))
 
@@ -167,7 +167,7 @@ def scorer(metric: str, seeds: Sequence[Mapping[Any, Any]]) -> Scorer:
         metric: A name in `MEASURES`.
         seeds: For each training seed, the `stats` of a row by row id. Rows are sorted by id.
     """
-    entry = measure(metric)
+    entry = find_measure(metric)
     indices = {row_id: index for index, row_id in enumerate(sorted(set().union(*seeds)))}
     if formula := entry.formula:
         sums = np.zeros((len(indices), len(entry.stats)))

@@ -37,7 +37,7 @@ def base_language(language: str) -> str:
     return re.split("[-_]", language.lower())[0]
 
 
-def unit(language: str) -> str:
+def counted_unit(language: str) -> str:
     """Return what an error rate counts in this language: `word` or `char`."""
     return "char" if base_language(language) in CHARACTER_LANGUAGES else "word"
 
@@ -45,15 +45,15 @@ def unit(language: str) -> str:
 def normalize(text: str, language: str) -> str:
     """Return the normalised form of a transcript, in which transcripts are compared.
 
-    Words are separated by single spaces. In languages whose `unit` is `char`, all spaces are removed. The result equals
-    the official normalisation except for some numbers in zh, and for ja: the official script has no rule for ja and
-    compares whole sentences as words.
+    Words are separated by single spaces. In languages whose `counted_unit` is `char`, all spaces are removed.
+    The result equals the official normalisation except for some numbers in zh, and for ja: the official script has no
+    rule for ja and compares whole sentences as words.
 
     Raises:
         UserError: The package that zh or yue needs is not installed.
     """
     text = normalize_words(text, language).strip()
-    return re.sub(r"\s", "", text) if unit(language) == "char" else text
+    return re.sub(r"\s", "", text) if counted_unit(language) == "char" else text
 
 
 def contains(text: str, key: str, language: str) -> bool:
@@ -62,20 +62,20 @@ def contains(text: str, key: str, language: str) -> bool:
     In languages that are written with spaces, the key must match whole words. Every text contains a key that is empty
     after normalisation. Scores, the rule-based judge and the synthetic dialogues all use this function.
     """
-    boundary = " " if unit(language) == "word" else ""
+    boundary = " " if counted_unit(language) == "word" else ""
     text, key = normalize(text, language), normalize(key, language)
     return not key or f"{boundary}{key}{boundary}" in f"{boundary}{text}{boundary}"
 
 
 def normalize_words(text: str, language: str) -> str:
     """Return a text normalised as by `normalize`, but without the removal of spaces in some languages."""
-    text = without_tags(text)
+    text = remove_tags(text)
     if base_language(language) == "en":
         text = _english()(text)
     elif base_language(language) == "zh":
         text = _spell_numbers(re.sub(r"\s", "", text))
     elif base_language(language) == "yue":
-        text = optional_packages.require("zhconv", "a Cantonese text").convert(text, "zh-cn")
+        text = optional_packages.import_package("zhconv", "a Cantonese text").convert(text, "zh-cn")
     return _basic()(text)
 
 
@@ -91,12 +91,12 @@ def _spell_numbers(text: str) -> str:
     if not re.search(r"\d", text):
         return text
     text = _READ_BY_DIGIT.sub(lambda match: "".join(_CHINESE_DIGITS[int(digit)] for digit in match[0]), text)
-    return optional_packages.require("cn2an", "a Chinese text with digits").transform(
+    return optional_packages.import_package("cn2an", "a Chinese text with digits").transform(
         re.sub(r"[-+](?=\d)", " ", text), "an2cn"
     )
 
 
-def canonical(answer: str) -> str:
+def canonical_form(answer: str) -> str:
     """Return the form in which names of classes, slots and events are compared.
 
     Case and surrounding spaces are ignored. Unicode characters are composed (NFC), because tokenizers compose them,
@@ -105,28 +105,30 @@ def canonical(answer: str) -> str:
     return unicodedata.normalize("NFC", answer.strip().lower())
 
 
-def describe(language: str) -> str:
+def describe_normalizer(language: str) -> str:
     """Return the part of a signature that describes the normaliser, such as `whisper_en+basic|word`."""
     if base_language(language) == "en":
         return "whisper_en+basic|word"
     package = (
-        optional_packages.describe(_PACKAGES[base_language(language)]) if base_language(language) in _PACKAGES else ""
+        optional_packages.describe_version(_PACKAGES[base_language(language)])
+        if base_language(language) in _PACKAGES
+        else ""
     )
     approximate = "(approximate)" if base_language(language) == "zh" else ""
-    return f"{package + '+' if package else ''}whisper_basic{approximate}|{unit(language)}"
+    return f"{package + '+' if package else ''}whisper_basic{approximate}|{counted_unit(language)}"
 
 
-def check(language: str) -> None:
+def check_packages(language: str) -> None:
     """Check that the package for normalising this language is installed, if there is one.
 
     Raises:
         UserError: The package is not installed.
     """
     if package := _PACKAGES.get(base_language(language)):
-        optional_packages.require(package, f"a text score in language {language!r}")
+        optional_packages.import_package(package, f"a text score in language {language!r}")
 
 
-def without_tags(text: str) -> str:
+def remove_tags(text: str) -> str:
     """Remove `<|...|>` tags and spaces before punctuation, like `remove_sp` in the official script."""
     text = re.sub(r"<\|.*?\|>", " ", text)
     text = re.sub(r"\s+", " ", text)

@@ -26,7 +26,7 @@ from sacrebleu.metrics import BLEU
 from auris.errors import UserError
 from auris.metrics import timestamps
 from auris.metrics.formulas import mean_average_precision
-from auris.metrics.normalize import normalize_words, without_tags
+from auris.metrics.normalize import normalize_words, remove_tags
 
 Pairs = Sequence[tuple[str, str]]  # (reference, response)
 
@@ -75,7 +75,7 @@ class ScriptScore:
     stopped: str | None = None
 
 
-def report(script: str, version: str, answers: Sequence[Answer]) -> list[ScriptScore]:
+def script_scores(script: str, version: str, answers: Sequence[Answer]) -> list[ScriptScore]:
     """Return the numbers that a script prints for responses; each source has separate numbers.
 
     Args:
@@ -135,7 +135,7 @@ def split_text(text: str, language: str, version: str) -> list[str]:
     if version == "v2":
         text, character_languages = _without_punctuation(normalize_words(text, language)), ("zh", "yue")
     else:
-        text, character_languages = without_tags(text), ("zh",)
+        text, character_languages = remove_tags(text), ("zh",)
     words = text.lower().split()
     return list("".join(words)) if language in character_languages else words
 
@@ -203,20 +203,22 @@ def alignment_shift(pairs: Pairs) -> float:
     Raises:
         ScriptError: The numbers of remaining references and responses differ, or no word matches.
     """
-    true, predicted = ([timed for text in texts if (timed := timestamps.parse(text))] for texts in _unzip(pairs))
+    true, predicted = (
+        [timed for text in texts if (timed := timestamps.parse_timed_text(text))] for texts in _unzip(pairs)
+    )
     if len(true) != len(predicted):
         raise ScriptError(f"AssertionError: {len(true)}, {len(predicted)}")
     total, matched = 0.0, 0
     for reference, reply in zip(true, predicted, strict=True):
         spans = timestamps.matched_spans(reference, reply)
-        total += sum(timestamps.distance(a, b) for a, b in spans)
+        total += sum(timestamps.span_distance(a, b) for a, b in spans)
         matched += len(spans)
     if not matched:
         raise ScriptError("ZeroDivisionError: division by zero")
     return total / matched
 
 
-def timed_words(pairs: Pairs) -> dict[str, float]:
+def timed_word_scores(pairs: Pairs) -> dict[str, float]:
     """Return `alignment_shift` and the error rate of the text without times.
 
     The error rate counts characters in every language, because the script was written for a Chinese data set. If one of
@@ -274,7 +276,7 @@ QUALITIES = frozenset(
 UNREAD = 128  # value of a pitch or velocity that cannot be parsed; valid MIDI numbers are at most 127
 
 
-def notes(pairs: Pairs) -> dict[str, float]:
+def note_scores(pairs: Pairs) -> dict[str, float]:
     """Return `instrument`, `velocity`, `pitch` and `chroma` accuracy, and the mean average precision of `qualities`.
 
     A pitch or velocity that cannot be parsed is treated as an additional class, so it is correct if the reference
@@ -342,10 +344,10 @@ Script = Callable[[Pairs, str, str, str], dict[str, float]]  # (pairs, source, l
 SCRIPTS: dict[str, Script] = {
     "evaluate_asr": lambda pairs, source, language, version: {"wer": word_error_rate(pairs, language, version)},
     "evaluate_st": lambda pairs, source, language, version: {"bleu": bleu(pairs, source)},
-    "evaluate_srwt": lambda pairs, source, language, version: timed_words(pairs),
+    "evaluate_srwt": lambda pairs, source, language, version: timed_word_scores(pairs),
     "evaluate_emotion": lambda pairs, source, language, version: {"accuracy": accuracy(pairs, version)},
     "evaluate_aqa": lambda pairs, source, language, version: question_accuracy(pairs, source),
-    "evaluate_note_analysis": lambda pairs, source, language, version: notes(pairs),
+    "evaluate_note_analysis": lambda pairs, source, language, version: note_scores(pairs),
 }
 # The code of these scripts is the same as that of evaluate_emotion.
 SCRIPTS |= dict.fromkeys(("evaluate_vocal_sound", "evaluate_scene"), SCRIPTS["evaluate_emotion"])

@@ -20,7 +20,7 @@ EXTRAS = {
 }
 
 
-def require(package: str, user: str) -> ModuleType:
+def import_package(package: str, user: str) -> ModuleType:
     """Import a package.
 
     Args:
@@ -33,10 +33,10 @@ def require(package: str, user: str) -> ModuleType:
     try:
         return import_module(package)
     except ModuleNotFoundError as error:
-        raise explain(error, user) from None
+        raise explain_missing_module(error, user) from None
 
 
-def explain(error: ModuleNotFoundError, user: str) -> Exception:
+def explain_missing_module(error: ModuleNotFoundError, user: str) -> Exception:
     """Return a UserError that states the extra to install, or the given error if no extra installs the module."""
     extra = EXTRAS.get(str(error.name).partition(".")[0])
     if extra is None:
@@ -44,7 +44,7 @@ def explain(error: ModuleNotFoundError, user: str) -> Exception:
     return UserError(f"{user} needs {error.name}, which is not installed: pip install 'auris[{extra}]'")
 
 
-def describe(package: str) -> str:
+def describe_version(package: str) -> str:
     """Return a package's name and version for a signature, such as `zhconv1.4.3`; empty if it is not installed."""
     try:
         return package + version(package)

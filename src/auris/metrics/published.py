@@ -93,7 +93,7 @@ def _parse_scores(data: Mapping[str, Any]) -> Iterator[PublishedScore]:
                         )
 
 
-def tables() -> list[str]:
+def table_names() -> list[str]:
     """Return the names of the published tables."""
     return list(dict.fromkeys(cell.table for cell in published_scores()))
 
@@ -147,7 +147,7 @@ class Line:
         return self.ours is not None and is_synthetic(self.ours.provenance)
 
 
-def lines(results: Iterable[ResultRow], table: str) -> list[Line]:
+def table_lines(results: Iterable[ResultRow], table: str) -> list[Line]:
     """Return the lines of a published table, each with our result for its benchmark, part and metric.
 
     The part of a result is the last word of its `task`, for example `test-clean` in `asr en test-clean`. For languages
@@ -156,8 +156,8 @@ def lines(results: Iterable[ResultRow], table: str) -> list[Line]:
     Raises:
         UserError: No table has this name; the message lists the valid names.
     """
-    if table not in tables():
-        raise UserError(f"there is no published table {table!r}; choose from {', '.join(tables())}")
+    if table not in table_names():
+        raise UserError(f"there is no published table {table!r}; choose from {', '.join(table_names())}")
     our_rows = {(row.benchmark, row.task.rpartition(" ")[2], _merge_cer_and_wer(row.metric)): row for row in results}
     by_line: dict[tuple[str, str, str], list[PublishedScore]] = {}
     for cell in published_scores():
@@ -169,18 +169,18 @@ def lines(results: Iterable[ResultRow], table: str) -> list[Line]:
     ]
 
 
-def notes(table: str, results: Iterable[ResultRow]) -> list[str]:
+def table_notes(table: str, results: Iterable[ResultRow]) -> list[str]:
     """Return the source of a published table, and a line for each metric of ours that was computed differently.
 
     Such a line states our signature and the published one.
     """
-    table_lines = lines(results, table)
+    compared_lines = table_lines(results, table)
     differing = {
         f"{DIFFERENT} {line.benchmark}, {line.metric}: ours {line.ours.signature}; published {line.signature}"
-        for line in table_lines
+        for line in compared_lines
         if line.ours is not None and line.differs
     }
-    return [table_lines[0].cells[0].source, *sorted(differing)]
+    return [compared_lines[0].cells[0].source, *sorted(differing)]
 
 
 def is_comparable(signature: str, published: str | None) -> bool:

@@ -119,7 +119,7 @@ class ResultRow(_Record):
 Record = TypeVar("Record", Prediction, ResultRow)
 
 
-def read(path: Path, kind: type[Record]) -> list[Record]:
+def read_records(path: Path, kind: type[Record]) -> list[Record]:
     """Read a file of predictions or result rows.
 
     Raises:
@@ -136,6 +136,6 @@ def read(path: Path, kind: type[Record]) -> list[Record]:
     return records
 
 
-def write(path: Path, records: Iterable[Prediction | ResultRow]) -> None:
+def write_records(path: Path, records: Iterable[Prediction | ResultRow]) -> None:
     """Write a file of predictions or result rows; an existing file is replaced."""
     write_jsonl(path, (record.to_json() for record in records))

@@ -17,7 +17,7 @@ from auris.errors import UserError
 from auris.metrics import captions, choices, edits, events, speakers, timestamps
 from auris.metrics import normalize as norm
 from auris.metrics.judges import air_bench
-from auris.metrics.normalize import canonical
+from auris.metrics.normalize import canonical_form
 
 if TYPE_CHECKING:
     from sacrebleu.metrics import BLEU
@@ -38,13 +38,13 @@ def _correct_and_total(is_correct: bool) -> list[float]:
 
 
 def word_errors(hypothesis: str, reference: str, language: str, _: Classes) -> list[float]:
-    """Count edits of words, or of characters in languages that are written without spaces (`edits.count`)."""
-    return edits.count(hypothesis, reference, language, unit=norm.unit(language))
+    """Count edits of words, or of characters in languages that are written without spaces (`edits.count_edits`)."""
+    return edits.count_edits(hypothesis, reference, language, unit=norm.counted_unit(language))
 
 
 def character_errors(hypothesis: str, reference: str, language: str, _: Classes) -> list[float]:
     """Count edits of characters. As usual with jiwer, the spaces between words are also characters."""
-    return edits.count(hypothesis, reference, language, unit="char")
+    return edits.count_edits(hypothesis, reference, language, unit="char")
 
 
 def bleu(hypothesis: str, reference: str, language: str, _: Classes) -> list[float]:
@@ -71,7 +71,10 @@ def describe_bleu(language: str) -> str:
 def caption_words(hypothesis: str, reference: str | Sequence[str], language: str, _: Classes) -> list[Any]:
     """Return the words of the hypothesis, and the words of each reference if there are several."""
     references = [reference] if isinstance(reference, str) else reference
-    return [captions.split(hypothesis, language), [captions.split(text, language) for text in references]]
+    return [
+        captions.split_caption(hypothesis, language),
+        [captions.split_caption(text, language) for text in references],
+    ]
 
 
 def contains(hypothesis: str, reference: str, language: str, _: Classes) -> list[float]:
@@ -88,8 +91,8 @@ def contains(hypothesis: str, reference: str, language: str, _: Classes) -> list
 
 
 def accuracy(hypothesis: str, reference: str, *_: Any) -> list[float]:
-    """Compare the canonical forms of hypothesis and reference (`normalize.canonical`)."""
-    return _correct_and_total(canonical(hypothesis) == canonical(reference))
+    """Compare the canonical forms of hypothesis and reference (`normalize.canonical_form`)."""
+    return _correct_and_total(canonical_form(hypothesis) == canonical_form(reference))
 
 
 def raw_accuracy(hypothesis: str, reference: str, *_: Any) -> list[float]:
@@ -99,26 +102,26 @@ def raw_accuracy(hypothesis: str, reference: str, *_: Any) -> list[float]:
 
 def canonical_pair(hypothesis: str, reference: str, *_: Any) -> list[str]:
     """Return the class names of hypothesis and reference in canonical form."""
-    return [canonical(hypothesis), canonical(reference)]
+    return [canonical_form(hypothesis), canonical_form(reference)]
 
 
 def canonical_classes(hypothesis: Classes | None, reference: Classes, *_: Any) -> list[list[str]]:
     """Return the sets of class names of hypothesis and reference as sorted lists, in canonical form."""
-    return [sorted({canonical(name) for name in names or ()}) for names in (hypothesis, reference)]
+    return [sorted({canonical_form(name) for name in names or ()}) for names in (hypothesis, reference)]
 
 
 def unparsed(hypothesis: str, _: str, __: str, classes: Classes) -> list[float]:
     """Count a response as unparsed if it is not one of the task's classes."""
     if not classes:
         raise UserError("metric 'unparsed' needs the list of the task's classes, but the list is empty")
-    return _correct_and_total(canonical(hypothesis) not in {canonical(name) for name in classes})
+    return _correct_and_total(canonical_form(hypothesis) not in {canonical_form(name) for name in classes})
 
 
 def _option(metric: str, hypothesis: str, reference: str, _: str, classes: Classes) -> list[float]:
     """Compare the option that a response names with the correct one; `classes` are the options of the question."""
     if not classes:
         raise UserError(f"metric {metric!r} needs the options of the question, but the row has none")
-    return choices.count(metric, hypothesis, reference, classes)
+    return choices.count_choice(metric, hypothesis, reference, classes)
 
 
 choice, choice_official, choice_unparsed = (
@@ -154,13 +157,13 @@ def _count_slots(parsed: Mapping | Sequence[Entity] | None) -> Counter[tuple[str
         pairs = (parsed.get("slots") or {}).items()
     else:
         pairs = ((entity["type"], entity["value"]) for entity in parsed or [])
-    return Counter((canonical(name), canonical(str(value))) for name, value in pairs)
+    return Counter((canonical_form(name), canonical_form(str(value))) for name, value in pairs)
 
 
 def intent(hypothesis: Mapping | None, reference: Mapping, *_: Any) -> list[float]:
     """Compare the intents of hypothesis and reference."""
     name = None if hypothesis is None else hypothesis.get("intent")
-    return _correct_and_total(name is not None and canonical(name) == canonical(reference["intent"]))
+    return _correct_and_total(name is not None and canonical_form(name) == canonical_form(reference["intent"]))
 
 
 def official_shift(hypothesis: str, reference: str, *_: Any) -> list[float]:
@@ -182,7 +185,7 @@ def _adapt_list_function(count: Callable[..., Sequence[float]], *, takes_languag
     return row_stats
 
 
-events_found = _adapt_list_function(events.count)
+events_found = _adapt_list_function(events.count_matches)
 diarization_error = _adapt_list_function(speakers.diarization_error)
 jaccard_error = _adapt_list_function(speakers.jaccard_error)
 permuted_word_errors = _adapt_list_function(speakers.permuted_word_errors, takes_language=True)
@@ -210,7 +213,7 @@ def points(points: float, *_: Any) -> list[float]:
 
 def _judge_stats(metric: str, replies: Sequence[str], task_name: str, *_: Any) -> list[Any]:
     """Count the replies of AIR-Bench's judge. Here the hypothesis is the replies, and the reference is the task."""
-    return air_bench.count(metric, replies, task_name)
+    return air_bench.count_replies(metric, replies, task_name)
 
 
 judged_official, judged_strict, judge_wins, judge_flips, judge_failed = (

@@ -51,17 +51,17 @@ def permuted_word_errors(hypothesis: Sequence[str], reference: Sequence[str], la
         reference: For each true speaker, all words as one text. If a speaker is not paired, all words are deletions.
         language: The language of the hypothesis and the reference.
     """
-    assign = optional_packages.require("scipy.optimize", "metric 'cpwer'").linear_sum_assignment
+    assign = optional_packages.import_package("scipy.optimize", "metric 'cpwer'").linear_sum_assignment
     n = max(len(hypothesis), len(reference))
     predicted, true = ([*texts, *[""] * (n - len(texts))] for texts in (hypothesis, reference))
-    pairs = [[edits.count(h, r, language, unit=norm.unit(language)) for h in predicted] for r in true]
+    pairs = [[edits.count_edits(h, r, language, unit=norm.counted_unit(language)) for h in predicted] for r in true]
     best = zip(*assign([[errors for errors, _ in row] for row in pairs]), strict=True)
     return [float(sum(pairs[i][j][0] for i, j in best)), float(sum(row[0][1] for row in pairs))]
 
 
 def _compare(metric: str, hypothesis: Turns, reference: Turns) -> Mapping[str, float]:
     """Return the components of a metric for the best pairing of speakers; `metric` is a class of pyannote.metrics."""
-    optional_packages.require("pyannote.metrics", "a diarization error rate")
+    optional_packages.import_package("pyannote.metrics", "a diarization error rate")
     from pyannote.core import Annotation, Segment, Timeline
     from pyannote.metrics import diarization
 

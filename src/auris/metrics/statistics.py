@@ -18,14 +18,14 @@ from typing import Any
 import numpy as np
 
 from auris.metrics.formulas import Scorer
-from auris.metrics.measures import measure, scorer
+from auris.metrics.measures import find_measure, scorer
 
 # Fields of predictions. Rows with the same value depend on each other. The field with the larger units comes first.
 KEYS = ("speaker", "recording")
 MIN_CLUSTERS = 10  # with fewer units, bootstrap intervals are too narrow (Cameron, Gelbach and Miller 2008)
 POWER, LEVEL = 0.8, 0.05  # power and significance level of the minimum detectable difference
 
-# Explains the column with values of `detectable_alone` in tables of one run.
+# Explains the column with values of `detectable_difference_alone` in tables of one run.
 DETECTABLE_NOTE = "MDD: minimum detectable difference to a second, independent system (80 % power)."
 
 
@@ -61,19 +61,21 @@ def find_units(rows: Sequence[Mapping[str, Any]]) -> Units:
 # --- intervals ------------------------------------------------------------------------------------------------------
 
 
-def bootstrap(
+def bootstrap_interval(
     rows: Sequence[Any], metric: str, n_samples: int = 1000, seed: int = 0, units: np.ndarray | None = None
 ) -> tuple[float, float]:
     """Return the ends of the 95 % bootstrap interval of a score, given the `stats` of each row."""
-    return percentiles(samples(scorer(metric, [dict(enumerate(rows))]), len(rows), n_samples, seed, units))
+    return percentile_interval(
+        resample_scores(scorer(metric, [dict(enumerate(rows))]), len(rows), n_samples, seed, units)
+    )
 
 
-def difference(a: Scorer, b: Scorer) -> Scorer:
+def difference_scorer(a: Scorer, b: Scorer) -> Scorer:
     """Return a scorer of differences: the score of `b` minus the score of `a`, with the same weights of rows."""
     return lambda weights: b(weights) - a(weights)
 
 
-def percentiles(samples: np.ndarray) -> tuple[float, float]:
+def percentile_interval(samples: np.ndarray) -> tuple[float, float]:
     """Return the ends of the 95 % percentile interval of resampled scores; NaN if all scores are NaN.
 
     For a paired bootstrap (Koehn 2004), the resampled scores are differences between two systems on the same rows.
@@ -85,7 +87,7 @@ def percentiles(samples: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def samples(
+def resample_scores(
     score: Scorer, n_rows: int, n_samples: int = 1000, seed: int = 0, units: np.ndarray | None = None
 ) -> np.ndarray:
     """Return the scores (S,) of bootstrap samples.
@@ -165,7 +167,7 @@ def permutation_test(
     return extreme / len(exchanged) if is_exact else (extreme + 1) / (len(exchanged) + 1)
 
 
-def drop(
+def score_drop(
     metric: str, as_is: Sequence[Mapping[Any, Any]], altered: Sequence[Mapping[Any, Any]], units: np.ndarray
 ) -> tuple[float, float, float, float]:
     """Return the drop of a score: how much worse it is on altered rows than on the same rows in their original form.
@@ -180,13 +182,13 @@ def drop(
         The drop, the ends of its 95 % interval, and its p value.
     """
     scorers = [scorer(metric, side) for side in (as_is, altered)]
-    worse = difference(*(reversed(scorers) if measure(metric).higher_is_better else scorers))
+    worse = difference_scorer(*(reversed(scorers) if find_measure(metric).higher_is_better else scorers))
     value = float(worse(np.ones((1, len(units))))[0])
-    interval = percentiles(samples(worse, len(units), units=units))
+    interval = percentile_interval(resample_scores(worse, len(units), units=units))
     return value, *interval, permutation_test(metric, as_is, altered, units)
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
+def correct_by_holm(p_values: Sequence[float]) -> list[float]:
     """Return p values corrected for multiple comparisons (Holm 1979). NaN stays NaN and does not count as a comparison.
 
     With corrected p values and a threshold of 5 %, at most 1 in 20 sets of comparisons has a false positive.
@@ -198,8 +200,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected.tolist()
 
 
-def detectable(samples: np.ndarray) -> float:
-    """Return the minimum detectable difference, given resampled differences between two systems (see `samples`).
+def detectable_difference(samples: np.ndarray) -> float:
+    """Return the minimum detectable difference, given the differences of two systems from `resample_scores`.
 
     This is the smallest true difference that a test at significance level LEVEL finds with probability POWER. It equals
     (z of the level + z of the power) standard errors. It is NaN if all resampled differences are equal, because the
@@ -212,10 +214,10 @@ def detectable(samples: np.ndarray) -> float:
     return z_sum * standard_error if standard_error > 1e-12 else np.nan
 
 
-def detectable_alone(samples: np.ndarray) -> float:
+def detectable_difference_alone(samples: np.ndarray) -> float:
     """Return the minimum detectable difference, given resampled scores of one system.
 
     The other system is assumed to be independent and to have the same standard error. Between systems that fail on the
     same rows, smaller differences can be detected.
     """
-    return float(np.sqrt(2)) * detectable(samples)
+    return float(np.sqrt(2)) * detectable_difference(samples)

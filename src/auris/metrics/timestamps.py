@@ -39,14 +39,14 @@ def shift(hypothesis: Sequence[TimedWord], reference: Sequence[TimedWord], langu
     with the fewest edits. Pauses and words without an end are left out.
     """
     (predicted, spans), (true, true_spans) = (_split_times(words, language) for words in (hypothesis, reference))
-    pairs = matches(true, predicted)
-    return 1000 * sum(distance(true_spans[i], spans[j]) / 2 for i, j in pairs), len(pairs)
+    pairs = match_items(true, predicted)
+    return 1000 * sum(span_distance(true_spans[i], spans[j]) / 2 for i, j in pairs), len(pairs)
 
 
 def coverage(hypothesis: Sequence[TimedWord], reference: Sequence[TimedWord], language: str) -> tuple[float, float]:
     """Return the number of reference words that `shift` compares, and the number of all reference words."""
     (predicted, _), (true, _) = (_split_times(words, language) for words in (hypothesis, reference))
-    return float(len(matches(true, predicted))), float(len(true))
+    return float(len(match_items(true, predicted))), float(len(true))
 
 
 def official_shift(hypothesis: str, reference: str) -> tuple[float, float]:
@@ -65,27 +65,27 @@ def official_shift(hypothesis: str, reference: str) -> tuple[float, float]:
     """
     if _OTHER_TAGS.sub("", _TIME.split(reference)[0]):
         reference = BEGIN + reference
-    predicted, true = parse(hypothesis), parse(reference)
+    predicted, true = parse_timed_text(hypothesis), parse_timed_text(reference)
     if predicted is None or true is None:
         return 0.0, 0.0
     pairs = matched_spans(true, predicted)
-    return sum(distance(a, b) for a, b in pairs), float(len(pairs))
+    return sum(span_distance(a, b) for a, b in pairs), float(len(pairs))
 
 
 def matched_spans(true: TimedText, predicted: TimedText) -> list[tuple[Span, Span]]:
     """Return the pairs (true span, predicted span) of the words that match.
 
-    If a word contains a tab, `parse` splits it, and there are more words than spans. The last matched words then have
-    no span. If the numbers of the remaining true and predicted spans differ, there are no pairs; the script reports a
-    "length mismatch".
+    If a word contains a tab, `parse_timed_text` splits it, and there are more words than spans. The last matched words
+    then have no span. If the numbers of the remaining true and predicted spans differ, there are no pairs; the script
+    reports a "length mismatch".
     """
-    indices = matches(true[0], predicted[0])
+    indices = match_items(true[0], predicted[0])
     true_spans = [true[1][i] for i, _ in indices if i < len(true[1])]
     predicted_spans = [predicted[1][j] for _, j in indices if j < len(predicted[1])]
     return list(zip(true_spans, predicted_spans, strict=True)) if len(true_spans) == len(predicted_spans) else []
 
 
-def matches(true: Sequence[Hashable], predicted: Sequence[Hashable]) -> list[tuple[int, int]]:
+def match_items(true: Sequence[Hashable], predicted: Sequence[Hashable]) -> list[tuple[int, int]]:
     """Return the pairs of positions (in `true`, in `predicted`) of equal items in the alignment with the fewest edits.
 
     If several alignments have the fewest edits, the choice is that of the package edit-distance 1.0.9, which the
@@ -118,7 +118,7 @@ def _split_times(words: Sequence[TimedWord], language: str) -> TimedText:
     return [word for word, _ in pairs], [span for _, span in pairs]
 
 
-def parse(text: str) -> TimedText | None:
+def parse_timed_text(text: str) -> TimedText | None:
     """Return the words and spans that the released script parses; None if the text is malformed.
 
     Tags of the prompt are removed. The script splits words at tabs, so there may be more words than spans.
@@ -133,6 +133,6 @@ def parse(text: str) -> TimedText | None:
     return words, list(pairwise(times))
 
 
-def distance(a: Span, b: Span) -> float:
+def span_distance(a: Span, b: Span) -> float:
     """Return the distance of the starts plus the distance of the ends of two spans, in seconds."""
     return abs(a[0] - b[0]) + abs(a[1] - b[1])

@@ -26,9 +26,9 @@ from typing import Any
 # The functions of `auris.results` by module. A module is imported when one of its functions is first used, because
 # importing pandas and matplotlib takes a second.
 _MODULES = {
-    "figures": ("plot_bars", "plot_curves", "save"),
+    "figures": ("plot_bars", "plot_curves", "save_figure"),
     "runs": ("collect", "costs", "curves", "hparams", "predictions", "question", "reproduce", "status"),
-    "tables": ("markdown", "readable", "table", "verdicts", "verdicts_in"),
+    "tables": ("format_markdown", "format_table", "table", "verdicts", "verdicts_in"),
 }
 _LAZY = {name: module for module, names in _MODULES.items() for name in names}
 

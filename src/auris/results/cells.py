@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeGuard
 
-from auris.metrics.measures import MEASURES, display
+from auris.metrics.measures import MEASURES, format_value
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -15,33 +15,33 @@ Line = Mapping[str, Any]
 """A row of the table that `results.table` returns, by column. That function documents the columns."""
 
 
-def lines_of(frame: pd.DataFrame) -> list[dict[str, Any]]:
+def frame_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """Return the rows of a data frame as dictionaries; the names of its columns must be strings."""
     return [{str(name): value for name, value in row.items()} for row in frame.to_dict("records")]
 
 
-def arrow(metric: str) -> str:
+def direction_arrow(metric: str) -> str:
     """Return an arrow in the direction of better scores."""
     return "↑" if MEASURES[metric].higher_is_better else "↓"
 
 
-def heading(metric: str) -> str:
+def format_heading(metric: str) -> str:
     """Return the heading of a metric, such as `WER (%) ↓`; the unit is left out if the label contains it."""
     measure = MEASURES[metric]
     unit = "" if measure.unit.split()[-1] in measure.label else f" ({measure.unit})"
-    return f"{measure.label}{unit} {arrow(metric)}"
+    return f"{measure.label}{unit} {direction_arrow(metric)}"
 
 
-def with_interval(metric: str, value: float, low: float, high: float, sign: str = "") -> str:
+def format_interval(metric: str, value: float, low: float, high: float, sign: str = "") -> str:
     """Return a score and its interval as text, such as `8.9 [7.1, 10.8]`, in the metric's unit.
 
     With `sign="+"`, for differences, positive numbers also have a sign.
     """
-    score_text, low_text, high_text = (display(metric, number, sign) for number in (value, low, high))
+    score_text, low_text, high_text = (format_value(metric, number, sign) for number in (value, low, high))
     return f"{score_text} [{low_text}, {high_text}]"
 
 
-def score(line: Line, column: str) -> str:
+def format_score(line: Line, column: str) -> str:
     """Return the text of a cell, such as `8.9 [7.1, 10.8] ±0.3`, or `-` if the cell is empty.
 
     The text consists of the score, its interval, and the standard deviation over seeds if there are several.
@@ -50,12 +50,12 @@ def score(line: Line, column: str) -> str:
         return "-"
     sign = "+" if " - " in column or column.endswith(" drop") else ""
     deviation = line.get(f"{column} sd")
-    deviation_text = f" ±{display(line['metric'], deviation)}" if is_number(deviation) else ""
+    deviation_text = f" ±{format_value(line['metric'], deviation)}" if is_number(deviation) else ""
     value, low, high = (line[f"{column}{suffix}"] for suffix in ("", " low", " high"))
-    return with_interval(line["metric"], value, low, high, sign) + deviation_text
+    return format_interval(line["metric"], value, low, high, sign) + deviation_text
 
 
-def p_value(p: float | None) -> str:
+def format_p(p: float | None) -> str:
     """Return the text of a p value with three decimals; `-` if there is none."""
     if not is_number(p):
         return "-"

@@ -16,8 +16,8 @@ from matplotlib.patches import Patch
 from matplotlib.style import context as style_context
 
 from auris.errors import UserError
-from auris.metrics.measures import ACCURACY_PANEL, MEASURES, PANELS, display
-from auris.results.cells import lines_of
+from auris.metrics.measures import ACCURACY_PANEL, MEASURES, PANELS, format_value
+from auris.results.cells import frame_rows
 from auris.results.runs import collect, curves, join, list_runs, sort_arms
 from auris.results.tables import table
 from auris.text.figure_style import CAPTION, STYLE, assign_colours
@@ -54,7 +54,7 @@ def plot_bars(root: str | Path, arms: Sequence[str] | None = None, frame: pd.Dat
     names: list[str] = frame.attrs["arms"]
     colours = assign_colours(names, ADVICE)
     with_benchmark = frame["benchmark"].nunique() > 1
-    lines = lines_of(frame)
+    lines = frame_rows(frame)
     panels = {panel: [row for row in lines if MEASURES[row["metric"]].panel == panel] for panel in PANELS}
     panels = {panel: rows for panel, rows in panels.items() if rows}
     as_points = len(names) * sum(len(rows) for rows in panels.values()) > MAX_BARS
@@ -77,7 +77,9 @@ def plot_bars(root: str | Path, arms: Sequence[str] | None = None, frame: pd.Dat
         _add_legend(figure, root, colours, MARKERS if as_points else "")
         n_seeds = frame[[f"{arm} seeds" for arm in names]].to_numpy().max()
         pooled = f", {n_seeds} seeds pooled" if n_seeds > 1 else ""
-        caption = f"Test-set score{pooled}; whiskers: 95 % bootstrap interval over test rows.\n{provenance(frame)}"
+        caption = (
+            f"Test-set score{pooled}; whiskers: 95 % bootstrap interval over test rows.\n{describe_provenance(frame)}"
+        )
         figure.supxlabel(caption, **CAPTION)
     return figure
 
@@ -135,7 +137,7 @@ def _draw_bars(
             # A black line with white edges is visible on a bar of any colour.
             for width, line_colour in ((2.4, "white"), (1, "black")):
                 axis.plot([low, high], [bar_y, bar_y], color=line_colour, linewidth=width, solid_capstyle="butt")
-            text = display(row["metric"], row[arm])
+            text = format_value(row["metric"], row[arm])
             axis.annotate(text, (end, bar_y), (3, 0), textcoords="offset points", va="center", fontsize=7.5)
     labels = [_label(row, with_benchmark) for row in rows]
     axis.set_yticks(range(len(rows)), labels, fontsize=7.5 if as_points else None)
@@ -208,7 +210,7 @@ def plot_curves(root: str | Path, arms: Sequence[str] | None = None, x: str = "s
         n_seeds = points.groupby("arm")["seed"].nunique().max()
         band_note = "Lines: mean over the seeds; bands: range of the seeds.\n" if n_seeds > 1 else ""
         scores = collect(root)
-        data_note = "" if scores.empty else provenance(scores)
+        data_note = "" if scores.empty else describe_provenance(scores)
         figure.supxlabel(f"Horizontal axis: {AXES[x][0]}. Scores: validation rows.\n{band_note}{data_note}", **CAPTION)
     return figure
 
@@ -276,7 +278,7 @@ def _rank(tag: str) -> int:
     return list(MEASURES).index(name) if (name := tag.rpartition("/")[2]) in MEASURES else len(MEASURES)
 
 
-def save(figure: Figure, path: str | Path) -> list[Path]:
+def save_figure(figure: Figure, path: str | Path) -> list[Path]:
     """Write a figure as PATH.png, PATH.pdf and PATH.svg, and return these paths."""
     files = [Path(path).with_name(f"{Path(path).name}.{suffix}") for suffix in ("png", "pdf", "svg")]
     layout = figure.get_layout_engine()
@@ -300,7 +302,7 @@ def _add_legend(figure: Figure, root: str | Path, colours: dict[str, str], marke
     figure.suptitle(f"Study {Path(root).name}", x=0.01, ha="left", fontsize=11, fontweight="bold")
 
 
-def provenance(frame: pd.DataFrame) -> str:
+def describe_provenance(frame: pd.DataFrame) -> str:
     """Return a sentence that states whether the data are real or synthetic; figures show it below the axes."""
     kinds = {kind for joined in frame["provenance"] for kind in joined.split("+")}
     if is_synthetic("+".join(kinds)):

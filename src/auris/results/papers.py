@@ -23,11 +23,14 @@ from auris.metrics import published
 from auris.metrics.measures import MEASURES
 from auris.metrics.published import DIFFERENT, STAND_IN
 from auris.metrics.records import ResultRow
-from auris.results.cells import lines_of
+from auris.results.cells import frame_rows
 from auris.results.runs import list_runs, read_results, sort_arms
 from auris.text.figure_style import CAPTION, GREY, STYLE, assign_colours
 
-TABLES = ("qwen_audio_table3", "qwen2_audio_table2")  # main tables of the two papers; `published.tables()` has more
+TABLES = (
+    "qwen_audio_table3",
+    "qwen2_audio_table2",
+)  # main tables of the two papers; `published.table_names()` has more
 LINE = ["benchmark", "part", "metric"]  # columns that identify a line of a published table
 LABELS = {"aas_official": "AAS (ms)", "spice": "SPICE", "spider": "SPIDEr", "accuracy_raw": "accuracy"}
 
@@ -43,7 +46,7 @@ def table(name: str, studies: Iterable[str | Path]) -> pd.DataFrame:
     and the signatures of numbers that were computed differently.
 
     Args:
-        name: Name of the table, one of `published.tables()`.
+        name: Name of the table, one of `published.table_names()`.
         studies: Directories of studies.
 
     Raises:
@@ -52,13 +55,13 @@ def table(name: str, studies: Iterable[str | Path]) -> pd.DataFrame:
     """
     columns = [*LINE, "system", "ours", "value", "low", "high", "n", "different", "synthetic", "decimals"]
     rows: list[tuple[object, ...]] = []
-    notes = published.notes(name, ())
-    for line in published.lines((), name):
+    notes = published.table_notes(name, ())
+    for line in published.table_lines((), name):
         key, empty = (line.benchmark, line.part, line.metric), (np.nan, np.nan, np.nan, False, False)
         rows += [(*key, cell.system, False, cell.printed, *empty, cell.decimals) for cell in line.cells]
     for system, results in _systems(studies):
-        notes += [note for note in published.notes(name, results)[1:] if note not in notes]
-        for line in published.lines(results, name):
+        notes += [note for note in published.table_notes(name, results)[1:] if note not in notes]
+        for line in published.table_lines(results, name):
             if line.ours is not None:
                 key, marks = (line.benchmark, line.part, line.metric), (line.differs, line.is_stand_in)
                 scaled = (line.scale * value for value in (line.ours.value, line.ours.low, line.ours.high))
@@ -84,7 +87,7 @@ def _systems(studies: Iterable[str | Path]) -> Iterator[tuple[str, list[ResultRo
                 yield f"{Path(study).name}/{arm}", rows
 
 
-def readable(frame: pd.DataFrame) -> pd.DataFrame:
+def format_table(frame: pd.DataFrame) -> pd.DataFrame:
     """Return a `table` as text.
 
     There is one column for each of our systems (with intervals and symbols), one column for the system of the paper,
@@ -92,7 +95,7 @@ def readable(frame: pd.DataFrame) -> pd.DataFrame:
     """
     owner = _owner(frame)
     rows: dict[tuple[str, ...], dict[str, str]] = {}
-    for row in lines_of(frame):
+    for row in frame_rows(frame):
         line = rows.setdefault((row["benchmark"], row["part"], _label(row["metric"])), {})
         if row["ours"] or row["system"] == owner:
             line[row["system"]] = _format_number(row)
@@ -179,7 +182,7 @@ def _draw(axis: Axes, panel: str, lines: Sequence[pd.DataFrame], owner: str, col
     distance = 0.6 / max(1, len(colours))
     labels = []
     for y, line in enumerate(lines):
-        rows = lines_of(line)
+        rows = frame_rows(line)
         for row in rows:
             if not row["ours"]:
                 is_owner = row["system"] == owner

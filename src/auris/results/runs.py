@@ -12,9 +12,9 @@ import numpy as np
 from auris.errors import MissingFileError, UserError
 from auris.files import read_metadata
 from auris.metrics import records
-from auris.metrics.measures import measure
+from auris.metrics.measures import find_measure
 from auris.metrics.records import Prediction, ResultRow
-from auris.results.cells import lines_of
+from auris.results.cells import frame_rows
 
 if TYPE_CHECKING:  # pandas and tensorboard are imported only in functions that use them, so that --help is fast
     import pandas as pd
@@ -43,7 +43,7 @@ def collect(root: str | Path) -> pd.DataFrame:
 def read_results(run: str | Path) -> list[ResultRow]:
     """Return the rows of a run's `results.jsonl`; empty if the run is not evaluated."""
     path = Path(run) / "results.jsonl"
-    return records.read(path, ResultRow) if path.exists() else []
+    return records.read_records(path, ResultRow) if path.exists() else []
 
 
 def predictions(root: str | Path) -> pd.DataFrame:
@@ -65,14 +65,15 @@ def read_predictions(run: str | Path, arm: str, seed: int) -> list[RunPrediction
     predictions = []
     for path in sorted(Path(run).glob("predictions/*.jsonl")):
         keys = set()
-        for row in records.read(path, Prediction):
+        for row in records.read_records(path, Prediction):
             key = (row.group, row.metric, row.id)
             if key in keys:
                 raise UserError(f"{path}: row {row.id!r} ({row.group}, {row.metric}) occurs more than once")
-            if len(row.stats) != len(measure(row.metric).stats):
+            names = find_measure(row.metric).stats
+            if len(row.stats) != len(names):
                 raise UserError(
-                    f"{path}: {row.metric} needs the statistics {measure(row.metric).stats}, but the row {row.id!r} "
-                    f"has the values {row.stats}"
+                    f"{path}: {row.metric} needs the statistics {names}, but the row {row.id!r} has the values "
+                    f"{row.stats}"
                 )
             keys.add(key)
             predictions.append(RunPrediction(arm, seed, path.stem, row))
@@ -186,7 +187,7 @@ def hparams(root: str | Path) -> pd.DataFrame:
 
     configs = {}
     for arm, seed, run in list_runs(root):
-        [config] = lines_of(pd.json_normalize(read_metadata(run / "recipe.yaml")))
+        [config] = frame_rows(pd.json_normalize(read_metadata(run / "recipe.yaml")))
         configs[arm, seed] = config
     ignored = {"study", "arm", "seed", "run_dir", "runs_dir", "checkpoint"}
     keys = {
@@ -211,7 +212,7 @@ def write_hparams(root: str | Path) -> None:
     from tensorboard.plugins.hparams import summary_v2 as hp
     from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-    rows = {(row["arm"], row["seed"]): row for row in lines_of(hparams(root))}
+    rows = {(row["arm"], row["seed"]): row for row in frame_rows(hparams(root))}
     runs = list_runs(root)
     tags = sorted({tag for tag in curves(root)["tag"] if tag.startswith("val/")})
     tags += sorted({_test_tag(row) for _, _, run in runs for row in read_results(run)})

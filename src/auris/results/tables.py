@@ -15,9 +15,9 @@ from auris.errors import UserError
 from auris.metrics import statistics
 from auris.metrics.formulas import Scorer
 from auris.metrics.measures import MEASURES, score, scorer
-from auris.metrics.statistics import bootstrap, difference, percentiles, samples
+from auris.metrics.statistics import bootstrap_interval, difference_scorer, percentile_interval, resample_scores
 from auris.results import cells
-from auris.results.cells import lines_of
+from auris.results.cells import frame_rows
 from auris.results.runs import collect, join, list_runs, predictions, sort_arms
 
 KEY = ["benchmark", "group", "metric"]
@@ -73,7 +73,7 @@ def table(root: str | Path, arms: Sequence[str] | None = None) -> pd.DataFrame:
     """
     scored, arms, notes = _read_predictions(root, arms)
     signatures: dict[Key, str] = {
-        (row["benchmark"], row["task"], row["metric"]): row["signature"] for row in lines_of(collect(root))
+        (row["benchmark"], row["task"], row["metric"]): row["signature"] for row in frame_rows(collect(root))
     }
     lines = _by_key(scored)
     rows: dict[Key, dict[str, Any]] = {key: dict(zip(KEY, key, strict=True)) for key in lines}
@@ -92,7 +92,10 @@ def table(root: str | Path, arms: Sequence[str] | None = None) -> pd.DataFrame:
             rows[key] |= columns
     names = [f"{arm} - {arms[0]} p" for arm in arms[1:]]
     for row in rows.values():
-        row |= {f"{name} holm": p for name, p in zip(names, statistics.holm([row[n] for n in names]), strict=True)}
+        row |= {
+            f"{name} holm": p
+            for name, p in zip(names, statistics.correct_by_holm([row[n] for n in names]), strict=True)
+        }
     frame = pd.DataFrame(rows.values())
     frame.attrs |= {"arms": arms, "notes": notes}
     return frame
@@ -170,16 +173,16 @@ def _compare(lines: Mapping[Key, pd.DataFrame], first: str, arm: str, notes: lis
         if differ := (a["reference"].map(json.dumps) != b["reference"].map(json.dumps)).sum():
             notes.append(f"{name}: {differ} rows have different references in {first} and in {arm}")
         n, units, stats_a, stats_b = a["id"].nunique(), _units(a), _by_seed(a), _by_seed(b)
-        change = difference(scorer(metric, stats_a), scorer(metric, stats_b))
-        resampled = samples(change, n, units=units)
+        change = difference_scorer(scorer(metric, stats_a), scorer(metric, stats_b))
+        resampled = resample_scores(change, n, units=units)
         columns[key] = _comparison_columns(
             arm,
             first,
-            difference=(_score_all_rows(change, n), *percentiles(resampled)),
+            difference=(_score_all_rows(change, n), *percentile_interval(resampled)),
             wins=_win_share(a, b, metric, units),
             seeds=_seed_interval(metric, stats_a, stats_b),
             p=statistics.permutation_test(metric, stats_a, stats_b, units),
-            detectable=statistics.detectable(resampled),
+            detectable=statistics.detectable_difference(resampled),
         )
     return columns
 
@@ -202,28 +205,28 @@ def _comparison_columns(
     return columns | {f"{name} p": p, f"{name} detectable": detectable}
 
 
-def readable(frame: pd.DataFrame) -> pd.DataFrame:
+def format_table(frame: pd.DataFrame) -> pd.DataFrame:
     """Return a `table` as text, with one column for each arm and each difference, in the unit of the metric."""
     first, *others = frame.attrs["arms"]
     columns = [first, *others, *(f"{arm} - {first}" for arm in others)]
     rows = []
-    for line in lines_of(frame):
-        names = {"benchmark": line["benchmark"], "task": line["group"], "metric": cells.heading(line["metric"])}
-        rows.append({**names, "n": line["n"], **{column: cells.score(line, column) for column in columns}})
+    for line in frame_rows(frame):
+        names = {"benchmark": line["benchmark"], "task": line["group"], "metric": cells.format_heading(line["metric"])}
+        rows.append({**names, "n": line["n"], **{column: cells.format_score(line, column) for column in columns}})
     return pd.DataFrame(rows).set_index(["benchmark", "task", "metric"])
 
 
-def markdown(frame: pd.DataFrame, differences: pd.DataFrame) -> str:
+def format_markdown(frame: pd.DataFrame, differences: pd.DataFrame) -> str:
     """Return a `table` in Markdown, with one column for each arm; ▲ and ▼ mark scores that are better or worse.
 
     Args:
         frame: The `table`.
         differences: The `verdicts` on the same arms.
     """
-    texts = readable(frame).reset_index()[["benchmark", "task", "metric", "n", *frame.attrs["arms"]]]
+    texts = format_table(frame).reset_index()[["benchmark", "task", "metric", "n", *frame.attrs["arms"]]]
     lines = {key: index for index, key in enumerate(zip(*(frame[key] for key in KEY), strict=True))}
     marks = {"better": " ▲", "worse": " ▼"}
-    for row in lines_of(differences[differences["verdict"].isin(list(marks))]):
+    for row in frame_rows(differences[differences["verdict"].isin(list(marks))]):
         texts.loc[lines[tuple(row[key] for key in KEY)], row["arm"]] += marks[row["verdict"]]
     if frame["benchmark"].nunique() == 1:
         texts = texts.drop(columns="benchmark")
@@ -294,7 +297,7 @@ def verdicts_in(frame: pd.DataFrame) -> pd.DataFrame:
     """Return the `verdicts` on the differences to the first arm of a `table`."""
     first, *others = frame.attrs["arms"]
     rows = []
-    for row in lines_of(frame):
+    for row in frame_rows(frame):
         for arm in others:
             name = f"{arm} - {first}"
             seeds = int(min(row[f"{arm} seeds"], row[f"{first} seeds"]))
@@ -336,7 +339,7 @@ def _win_share(a: pd.DataFrame, b: pd.DataFrame, metric: str, units: np.ndarray)
     gap = sign * (score_b - score_a)  # NaN if a row contains nothing that can be counted; this is a tie
     won = np.where(np.isnan(gap) | (gap == 0), 0.5, gap > 0)
     stats = pd.DataFrame({"won": won, "pairs": 1.0}).groupby(a["id"]).sum().to_numpy()
-    return (float(won.mean()), *bootstrap(stats, "accuracy", units=units))
+    return (float(won.mean()), *bootstrap_interval(stats, "accuracy", units=units))
 
 
 def _score(rows: pd.DataFrame, metric: str, arm: str) -> Columns:
@@ -344,7 +347,7 @@ def _score(rows: pd.DataFrame, metric: str, arm: str) -> Columns:
     if rows.empty:
         return {arm: np.nan, f"{arm} low": np.nan, f"{arm} high": np.nan, f"{arm} seeds": 0, f"{arm} sd": np.nan}
     n, arm_scorer = rows["id"].nunique(), scorer(metric, _by_seed(rows))
-    low, high = percentiles(samples(arm_scorer, n, units=_units(rows)))
+    low, high = percentile_interval(resample_scores(arm_scorer, n, units=_units(rows)))
     seed_scores = [score(metric, seed["stats"].tolist()) for _, seed in rows.groupby("seed")]
     deviation = float(np.std(seed_scores, ddof=1)) if len(seed_scores) > 1 else np.nan
     return {
@@ -366,7 +369,7 @@ def _drop(as_is: pd.DataFrame, altered: pd.DataFrame, metric: str, arm: str) -> 
     if common.empty:
         return {}
     original, replaced = (side.loc[common].reset_index() for side in (original, replaced))
-    drop = statistics.drop(metric, _by_seed(original), _by_seed(replaced), _units(replaced))
+    drop = statistics.score_drop(metric, _by_seed(original), _by_seed(replaced), _units(replaced))
     return dict(zip([f"{arm} drop", f"{arm} drop low", f"{arm} drop high", f"{arm} drop p"], drop, strict=True))
 
 
@@ -377,7 +380,7 @@ def _by_seed(rows: pd.DataFrame) -> list[Stats]:
 def _units(rows: pd.DataFrame) -> np.ndarray:
     """Return `statistics.Units.indices` for the rows sorted by id."""
     columns = ["id", *(key for key in statistics.KEYS if key in rows)]
-    return statistics.find_units(lines_of(rows[columns].drop_duplicates("id").sort_values("id"))).indices
+    return statistics.find_units(frame_rows(rows[columns].drop_duplicates("id").sort_values("id"))).indices
 
 
 def _score_all_rows(score: Scorer, n_rows: int) -> float:

@@ -15,12 +15,12 @@ from rich.text import Text
 
 from auris.files import write_text
 from auris.metrics import statistics
-from auris.metrics.measures import MEASURES, display
+from auris.metrics.measures import MEASURES, format_value
 from auris.results import cells
-from auris.results.cells import Line, lines_of
-from auris.results.figures import plot_bars, plot_curves, provenance, save
+from auris.results.cells import Line, frame_rows
+from auris.results.figures import describe_provenance, plot_bars, plot_curves, save_figure
 from auris.results.runs import costs, curves, join, list_runs, question, unevaluated, write_hparams
-from auris.results.tables import BEYOND_NOISE, DROP_NOTE, markdown, table, verdicts, verdicts_in
+from auris.results.tables import BEYOND_NOISE, DROP_NOTE, format_markdown, table, verdicts, verdicts_in
 from auris.text.console import print_plain
 
 UNBOUNDED = 10_000  # width of an imaginary terminal in which no table is wrapped
@@ -42,7 +42,7 @@ def show_study(root: Path, arms: Sequence[str] | None, against: str, x: str) -> 
     for line in progress_lines:
         print_plain(console, f"  {line}")
     if not arms and len(progress_lines) == n_runs:
-        paths = save(plot_curves(root, arms, x), root / "curves") if len(curves(root)) else []
+        paths = save_figure(plot_curves(root, arms, x), root / "curves") if len(curves(root)) else []
         print("\n".join(f"wrote {path}" for path in paths))
         return
     frame = table(root, arms)
@@ -60,13 +60,13 @@ def _write_files(root: Path, frame: pd.DataFrame, differences: pd.DataFrame, x: 
     arms = frame.attrs["arms"]
     paths = [root / name for name in ("table.csv", "table.md", "differences.csv", "costs.csv")]
     frame.to_csv(paths[0], index=False)
-    write_text(paths[1], markdown(frame, verdicts_in(frame)))
+    write_text(paths[1], format_markdown(frame, verdicts_in(frame)))
     differences.to_csv(paths[2], index=False)
     costs(root).to_csv(paths[3], index=False)
-    paths += save(plot_bars(root, arms, frame), root / "bars")
+    paths += save_figure(plot_bars(root, arms, frame), root / "bars")
     arms_with_events = set(curves(root)["arm"])
     if arms_with_events & set(arms):
-        paths += save(plot_curves(root, arms, x), root / "curves")
+        paths += save_figure(plot_curves(root, arms, x), root / "curves")
     if arms_without_events := [arm for arm in arms if arm not in arms_with_events]:
         frame.attrs["notes"].append(f"no curves for {join(arms_without_events)}: these runs have no TensorBoard events")
     write_hparams(root)
@@ -80,9 +80,9 @@ def _show_verdicts(console: Console, differences: pd.DataFrame) -> None:
     counts = ", ".join(f"{number} {verdict}" for verdict, number in differences["verdict"].value_counts().items())
     baseline = differences["against"].iloc[0] if differences["against"].nunique() == 1 else "the previous arm"
     print_plain(console, f"{len(differences)} differences to {baseline}: {counts}.")
-    for row in lines_of(differences[differences["verdict"].isin(BEYOND_NOISE)]):
+    for row in frame_rows(differences[differences["verdict"].isin(BEYOND_NOISE)]):
         point, low, high = (
-            display(row["metric"], row[part], "+") for part in ("difference", "seeds low", "seeds high")
+            format_value(row["metric"], row[part], "+") for part in ("difference", "seeds low", "seeds high")
         )
         score = f"{row['benchmark']} {row['group']} {row['metric']}: {point}, interval over seeds [{low}, {high}]"
         print_plain(console, f"  {row['verdict']}: {row['arm']} - {row['against']}, {score}")
@@ -96,7 +96,7 @@ def show_table(console: Console, frame: pd.DataFrame, study: str) -> None:
         arms = [arm for arm in all_arms if rows[arm].notna().any()]
         arms_with_drop = [arm for arm in arms if f"{arm} drop" in frame and rows[f"{arm} drop"].notna().any()]
         has_drops |= bool(arms_with_drop)
-        arguments = (f"Study {study}, benchmark {benchmark}", lines_of(rows), arms, arms_with_drop, all_arms[0])
+        arguments = (f"Study {study}, benchmark {benchmark}", frame_rows(rows), arms, arms_with_drop, all_arms[0])
         wide_table = _build_wide_table(*arguments)
         fits = Measurement.get(console, console.options.update(width=UNBOUNDED), wide_table).maximum <= console.width
         console.print(wide_table if fits else _build_narrow_table(*arguments))
@@ -110,7 +110,15 @@ def show_table(console: Console, frame: pd.DataFrame, study: str) -> None:
     )
     drops = [DROP_NOTE] if has_drops else []
     notes = (f"note: {note}" for note in frame.attrs["notes"])
-    for line in (legend, *drops, *_significance(frame), *_judges(frame), *_win_rates(frame), provenance(frame), *notes):
+    for line in (
+        legend,
+        *drops,
+        *_significance(frame),
+        *_judges(frame),
+        *_win_rates(frame),
+        describe_provenance(frame),
+        *notes,
+    ):
         print_plain(console, line)
 
 
@@ -149,12 +157,12 @@ def _build_empty_table(title: str, *columns: str) -> Table:
 
 
 def _row_heading(line: Line) -> str:
-    return f"{line['group']}, {line['metric']} {cells.arrow(line['metric'])}"
+    return f"{line['group']}, {line['metric']} {cells.direction_arrow(line['metric'])}"
 
 
 def _format_cell(line: Line, column: str) -> Text:
     """Return the text of a cell. Differences whose interval excludes 0 are green for improvements, otherwise red."""
-    text = Text(cells.score(line, column))
+    text = Text(cells.format_score(line, column))
     low, high = line[f"{column} low"], line[f"{column} high"]
     if " - " in column and not np.isnan(low) and not low <= 0 <= high:
         is_better = (low > 0) == MEASURES[line["metric"]].higher_is_better
@@ -178,13 +186,13 @@ def _significance(frame: pd.DataFrame) -> Iterator[str]:
 def _judges(frame: pd.DataFrame) -> Iterator[str]:
     """Yield the signatures of the metrics that a judge computes."""
     rows = frame[frame["metric"].str.startswith("judge")]
-    yield from sorted({f"{row['metric']}: {row['signature']}" for row in lines_of(rows)})
+    yield from sorted({f"{row['metric']}: {row['signature']}" for row in frame_rows(rows)})
 
 
 def _win_rates(frame: pd.DataFrame) -> Iterator[str]:
     """Yield sentences about how often a judge gave an arm's answer more points than the first arm's answer."""
     first, *others = frame.attrs["arms"]
-    for line in lines_of(frame[frame["metric"] == "judged"]):
+    for line in frame_rows(frame[frame["metric"] == "judged"]):
         for arm in others:
             share, low, high = (100 * line[f"{arm} wins{part}"] for part in ("", " low", " high"))
             if not np.isnan(share):

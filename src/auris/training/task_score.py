@@ -10,7 +10,7 @@ import torch
 import torchmetrics
 from torchmetrics.utilities import dim_zero_cat
 
-from auris.metrics.measures import check, measure, row_stats, score, value
+from auris.metrics.measures import check_packages, find_measure, row_stats, score, score_from_sums
 
 
 class TaskScore(torchmetrics.Metric):
@@ -32,11 +32,11 @@ class TaskScore(torchmetrics.Metric):
 
     def __init__(self, metric: str, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        check(metric)
+        check_packages(metric)
         self.metric = metric
-        self.is_additive = measure(metric).formula is not None
+        self.is_additive = find_measure(metric).formula is not None
         if self.is_additive:
-            zeros = torch.zeros(len(measure(metric).stats), dtype=torch.float64)  # exact for counts
+            zeros = torch.zeros(len(find_measure(metric).stats), dtype=torch.float64)  # exact for counts
             self.add_state("sums", default=zeros, dist_reduce_fx="sum")
         else:
             self.add_state("rows", default=[], dist_reduce_fx="cat")
@@ -44,7 +44,7 @@ class TaskScore(torchmetrics.Metric):
     @property
     def higher_is_better(self) -> bool:  # pyrefly: ignore[bad-override]  # torchmetrics forbids assignment
         """Whether a larger score is better, which depends on the metric."""
-        return measure(self.metric).higher_is_better
+        return find_measure(self.metric).higher_is_better
 
     def update(self, hypotheses: Sequence[Any], references: Sequence[Any], languages: Sequence[str]) -> None:
         """Add rows to the score.
@@ -67,6 +67,6 @@ class TaskScore(torchmetrics.Metric):
     def compute(self) -> torch.Tensor:
         """Return the score of all rows so far: a fraction, or 0 to 100 for BLEU."""
         if self.is_additive:
-            return torch.tensor(value(self.metric, self.sums.cpu().numpy()))
+            return torch.tensor(score_from_sums(self.metric, self.sums.cpu().numpy()))
         lines = bytes(dim_zero_cat(self.rows).to(torch.uint8).tolist()) if len(self.rows) else b""
         return torch.tensor(score(self.metric, [json.loads(line) for line in lines.splitlines()]))

@@ -9,7 +9,7 @@ import pytest
 
 from auris import config
 from auris.metrics.judges.judge import UnratedError
-from auris.metrics.judges.rating import LanguageModelJudge, RuleJudge, request
+from auris.metrics.judges.rating import LanguageModelJudge, RuleJudge, rating_messages
 from support import stand_in
 
 LABELS = {
@@ -40,7 +40,7 @@ def test_the_rule_gives_points_for_content_sentence_and_introduction(answer: str
 
 
 def test_a_request_contains_the_question_and_the_reference() -> None:
-    content = json.loads(request(LABELS, "a cat")[-1]["content"])
+    content = json.loads(rating_messages(LABELS, "a cat")[-1]["content"])
     assert content == {
         "conversation": [{"role": "user", "text": "[audio] What is it?"}],
         "right answer": "It is a dog.",

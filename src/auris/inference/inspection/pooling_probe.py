@@ -21,7 +21,7 @@ from auris.data.samples import AudioSamples
 from auris.errors import AudioError, RowError, UserError
 from auris.inference.audio_model import AudioModel
 from auris.inference.inspection.trace import FRAME_SECONDS
-from auris.metrics.statistics import bootstrap
+from auris.metrics.statistics import bootstrap_interval
 from auris.model import pooling
 from auris.model.pooling import Pooling
 
@@ -144,5 +144,5 @@ def explained_variance(module: Pooling, clips: Sequence[torch.Tensor], k: int, s
     residuals = np.array([((true - predicted) ** 2).sum() for true, predicted in test_pairs])
     totals = np.array([(true**2).sum() for true, _ in test_pairs])
     # The unexplained share is a ratio of two sums over clips, like accuracy.
-    low, high = bootstrap(list(np.stack([residuals, totals], axis=1)), "accuracy", seed=seed)
+    low, high = bootstrap_interval(list(np.stack([residuals, totals], axis=1)), "accuracy", seed=seed)
     return float(1 - residuals.sum() / totals.sum()), 1 - high, 1 - low

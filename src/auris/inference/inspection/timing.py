@@ -16,7 +16,7 @@ from auris.inference import load as pretrained
 from auris.inference.align import TIME_KEYS, Aligner, Times, WordTime
 from auris.inference.inspection.trace import Subject, Trace, trace_row
 from auris.metrics.normalize import normalize
-from auris.metrics.timestamps import matches
+from auris.metrics.timestamps import match_items
 from auris.text import tasks
 from auris.text.answer_formats import Words
 
@@ -92,7 +92,7 @@ def time_shifts(row: Row, times: Mapping[str, Times]) -> pd.DataFrame:
     records = []
     for source, words in times.items():
         keys = [[normalize(word["word"], language_code) for word in side] for side in (true_words, words)]
-        for i, j in matches(*keys) if source != LABELLED else ():
+        for i, j in match_items(*keys) if source != LABELLED else ():
             true_word = true_words[i]
             shifts = [round(1000 * (words[j][key] - true_word[key])) for key in TIME_KEYS]
             records.append((source, true_word["word"], true_word["start"], true_word["end"], *shifts))

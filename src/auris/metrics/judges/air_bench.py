@@ -92,7 +92,7 @@ def check_labels(labels: Labels) -> str | None:
 # --- replies ------------------------------------------------------------------------------------------------------
 
 
-def parse(reply: str) -> tuple[int, int] | None:
+def parse_reply(reply: str) -> tuple[int, int] | None:
     """Return the two numbers that cal_score.py parses in a reply; None if it cannot parse the reply.
 
     A reply must consist of two integers up to 10, separated by one space. Numbers such as 0 and -3 and full-width
@@ -106,7 +106,7 @@ def parse(reply: str) -> tuple[int, int] | None:
     return (first, second) if max(first, second) <= MAX_POINTS else None
 
 
-def points(reply: str, order: int, strict: bool = False) -> int | None:
+def model_points(reply: str, order: int, strict: bool = False) -> int | None:
     """Return the model's points.
 
     Args:
@@ -117,7 +117,7 @@ def points(reply: str, order: int, strict: bool = False) -> int | None:
     Returns:
         The points; None if the reply is not accepted.
     """
-    numbers = parse(reply)
+    numbers = parse_reply(reply)
     if numbers is None or (strict and min(numbers) < 1):
         return None
     return numbers[1 - order]
@@ -129,7 +129,7 @@ _REFUSAL = re.compile(r"\b(?:sorry|apologi[sz]e|can(?:not|'t|’t)|unable|as an 
 
 def find_failure(reply: str) -> str | None:
     """Return the reason why `judged_strict` counts a reply as 0 points; None if the reply is valid."""
-    if points(reply, 0, strict=True) is not None:
+    if model_points(reply, 0, strict=True) is not None:
         return None
     if not reply.strip():
         return "empty"
@@ -148,16 +148,16 @@ def find_failure(reply: str) -> str | None:
     return "prose" if has_prose else "two numbers in another form"
 
 
-def count(metric: str, replies: Sequence[str], task_name: str) -> list[Any]:
+def count_replies(metric: str, replies: Sequence[str], task_name: str) -> list[Any]:
     """Return the statistics that a row contributes to a metric, given the judge's replies in both orders."""
     match metric:
         case "judged_official":
-            return [GROUPS[task_name], *(points(reply, order) for order, reply in enumerate(replies))]
+            return [GROUPS[task_name], *(model_points(reply, order) for order, reply in enumerate(replies))]
         case "judged_strict":
-            return [GROUPS[task_name], *(points(reply, order, True) or 0 for order, reply in enumerate(replies))]
+            return [GROUPS[task_name], *(model_points(reply, order, True) or 0 for order, reply in enumerate(replies))]
         case "judge_failed":
             return [float(sum(find_failure(reply) is not None for reply in replies)), float(len(replies))]
-    parsed = ((order, parse(reply)) for order, reply in enumerate(replies))
+    parsed = ((order, parse_reply(reply)) for order, reply in enumerate(replies))
     # The model's points minus the reference's points, for each reply that can be parsed.
     leads = [pair[1 - order] - pair[order] for order, pair in parsed if pair]
     if metric == "judge_wins":
@@ -319,7 +319,7 @@ class AirBenchJudge:
         has_all_groups = {GROUPS[name] for name in task_names} == set(GROUPS.values())
         verdicts = [
             Verdict(
-                stats={metric: count(metric, replies, name) for metric in METRICS},
+                stats={metric: count_replies(metric, replies, name) for metric in METRICS},
                 reference=labels["answer_gt"],
                 groups=_groups(name, has_all_groups),
                 replies=list(replies),

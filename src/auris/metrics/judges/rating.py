@@ -131,7 +131,7 @@ class LanguageModelJudge(PointsJudge):
         Raises:
             UnratedError: The reply does not contain exactly one integer from 1 to 10.
         """
-        reply, model = self.record.ask(request(labels, answer))
+        reply, model = self.record.ask(rating_messages(labels, answer))
         self.models.add(model)
         numbers = {-float(n) if minus else float(n) for minus, n in _NUMBER.findall(_SCALE.sub("", reply))}
         if len(numbers) != 1 or not numbers <= set(range(1, 11)):
@@ -139,7 +139,7 @@ class LanguageModelJudge(PointsJudge):
         return numbers.pop()
 
 
-def request(labels: Labels, answer: str) -> list[Message]:
+def rating_messages(labels: Labels, answer: str) -> list[Message]:
     """Return the messages that ask a model to rate an answer to a dialogue.
 
     Args:

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from auris.metrics.measures import MEASURES
-from auris.metrics.normalize import canonical
+from auris.metrics.normalize import canonical_form
 from auris.metrics.records import Prediction
 from auris.text import tasks
 
@@ -75,4 +75,4 @@ def _class_name(answer: Any) -> str:
     """Return the canonical name of the class that a parsed answer states; for a spoken request, the intent."""
     if isinstance(answer, dict):
         answer = answer.get("intent")
-    return canonical(answer) if isinstance(answer, str) else "unreadable"
+    return canonical_form(answer) if isinstance(answer, str) else "unreadable"

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from auris.metrics.edits import RATES, Edit, align, unit_of
-from auris.metrics.measures import MEASURES, display, score, scorer
+from auris.metrics.edits import RATES, Edit, align_texts, unit_of
+from auris.metrics.measures import MEASURES, format_value, score, scorer
 from auris.metrics.records import Prediction
 from auris.results.html.recordings import Player, Players, describe_replaced_audio
 from auris.results.runs import RunPrediction
@@ -115,7 +115,7 @@ def row_scores(metric: str, stats: Sequence[Any]) -> np.ndarray:
     return np.array([score(metric, [row]) for row in stats])
 
 
-def choose(predictions: Sequence[RunPrediction], count: int) -> WorstRows | None:
+def choose_worst_rows(predictions: Sequence[RunPrediction], count: int) -> WorstRows | None:
     """Return the rows of one group with the worst scores; None if no row has a score.
 
     Scores are averaged over the systems. Rows with equal scores are sorted by id. Rows with a perfect score are never
@@ -215,7 +215,7 @@ def _answers(predictions: Sequence[RunPrediction], metric: str, names: Mapping[t
             answers[text].systems.append(system)
             continue
         row_score = float(row_scores(metric, [response.stats])[0]) if metric != "cider" else float("nan")
-        score_text = f"{display(metric, row_score)}\xa0{unit}" if np.isfinite(row_score) else "∞"
+        score_text = f"{format_value(metric, row_score)}\xa0{unit}" if np.isfinite(row_score) else "∞"
         answers[text] = Answer([system], text, "" if np.isnan(row_score) else score_text, _align(response, metric))
     return list(answers.values())
 
@@ -225,7 +225,7 @@ def _align(prediction: Prediction, metric: str) -> list[Edit] | None:
         return None
     task, language = tasks.get_task(prediction.task), prediction.language
     response, reference = (task.extract(text, metric) for text in (prediction.hypothesis, prediction.reference))
-    return align(response, reference, language, unit=unit_of(metric, language))
+    return align_texts(response, reference, language, unit=unit_of(metric, language))
 
 
 def _audio(benchmark: str, row: Row | None, players: Players) -> tuple[list[Player], str]:

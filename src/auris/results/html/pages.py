@@ -151,10 +151,10 @@ def _sections(
         for row in predictions:
             if row.benchmark == benchmark:
                 groups.setdefault(row.prediction.group, []).append(row)
-        chosen = {group: examples.choose(members, worst) for group, members in groups.items()}
+        chosen = {group: examples.choose_worst_rows(members, worst) for group, members in groups.items()}
         ids = {row_id for worst_rows in chosen.values() if worst_rows for row_id in worst_rows.ids}
         first = next(row for row in predictions if row.benchmark == benchmark)
-        rows, problems = recordings.find(systems[first.arm, first.seed], benchmark, ids)
+        rows, problems = recordings.find_rows(systems[first.arm, first.seed], benchmark, ids)
         notes += problems
         if n_missing := len(ids - rows.keys()):
             notes.append(f"{benchmark}: {n_missing} of the {len(ids)} rows shown are not in the manifests of the run")

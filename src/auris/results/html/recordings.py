@@ -100,7 +100,7 @@ class Players:
         return notes
 
 
-def find(run_dir: Path, benchmark: str, ids: Collection[str]) -> tuple[dict[str, Row], list[str]]:
+def find_rows(run_dir: Path, benchmark: str, ids: Collection[str]) -> tuple[dict[str, Row], list[str]]:
     """Return the rows of an evaluation by id, and notes about rows that cannot be found.
 
     Manifests do not contain rows with replaced audio, such as the rows of `meld@shuffled`, so these rows are only

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from auris.metrics.measures import MEASURES, display
+from auris.metrics.measures import MEASURES, format_value
 from auris.metrics.records import ResultRow
 from auris.metrics.statistics import DETECTABLE_NOTE, LEVEL
-from auris.results.cells import Line, heading, is_number, lines_of, p_value, score, with_interval
+from auris.results.cells import Line, format_heading, format_interval, format_p, format_score, frame_rows, is_number
 from auris.results.tables import BEYOND_NOISE, DROP_NOTE, KEY, verdicts_in
 
 if TYPE_CHECKING:
@@ -67,7 +67,11 @@ def build_run_tables(scores: Sequence[ResultRow]) -> list[Table]:
             for row in members:
                 value, low, high = (_format_value(row.metric, number) for number in (row.value, row.low, row.high))
                 n = str(row.n) if row.units.endswith(" rows") else f"{row.n} ({row.units})"
-                cells = [Cell(heading(row.metric)), Cell(value), _drawing(row.metric, row.value, row.low, row.high)]
+                cells = [
+                    Cell(format_heading(row.metric)),
+                    Cell(value),
+                    _drawing(row.metric, row.value, row.low, row.high),
+                ]
                 cells += [Cell(f"{low} to {high}"), *[_drop_cell(drops.get((benchmark, task, row.metric)))][:has_drops]]
                 cells += [Cell(n), *[Cell(_format_value(row.metric, row.detectable))][:has_mdd]]
                 table_rows.append([*cells, Cell(row.provenance, "soft"), Cell(row.signature, "soft long")])
@@ -85,27 +89,29 @@ def build_study_tables(frame: pd.DataFrame) -> list[Table]:
         frame: The table that `results.table` returns.
     """
     first, *others = arms = frame.attrs["arms"]
-    verdicts = {(*(row[column] for column in KEY), row["arm"]): row["verdict"] for row in lines_of(verdicts_in(frame))}
+    verdicts = {
+        (*(row[column] for column in KEY), row["arm"]): row["verdict"] for row in frame_rows(verdicts_in(frame))
+    }
     head = ["arm", "score", "", "95 % interval"]
     comparison = ["difference", "p", "p (Holm)", "verdict"] if others else []
     baseline = f": differences to {first}" if others else ""
     tables = []
     any_drops = False
     for benchmark, members in frame.groupby("benchmark", sort=False):
-        lines = lines_of(members)
+        lines = frame_rows(members)
         has_drops = any(is_number(line.get(f"{arm} drop")) for line in lines for arm in arms)
         any_drops |= has_drops
         groups = []
         for line in lines:
             metric, table_rows = line["metric"], []
             for arm in (arm for arm in arms if is_number(line[arm])):
-                point, _, interval = score(line, arm).partition(" ")
+                point, _, interval = format_score(line, arm).partition(" ")
                 drawing = _drawing(metric, *(line[f"{arm}{suffix}"] for suffix in ("", " low", " high")))
                 cells = [Cell(arm), Cell(point), drawing, Cell(interval)]
-                cells += [Cell(score(line, f"{arm} drop"))] if has_drops else []
+                cells += [Cell(format_score(line, f"{arm} drop"))] if has_drops else []
                 verdict = verdicts.get((benchmark, line["group"], metric, arm), "")
                 table_rows.append([*cells, *(_difference_cells(line, arm, first, verdict) if others else [])])
-            groups.append(Group([Cell(line["group"]), Cell(heading(metric)), Cell(str(line["n"]))], table_rows))
+            groups.append(Group([Cell(line["group"]), Cell(format_heading(metric)), Cell(str(line["n"]))], table_rows))
         columns = ["task", "metric", "rows", *head, *["drop"][:has_drops], *comparison]
         tables.append(Table(f"Benchmark {benchmark}{baseline}", columns, groups))
     note = (
@@ -129,8 +135,8 @@ def _difference_cells(line: Line, arm: str, first: str, verdict: str) -> list[Ce
     if arm == first or not is_number(line[name]):
         return [Cell()] * 4
     css_class = verdict if verdict in BEYOND_NOISE else ""
-    p_cells = (Cell(p_value(line[f"{name} {suffix}"])) for suffix in ("p", "p holm"))
-    return [Cell(score(line, name), css_class), *p_cells, Cell(verdict, css_class or "soft")]
+    p_cells = (Cell(format_p(line[f"{name} {suffix}"])) for suffix in ("p", "p holm"))
+    return [Cell(format_score(line, name), css_class), *p_cells, Cell(verdict, css_class or "soft")]
 
 
 def _drawing(metric: str, *numbers: float) -> Cell:
@@ -142,10 +148,10 @@ def _drawing(metric: str, *numbers: float) -> Cell:
 
 
 def _format_value(metric: str, value: float | None) -> str:
-    return display(metric, value) if is_number(value) else "-"
+    return format_value(metric, value) if is_number(value) else "-"
 
 
 def _drop_cell(row: ResultRow | None) -> Cell:
     if row is None:
         return Cell("-")
-    return Cell(f"{with_interval(row.metric, row.value, row.low, row.high, '+')}, p {p_value(row.p)}")
+    return Cell(f"{format_interval(row.metric, row.value, row.low, row.high, '+')}, p {format_p(row.p)}")
