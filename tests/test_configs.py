@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 
 from auris import config
 from auris.training import optim, studies
+from support.recipes import compose_once
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMAND_CONFIGS = {  # top-level configs with their required overrides
@@ -54,22 +55,28 @@ STUDIES = sorted(path.stem for path in (ROOT / "ablations").glob("*.yaml"))
 def at_the_root(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Run a test in the root, where studies are found, and check that it does not leave Hydra initialised."""
     monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(config, "compose", compose_once)  # studies share their stages
     yield
     assert not GlobalHydra.instance().is_initialized()
 
 
-def choices() -> list[tuple[str, str]]:
-    """Return (command, override) for every file under configs/ that belongs to a group."""
-    choices = []
+def combinations() -> list[tuple[str, ...]]:
+    """Return tuples of a command and one option of each of its groups, such that every option occurs.
+
+    Options of different groups are independent, so that one composition, which takes Hydra a third of a second, tests
+    an option of each group.
+    """
+    options: dict[str, dict[str, list[str]]] = {}
     for path in sorted(config.CONFIGS.rglob("*.yaml")):
         group = path.parent.relative_to(config.CONFIGS).as_posix()
         is_base = path.parent.name == "base" or group == "hydra"
         if (
             group not in (".", "experiment", "scale") and not is_base
-        ):  # the others are composed in all combinations below
-            owners = GROUP_COMMANDS.get(group, ("train",))
-            choices += [(owner, f"{group}={path.stem}") for owner in owners]
-    return choices
+        ):  # all combinations of these two are composed below
+            for command in GROUP_COMMANDS.get(group, ("train",)):
+                options.setdefault(command, {}).setdefault(group, []).append(f"{group}={path.stem}")
+    rounds = {command: itertools.zip_longest(*groups.values()) for command, groups in options.items()}
+    return [(command, *filter(None, overrides)) for command, columns in rounds.items() for overrides in columns]
 
 
 @cache
@@ -117,9 +124,9 @@ def test_each_command_config_composes_with_valid_targets(command):
     assert invalid_targets(compose(command)) == []
 
 
-@pytest.mark.parametrize(("command", "override"), choices())
-def test_each_option_of_each_group_composes_with_valid_targets(command, override):
-    assert invalid_targets(compose(command, override)) == []
+@pytest.mark.parametrize("combination", combinations(), ids=" ".join)
+def test_each_option_of_each_group_composes_with_valid_targets(combination):
+    assert invalid_targets(compose(*combination)) == []
 
 
 @pytest.mark.parametrize("scale", sorted(path.stem for path in (config.CONFIGS / "scale").glob("*.yaml")))
@@ -268,6 +275,15 @@ def test_all_arms_of_each_study_have_valid_and_different_configs(name):
         for other in run_configs[:number]:
             changed = {line.split(":")[0] for line in config.differences(run_config, other)}
             assert changed - {"arm", "run_dir", "seed"}, (run_config["arm"], other["arm"])
+
+
+def test_the_readme_lists_each_study_with_its_question_and_number_of_runs():
+    lines = (ROOT / "ablations/README.md").read_text().splitlines()
+    for name in (name for name in STUDIES if name != "template"):
+        definition = study(name)
+        [line] = [line for line in lines if f"({name}.yaml)" in line]
+        assert definition["question"].split(", tiny")[0] in line
+        assert f"| {len(definition['arms'])} x {len(definition['seeds'])} |" in line
 
 
 @pytest.mark.parametrize("name", STUDIES)

@@ -67,12 +67,3 @@ def test_every_arm_trains_for_two_steps(name: str, rows: Path, tmp_path: Path):
         assert all(packs[n]["rows"] for n in range(len(first_of_task))), (
             f"{job.key}: a row of {first_of_task} was dropped"
         )
-
-
-def test_the_readme_lists_each_study_with_its_question_and_number_of_runs():
-    lines = (ROOT / "ablations/README.md").read_text().splitlines()
-    for name in (name for name in STUDIES if name != "template"):
-        study = config.compose([f"ablations={name}"])
-        [line] = [line for line in lines if f"({name}.yaml)" in line]
-        assert study["question"].split(", tiny")[0] in line
-        assert f"| {len(study['arms'])} x {len(study['seeds'])} |" in line

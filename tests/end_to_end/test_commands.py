@@ -29,12 +29,9 @@ study: smoke
 arm: null
 seed: null
 seeds: [0]
-stages:
-  encoder: {{overrides: [experiment=encoder_ctc, model/encoder=whisper_v2, *small]}}
 arms:
   tags:
     overrides: [experiment=qwen_audio_pretrain, *small]
-    after: {{encoder: encoder}}
 """
 FULL_STUDY = """\
 # @package _global_
@@ -126,7 +123,7 @@ def assert_evaluated(folder: Path, arm: str) -> None:
     assert (run / "recipe.yaml").is_file() and checkpoint_dir.find(run, "best").step > 0
 
 
-def test_a_study_trains_its_stage_and_evaluates_its_arm(folder: Path):
+def test_a_study_trains_and_evaluates_its_arm(folder: Path):
     assert_evaluated(folder, "tags")
 
 

@@ -1,13 +1,9 @@
-"""Program for several ranks: resume a small net from its last checkpoint under a sequence of sharding layouts.
-
-Under each layout the first save fails on the last rank, and every rank must raise. The second save succeeds.
-
-python sharded.py RANK WORLD FOLDER LAYOUT...
-"""
+"""A small net that the ranks of a job resume from its last checkpoint under a sequence of sharding layouts."""
 
 from __future__ import annotations
 
-import sys
+import os
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from unittest.mock import patch
@@ -69,7 +65,12 @@ def fail(*_: object) -> None:
     raise MemoryError("no room")
 
 
-def main(rank: int, world: int, folder: Path, layouts: list[str]) -> None:
+def resume(world: int, folder: Path, layouts: Sequence[str]) -> None:
+    """Take one step under each layout, as one rank of a job.
+
+    Under each layout the first save fails on the last rank, and every rank must raise. The second save succeeds.
+    """
+    rank = int(os.environ.get("LOCAL_RANK", "0"))
     init_method = f"file://{folder}/rendezvous-{world}"
     distributed.init_process_group("gloo", init_method=init_method, rank=rank, world_size=world)
     for layout in layouts:
@@ -90,7 +91,3 @@ def main(rank: int, world: int, folder: Path, layouts: list[str]) -> None:
         assert checkpoint_dir.list_steps(folder)[0] == last.step
         save(last.step + 1)
     distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4:])

@@ -275,7 +275,7 @@ def test_cached_and_live_references_give_the_same_training(compose_run, monkeypa
     assert abs(finished[0]["train/reward_margin"]) > 1e-3  # the policy has moved away from its reference
 
 
-@pytest.mark.parametrize("reference", ["cached", "live"])
+@pytest.mark.parametrize("reference", ["cached", pytest.param("live", marks=pytest.mark.slow)])
 def test_a_killed_run_resumes_with_its_original_reference(compose_run, monkeypatch, reference):
     options = ["max_steps=4", "checkpoint_every=2", "optim.lr=1e-3", f"objective.reference={reference}"]
     uninterrupted = compose_run(*options, "arm=uninterrupted")

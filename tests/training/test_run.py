@@ -53,8 +53,9 @@ class RowRecorder(L.Callback):
         self.steps.append(outputs["rows"])
 
 
-# The case without workers is slow-marked, because test_checkpointing kills runs without workers at every step.
-@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 2])
+# Slow, because test_checkpointing kills runs at every step, and with active workers.
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
 def test_a_killed_run_resumes_to_the_weights_of_an_uninterrupted_one(compose_run, workers: int):
     options = ["max_steps=6", "checkpoint_every=2", f"data.num_workers={workers}"]
     uninterrupted = compose_run(*options, "arm=uninterrupted")

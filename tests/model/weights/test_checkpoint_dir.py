@@ -5,10 +5,9 @@ from __future__ import annotations
 import pickle
 import random
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -21,8 +20,8 @@ from auris.model.weights import checkpoint_dir, checkpoint_io
 from auris.model.weights.checkpoint_dir import CheckpointDir, DamagedError
 from auris.model.weights.checkpoint_io import SaveError
 from auris.training import optim
-from support.runs import ROOT, environment
-from support.sharded import learn, make
+from support.runs import in_processes, read_logs
+from support.sharded import learn, make, resume
 
 STATE = {"recipe": {"seed": 3, "names": ["a", "é"]}, "validating": False}
 
@@ -338,15 +337,8 @@ def test_pruning_keeps_the_newest_and_the_best_and_sets_later_steps_aside(tmp_pa
 
 def run_processes(folder: Path, world: int, *layouts: str) -> None:
     """Continue training from the newest checkpoint in `world` processes, once for each layout."""
-    commands = [
-        [sys.executable, str(ROOT / "tests/support/sharded.py"), str(rank), str(world), str(folder), *layouts]
-        for rank in range(world)
-    ]
-    processes = [
-        subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True) for command in commands
-    ]
-    outputs = [process.communicate(timeout=300)[1] for process in processes]
-    assert [process.returncode for process in processes] == [0] * world, "\n".join(outputs)[-4000:]
+    logs = folder.with_name(f"logs_{world}")
+    assert in_processes(partial(resume, world, folder, layouts), world, logs) == [0] * world, read_logs(logs)
 
 
 def check_strategies(folder: Path, rounds: dict[int, list[str]]) -> CheckpointDir:

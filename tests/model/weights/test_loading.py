@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
-from torch.multiprocessing import spawn
 
 from auris.model import adapters
 from auris.model.audio_lm import AudioLM
@@ -22,6 +23,7 @@ from auris.model.weights.saving import export_tensors, write_sharded
 from auris.model.weights.tensors import StateTensors, TensorFiles
 from auris.training import sharding
 from support import nets
+from support.runs import in_processes, read_logs
 
 MAPS = Path("/proc/self/maps")
 
@@ -381,8 +383,9 @@ def shard(net: AudioLM) -> None:
     fully_shard(net)
 
 
-def load_as_a_rank(rank: int, directory: Path, world_size: int) -> None:
+def load_as_a_rank(directory: Path, world_size: int) -> None:
     """Load into shards from each layout and compare the gathered tensors with the expected ones."""
+    rank = int(os.environ["LOCAL_RANK"])
     dist.init_process_group("gloo", init_method=f"file://{directory}/rendezvous", rank=rank, world_size=world_size)
     for case in ("auris", "qwen_audio", "causal_lm"):
         net = nets.build_meta("qwen_audio", vocab=GROWN if case == "causal_lm" else VOCAB)
@@ -421,7 +424,8 @@ def test_each_rank_reads_only_its_own_slices(tmp_path: Path):
         loading.load(net, StateTensors(state), layout=case, parts=parts, label=case, seed=7)
         expected = {name: t for name, t in net.state_dict().items() if case != "causal_lm" or name.startswith("llm.")}
         torch.save(expected, tmp_path / f"{case}.pt")
-    spawn(load_as_a_rank, args=(tmp_path, 2), nprocs=2)
+    logs = tmp_path / "logs"
+    assert in_processes(partial(load_as_a_rank, tmp_path, 2), 2, logs) == [0, 0], read_logs(logs)
 
 
 def test_loaded_weights_do_not_change_if_the_file_is_overwritten(net: AudioLM, tmp_path: Path):
