@@ -26,7 +26,7 @@ SIZES = {"d_model": 32, "encoder_layers": 2, "encoder_attention_heads": 4, "enco
 LENGTHS = [480, 160 * 37, 160 * 38, 16_001, 33_333, 100, 479_840, 479_841, 480_000]
 
 
-def build_encoder(reference_state: torch.nn.Module, n_mels: int) -> Encoder:
+def build_encoder(reference_state: dict[str, torch.Tensor], n_mels: int) -> Encoder:
     encoder = Encoder(n_mels=n_mels, width=32, n_layers=2, n_heads=4, ffn=48)
     whisper = LAYOUTS["whisper"]
     state = {whisper.model_names(f"encoder.{k}")[0].removeprefix("encoder."): v for k, v in reference_state.items()}

@@ -21,14 +21,21 @@ class Pair:
     rejected: list[int]
 
 
-def tree(pairs: Sequence[Pair], geometry: Geometry, references: Sequence[tuple[float, float]] = ()) -> dict:
-    """Return one pack that contains each prompt once, with both answers as branches."""
+def tree(pairs: Sequence[Pair], geometry: Geometry, reference_logps: Sequence[tuple[float, float]] = ()) -> dict:
+    """Return one pack that contains each prompt once, with both answers as branches.
+
+    Args:
+        pairs: The preference pairs.
+        geometry: Geometry of the model.
+        reference_logps: Log-probabilities of the chosen and the rejected answer of each pair under a reference model;
+            empty if the pack has none.
+    """
     samples = [
         replace(_sample(number, pair, pair.chosen, geometry), rejected=np.array(pair.rejected))
         for number, pair in enumerate(pairs)
     ]
-    if references:
-        samples = [replace(sample, reference=pair) for sample, pair in zip(samples, references, strict=True)]
+    if reference_logps:
+        samples = [replace(sample, reference=logps) for sample, logps in zip(samples, reference_logps, strict=True)]
     return collate(samples, geometry=geometry)
 
 

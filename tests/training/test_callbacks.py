@@ -131,7 +131,7 @@ def test_each_unusable_row_is_reported_once_with_count_and_reason(tmp_path, repo
     assert read_lines(tmp_path / "run")[2]["reason"] == "Stille 猫"
     (message,) = report
     assert message.splitlines() == [
-        "4 rows could not be used:",
+        "rows that could not be used: 4",
         "  a (1x): no `task` field",
         "  b (2x): cannot be decoded",
         "  c (1x): Stille 猫",
@@ -153,7 +153,7 @@ def test_the_report_lists_ten_rows_and_the_file_lists_all(tmp_path, report):
     skip(callback, *((f"r{n}", "bad") for n in range(13)))
     callback.on_fit_end(trainer(), MODULE)
     report_lines = report[0].splitlines()
-    assert report_lines[0] == "13 rows could not be used:" and len(report_lines) == 12
+    assert report_lines[0] == "rows that could not be used: 13" and len(report_lines) == 12
     assert str(tmp_path / "unusable_rows.jsonl") in report_lines[-1]
     assert len(read_lines(tmp_path)) == 13
 

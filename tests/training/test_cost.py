@@ -1,4 +1,4 @@
-"""Cost model and inspection: published sizes, and what a directory contains, supports and lacks.
+"""The cost model equals published sizes. `auris doctor` reports what a model directory contains and what is wrong.
 
 Expected numbers come from two documents that are not part of the repository: the fact sheet (sizes of the released
 systems) and the performance notes (memory and FLOPs computed from these sizes).
@@ -135,10 +135,11 @@ def test_training_only_the_encoder_needs_no_memory_for_llm_activations(released_
 
 
 def test_training_flops_equal_the_performance_notes(released_net: nn.Module):
-    """The performance notes state these GFLOP of a forward pass.
+    """The performance notes state the numbers of floating-point operations of a forward pass.
 
-    LLM token 12.95, scored position 1.278, encoder frame of 20 ms 1.271, audio token (two frames) in projector 0.0105.
-    The last layer's queries, output and MLP take 0.338 of the 12.95. Only scored tokens need them.
+    They are 12.95 GFLOP per LLM token, 1.278 per scored position, 1.271 per encoder frame (20 ms), and 0.0105 per audio
+    token (two frames) in the projector. Of the 12.95 GFLOP, 0.338 are for the queries, the output and the MLP of the
+    last layer, which are computed only at scored positions.
     """
     last_layer = 2 * (2 * 4096 * 4096 + 3 * 4096 * 11008) / 1e9
     text, audio, scored = (Load(**{"tokens": 0, "frames": 0, "scored": 0} | load) for load in LOADS)
@@ -259,7 +260,9 @@ def test_a_dry_run_prints_the_first_batch_and_its_cost(tmp_path: Path):
     dry_run.print_batch(console, [batch], samples.tokenizer)
     text = console.file.getvalue()
     n_tokens, n_scored = len(batch["ids"]), int((batch["labels"] != IGNORE).sum())
-    assert f"1 packs, 2 rows, {n_tokens:,} tokens, {n_scored} of them scored, 75 audio tokens (3.0 s)" in text
+    assert (
+        f"number of packs 1, of rows 2, of tokens {n_tokens:,} (scored: {n_scored}), of audio tokens 75 (3.0 s)" in text
+    )
     assert "skipped bad: " in text and "this run" in text and "pre-training" not in text
     load = Load.of_pack(batch)
     assert (load.tokens, load.frames, load.scored) == (n_tokens, 150, n_scored)

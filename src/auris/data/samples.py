@@ -345,7 +345,9 @@ class TextSamples(Samples):
         if not row.clips:
             return []
         if len(texts) != len(row.clips) or not all(isinstance(text, str) and text for text in texts):
-            raise RowError(f"`content` is {content!r:.80}, expected a text for each of {len(row.clips)} clips")
+            raise RowError(
+                f"`content` is {content!r:.80}, expected one text per clip; number of clips: {len(row.clips)}"
+            )
         return texts
 
     def _stretch(self, content: Sequence[int], blank: int, rng: np.random.Generator) -> list[int]:

@@ -214,7 +214,7 @@ def answer_file(
             row["messages"] = map_audios(lambda clip: os.path.relpath(clip, out.parent), row["messages"])
             row["problem" if isinstance(response, ValueError) else "answer"] = str(response)
         append_jsonl(out, [row for _, row in batch])
-        _note(f"processed {start + len(batch)} of {len(rows)} rows")
+        _note(f"rows processed: {start + len(batch)} of {len(rows)}")
     return {key: row["problem"] for key, row in rows if "problem" in row}
 
 
@@ -305,6 +305,6 @@ def run(config: Config) -> None:
     problems = answer_file(model, source, out, batch_size=config["batch_size"], system=config["system"], **settings)
     _note(f"wrote {out}")
     if problems:
-        _note(f"{len(problems)} rows have no response:")
+        _note(f"rows without a response: {len(problems)}")
         for row_key, problem in list(problems.items())[:_MAX_SHOWN]:
             _note(f"  {row_key}: {problem}")

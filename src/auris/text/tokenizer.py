@@ -191,7 +191,9 @@ class Tokenizer:
         """
         n_pads = sum(self._count_pads(turn.text) for turn in turns if turn.control is Control.ALL)
         if n_pads != len(spans):
-            raise UserError(f"the prompt has {n_pads} audio placeholders, but the row has {len(spans)} clips")
+            raise UserError(
+                f"audio placeholders in the prompt: {n_pads}, clips of the row: {len(spans)}; expected equal numbers"
+            )
         ids: list[int] = []
         supervise: list[bool] = []
         audio: list[bool] = []

@@ -122,9 +122,9 @@ def _make_memory_table(net: AudioLM, stages: Sequence[Stage], load: Load, moment
 def _make_epoch_table(epoch: EpochStats) -> Table:
     """Return the table of the share of each task in an epoch. The caption describes the balance between the ranks."""
     sampled = "" if epoch.sampled_steps == epoch.steps else f", estimated from {epoch.sampled_steps:,} of these steps"
-    title = f"an epoch: {epoch.rows:,} rows ({epoch.unusable:,} unusable), {epoch.steps:,} steps{sampled}"
+    title = f"an epoch: number of rows {epoch.rows:,} ({epoch.unusable:,} unusable), of steps {epoch.steps:,}{sampled}"
     balance = (
-        f"{epoch.ranks} ranks: {epoch.packs:.2f} packs per rank and step, {100 * epoch.fill:.1f} % full, no padding; "
+        f"ranks: {epoch.ranks}; {epoch.packs:.2f} packs per rank and step, {100 * epoch.fill:.1f} % full, no padding; "
         f"the busiest rank has {epoch.straggler:.3f} times the tokens of the average rank"
     )
     table = numbers_table("task", "rows", "hours", "tokens", "share", title=title, caption=balance)
@@ -154,8 +154,8 @@ def print_batch(console: Console, packs: Sequence[Pack], tokenizer: Tokenizer) -
     n_tokens, n_scored = sum(load.tokens for load in loads), sum(load.scored for load in loads)
     n_audio_tokens = sum(len(pack["audio_index"]) for pack in packs)
     seconds = sum(pack["audio_seconds"] for pack in packs)
-    counts = f"{n_tokens:,} tokens, {n_scored:,} of them scored, {n_audio_tokens:,} audio tokens ({seconds:.1f} s)"
-    print_plain(console, f"first batch: {len(packs)} packs, {n_rows} rows, {counts}")
+    tokens = f"of tokens {n_tokens:,} (scored: {n_scored:,}), of audio tokens {n_audio_tokens:,} ({seconds:.1f} s)"
+    print_plain(console, f"first batch: number of packs {len(packs)}, of rows {n_rows}, {tokens}")
     for row_id, reason in (row for pack in packs for row in pack["skipped"]):
         print_plain(console, f"  skipped {row_id}: {reason}")
     if n_rows:

@@ -107,7 +107,7 @@ class EnvironmentReport(L.Callback):
             if module.device.type == "cuda":
                 peak = f"; peak memory so far {cost.measure_peak_bytes(module.device) / GIB:.2f} GiB"
             duration = _format_duration(seconds)
-            rank_zero_info(f"{_format_tokens(speed)}/s: the remaining {n_left:,} steps take about {duration}{peak}")
+            rank_zero_info(f"{_format_tokens(speed)}/s: remaining steps: {n_left:,}, which take about {duration}{peak}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,11 +242,11 @@ class Environment:
         return [
             f"auris {versions['auris']} at {versions['commit']}; python {versions['python']}, "
             + ", ".join(f"{name} {versions[name]}" for name in _PACKAGES),
-            f"{self.ranks} ranks on {self.machines} machines ({self.host}: {self.device}, "
+            f"number of ranks: {self.ranks}, of machines: {self.machines} ({self.host}: {self.device}, "
             f"{self.device_bytes / GIB:.1f} GiB, {self.threads} threads), {self.strategy}, precision {self.precision}",
             f"{self.parameters:,} parameters, {self.trained:,} of them trained",
             f"steps {self.step:,} to {self.steps:,}: {self.epochs:.2f} epochs, {self.rows:,.0f} rows, "
-            f"{self.hours:,.1f} h of audio, {_format_tokens(self.tokens)}; {self.unusable:,} rows cannot be used",
+            f"{self.hours:,.1f} h of audio, {_format_tokens(self.tokens)}; rows that cannot be used: {self.unusable:,}",
             f"hours of audio and share of tokens by task: {'; '.join(shares)}",
             f"estimated memory per device: {self.states_bytes / GIB:.2f} GiB for weights, gradients and moments "
             f"({self.moments}), {self.pack_bytes / GIB:.2f} GiB for a full pack",

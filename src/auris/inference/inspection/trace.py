@@ -163,7 +163,7 @@ def choose_row(subject: Subject, id: str | None = None) -> Row:
     timed = [row for row in usable if row.labels.get("words")]
     if not usable:
         problem = "no row with one clip and a response" if id is None else f"no such row {id!r} with one clip"
-        raise UserError(f"{problem} among {len(subject.rows)} rows")
+        raise UserError(f"{problem}; number of rows: {len(subject.rows)}")
     return (timed or usable)[0]
 
 
