@@ -309,7 +309,7 @@ def test_a_clip_of_at_most_twice_the_time_warp_is_not_warped():
 
 
 @pytest.mark.parametrize("settings", [dict(p=1.5), dict(time_warp=-1), dict(n_time_masks=-1)])
-def test_invalid_specaugment_settings_are_an_error_with_their_name(settings):
+def test_the_error_for_an_invalid_specaugment_setting_names_the_setting(settings):
     with pytest.raises(ValueError, match=next(iter(settings))):
         audio.SpecAugment(**BASIC | settings)
 

@@ -78,7 +78,7 @@ def test_the_error_for_a_truncated_line_names_the_line(tmp_path: Path) -> None:
         ReplyLog(path)
 
 
-def test_the_error_for_a_failing_endpoint_names_it_and_recorded_replies_remain(tmp_path: Path) -> None:
+def test_the_error_for_a_failing_endpoint_names_the_endpoint_and_recorded_replies_remain(tmp_path: Path) -> None:
     path = tmp_path / "record.jsonl"
     with stand_in.serve() as (url, _):
         ReplyLog(path, Endpoint(url=url, model="m")).ask(DOG)
@@ -201,7 +201,7 @@ def test_the_api_key_is_not_leaked_to_messages_recipes_or_other_hosts(monkeypatc
         assert "opensesame" not in str(error.value)
 
 
-def test_an_empty_reply_is_accepted_with_blank_true(tmp_path: Path) -> None:
+def test_an_empty_reply_is_accepted_if_accept_empty_is_set(tmp_path: Path) -> None:
     with stand_in.serve(lambda messages: None) as (url, _):
         assert Endpoint(url=url, model="m", accept_empty=True).complete(DOG).text == ""
     filtered = stand_in.Refused(400, '{"error": {"code": "content_filter"}}')

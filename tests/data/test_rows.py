@@ -116,7 +116,7 @@ def rows_of_three_tasks(folder: Path) -> list[dict]:
     return [{"id": f"{code}{n}", "audio": "a.wav", **labels} for n in range(3) for code, labels in task_labels]
 
 
-def test_tasks_selects_rows_and_limit_the_first_of_each_task(tmp_path):
+def test_rows_can_be_selected_by_task_and_limited_to_the_first_of_each_task(tmp_path):
     rows = read(tmp_path, *rows_of_three_tasks(tmp_path), tasks=["asr", "mic"], limit=2)
     assert [row.id for row in rows] == ["asr0", "mic0", "asr1", "mic1"]
     assert len(read(tmp_path, *rows_of_three_tasks(tmp_path), limit=1)) == 3

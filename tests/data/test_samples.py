@@ -425,7 +425,7 @@ def test_each_window_has_its_own_boundaries(tmp_path):
     assert planned_length(samples, row) == len(samples.build(row, 0, 0).ids)
 
 
-def test_long_audio_first_uses_30_seconds_and_counts_the_dropped_ones(tmp_path):
+def test_long_audio_set_to_first_uses_30_seconds_and_counts_the_dropped_seconds(tmp_path):
     row = row_of(tmp_path, 40.0)
     samples = samples_of(long_audio="first", prompt=TagPrompt())
     sample = samples.build(row, 0, None)

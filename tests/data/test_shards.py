@@ -167,7 +167,7 @@ def test_invalid_settings_are_an_error(manifest, tmp_path):
         command.pack(str(manifest), tmp_path, rows_per_shard=1, processes=0, console=console)
 
 
-def test_check_finds_every_damaged_or_missing_file(manifest, tmp_path):
+def test_the_check_finds_every_damaged_or_missing_file(manifest, tmp_path):
     out = tmp_path / "out"
     pack(manifest, out)
     console = Console(record=True, width=300, file=io.StringIO())

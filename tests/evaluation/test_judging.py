@@ -78,6 +78,6 @@ def test_replies_without_points_are_counted_and_reported(tmp_path: Path):
     assert ("chat average", "judged_official") not in lines  # three groups have no row
 
 
-def test_other_dialogues_are_not_judged_by_air_bench(tmp_path: Path):
+def test_dialogues_from_outside_air_bench_are_not_judged_by_air_bench(tmp_path: Path):
     with pytest.raises(ValueError, match="none of the dialogues comes from AIR-Bench's chat part.*judge=model"):
         judge_rows(tmp_path / "judge.jsonl", [make_row(0, "sound_QA", meta_info=None)], lambda messages: "1 1")

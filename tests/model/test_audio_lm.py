@@ -214,7 +214,7 @@ def test_only_rows_beyond_the_training_length_are_rescaled_and_only_at_inference
         torch.testing.assert_close(rescaled[1], unscaled[1], **tolerance)
 
 
-def test_train_length_is_refused_for_other_llms() -> None:
+def test_train_length_is_refused_for_an_llm_that_is_not_qwen2() -> None:
     config = {**QWEN2, "model_type": "llama"}
     with pytest.raises(ValueError, match="model.llm.train_length=2048: expected null, because llama"):
         llm.build_llm(config, VOCAB, train_length=2048)

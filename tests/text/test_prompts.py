@@ -121,7 +121,7 @@ def test_the_natural_style_supervises_the_language_tag_but_not_the_instruction()
 
 @pytest.mark.parametrize("style", [TagPrompt, NaturalPrompt, BothPrompts])
 @pytest.mark.parametrize("labels", [ASR, S2TT, AQA])
-def test_only_the_answer_is_supervised_with_supervise_tags_false(style, labels):
+def test_only_the_answer_is_supervised_if_supervise_tags_is_false(style, labels):
     for turns in style(supervise_tags=False).variants(labels, n_clips=1):
         assert supervised_texts(turns) == [labels["text"], END_OF_TEXT]
 

@@ -168,7 +168,7 @@ def test_supervision_covers_all_tags_after_the_first_and_the_answer():
 
 
 @pytest.mark.parametrize("style", [TagPrompt, NaturalPrompt])
-def test_supervision_covers_only_the_answer_with_supervise_tags_false(style):
+def test_supervision_covers_only_the_answer_if_supervise_tags_is_false(style):
     tokens, supervise, _ = encode(style(supervise_tags=False), ASR)
     answer = len(tokenizer().encode_plain(ASR["text"])) + 1
     assert supervise.tolist() == [False] * (len(tokens) - answer) + [True] * answer
@@ -212,7 +212,7 @@ def test_training_a_tokenizer_twice_gives_the_same_vocabulary():
     assert retrained.fast.get_vocab() == tokenizer().fast.get_vocab()
 
 
-def test_the_error_for_a_directory_without_a_tokenizer_names_it(tmp_path):
+def test_the_error_for_a_directory_without_a_tokenizer_names_the_directory(tmp_path):
     with pytest.raises(ValueError, match=re.escape(f"tokenizer={tmp_path}: no tokenizer")):
         Tokenizer.load(tmp_path)
 
@@ -254,7 +254,7 @@ def test_audio_ids_are_all_control_tokens_except_those_of_text():
     assert qwen2.audio_ids == sorted(map(qwen2.id, names))
 
 
-def test_the_error_for_an_unknown_control_token_names_it():
+def test_the_error_for_an_unknown_control_token_names_the_token():
     with pytest.raises(ValueError, match=re.escape("'<|yue|>' is not a token")):
         tokenizer().id("<|yue|>")
 

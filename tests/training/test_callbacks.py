@@ -298,7 +298,7 @@ def test_many_consecutive_non_finite_steps_stop_the_run(tmp_path, report):
         fake_trainer.step(callback, module, loss=NAN)
 
 
-def test_the_first_non_finite_step_stops_a_run_with_nonfinite_stop(tmp_path):
+def test_the_first_non_finite_step_stops_a_run_whose_setting_nonfinite_is_stop(tmp_path):
     callback, module, fake_trainer = Faults(tmp_path, nonfinite="stop"), LoggingModule(), FakeTrainer()
     fake_trainer.step(callback, module)
     with pytest.raises(RunStopped, match=r"step 1: .* auris replay fault=.*nonfinite=skip to continue"):

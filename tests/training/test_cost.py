@@ -194,7 +194,7 @@ def test_a_valid_directory_is_described(tmp_path: Path):
 
 
 @pytest.mark.parametrize("write", [published.qwen_audio, published.run])
-def test_other_kinds_of_models_are_described(tmp_path: Path, write):
+def test_a_qwen_audio_model_and_a_run_are_described(tmp_path: Path, write):
     write(tmp_path / "model")
     problems, text = inspect(tmp_path / "model")
     assert problems == [] and "generation_config.json: none, " in text

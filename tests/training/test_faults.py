@@ -126,7 +126,7 @@ def test_a_run_resumed_after_a_skipped_step_ends_like_an_uninterrupted_run(compo
     assert finished["steps"] == 6 and finished["faults/skipped_steps"] == 1
 
 
-def test_nonfinite_stop_stops_at_the_first_fault_and_nonfinite_skip_continues(compose_run):
+def test_nonfinite_set_to_stop_stops_at_the_first_fault_and_set_to_skip_continues(compose_run):
     run_config = compose_run("max_steps=4", "checkpoint_every=1", "nonfinite=stop")
     train.claim_run_dir(Path(run_config["run_dir"]), run_config)
     with pytest.raises(RunStopped, match=r"step 2: the loss is .* and the gradient norm is .*auris replay fault="):

@@ -69,7 +69,7 @@ def test_a_selected_arm_and_seed_are_planned_with_their_dependencies():
     assert [job.key for job in studies.plan_jobs(STUDY, arm="b", seed=1)] == ["encoder, seed 1", "b, seed 1"]
 
 
-def test_only_arms_are_evaluated():
+def test_arms_are_evaluated_but_not_the_stages_before_them():
     assert {job.name: bool(job.evaluate) for job in studies.plan_jobs(STUDY)} == {
         "encoder": False,
         "a": True,

@@ -117,8 +117,8 @@ def draw_melody(rng: Rng, split: str, **fixed_properties: str) -> Melody:
         if properties["direction"] == "falling":
             steps.reverse()
         low, high = music.INSTRUMENTS[properties["instrument"]][1]
-        # Only C is drawn as root, so that major and minor differ in one note. If other roots were drawn as well, a small
-        # model would have to learn intervals.
+        # Only C is drawn as root, so that major and minor differ in one note. If other roots were drawn as well, a
+        # small model would have to learn intervals.
         roots = [root for root in range(low, high - chord[-1] + 1) if root % 12 == 0]
         melody = Melody(**properties, root=pick(rng, roots), steps=tuple(steps))
         if assign_split(repr(melody)) == split:
