@@ -190,7 +190,8 @@ def decode_record(record: Record, folder: Path) -> Row:
 def _with_sounds(row: Row, record: Record) -> Row:
     if len(row.clips) != len(record.sounds):
         raise UserError(
-            f"clips in the row: {len(row.clips)}, audio files stored with it: {len(record.sounds)}; expected equal numbers"
+            f"clips in the row: {len(row.clips)}, audio files stored with it: {len(record.sounds)}; expected equal "
+            "numbers"
         )
     clips = (
         replace(clip, path=sound, offset=0.0 if record.is_cut and clip.offset is not None else clip.offset)
