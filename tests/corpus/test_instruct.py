@@ -25,7 +25,7 @@ from auris.metrics.judges.rating import POLITE_OPENINGS, rate
 from auris.metrics.normalize import contains
 from auris.text import chat
 from auris.text.tasks import LANGUAGES, MODES
-from support import stand_in
+from support import mock_llm
 from support.corpora import TRAIN_ROWS, build_corpus
 
 FILES = [f"{prefix}{split}" for split in grammar.SPLITS for prefix in ("", "preferences_")]
@@ -327,7 +327,7 @@ def test_every_row_has_a_provenance(dialogue_dir: Path, corpus: Path) -> None:
             {"tts"} if "spoken" in row else set()
         )
         assert row["provenance"] == ("+".join(sorted(origins)) or "templates")
-        assert row["written_by"] == (stand_in.MODEL if row["kind"] == "augmented" else "templates")
+        assert row["written_by"] == (mock_llm.MODEL if row["kind"] == "augmented" else "templates")
         assert row["licence"] == "CC0-1.0"
 
 
@@ -442,7 +442,7 @@ def test_a_directory_with_other_files_is_an_error_and_stays_unchanged(corpus: Pa
 
 def test_questions_are_written_by_the_language_model_of_the_config(corpus: Path, tmp_path: Path) -> None:
     replies_file = tmp_path / "mine.jsonl"
-    with stand_in.serve() as (url, requests):
+    with mock_llm.serve() as (url, requests):
         llm = OPTIONS["llm"] | {"url": url, "model": "m", "recording": str(replies_file), "tasks": ["ks"]}
         options = replace(WITHOUT_SPEECH, {"mix": {"augmented": 1, "text": 1}, "rows": {"train": 40, "test": 8}})
         instruct(corpus, tmp_path / "out", **{**options, "llm": llm})
@@ -548,7 +548,7 @@ def test_the_default_config_has_at_least_two_thousand_rows_and_its_keys_are_argu
     assert set(dialogues["mix"]) == set(KINDS)
     assert set(dialogues["tasks"]) == set(wordings.ANSWER_SENTENCES)
     assert set(defaults["llm"]) == set(OPTIONS["llm"])
-    assert defaults["llm"]["pairs"] == stand_in.PAIRS
+    assert defaults["llm"]["pairs"] == mock_llm.PAIRS
     assert SHIPPED_REPLIES.is_file()
 
 

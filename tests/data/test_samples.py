@@ -463,7 +463,7 @@ def supervised_parts(sample) -> list[tuple[str, bool]]:
         is_audio = sample.audio_mask[start:stop]
         ids = sample.ids[start:stop]
         text = "".join(
-            "*" if mark else tok.decode([i], keep_control=True) for i, mark in zip(ids, is_audio, strict=True)
+            "*" if mark else tok.decode([i], keep_control_tokens=True) for i, mark in zip(ids, is_audio, strict=True)
         )
         parts.append((text, bool(sample.supervise[start])))
     return parts
@@ -657,7 +657,7 @@ def test_a_row_of_every_task_is_planned_and_built(tmp_path, code, prompt):
     assert row.problem is None
     assert planned_length(samples, row) >= max_built_length(samples, row, epochs=3)
     sample = samples.build(row, 0, None)
-    decoded = tokenizer().decode(sample.ids[sample.supervise].tolist(), keep_control=True)
+    decoded = tokenizer().decode(sample.ids[sample.supervise].tolist(), keep_control_tokens=True)
     assert decoded.endswith(task.render(labels, tags=not prompt.natural) + "<|endoftext|>")
 
 
@@ -683,5 +683,5 @@ def test_in_the_text_view_each_clip_is_replaced_by_its_own_text(tmp_path):
 
 def test_the_loss_curve_of_a_dialogue_is_its_mode_and_of_other_rows_their_task(tmp_path):
     chat = samples_of(ChatSamples, prompt=Qwen2AudioChat()).build(dialogue_of(tmp_path), 0, 0)
-    assert chat.curve_name == f"chat {dialogue_of(tmp_path).labels['mode']}"
-    assert samples_of().build(row_of(tmp_path), 0, 0).curve_name == "asr"
+    assert chat.loss_curve == f"chat {dialogue_of(tmp_path).labels['mode']}"
+    assert samples_of().build(row_of(tmp_path), 0, 0).loss_curve == "asr"

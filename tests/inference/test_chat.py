@@ -21,7 +21,7 @@ from auris.text.chat import message_text
 from support import published
 from support.manifests import tokenizer, write_manifest, write_wave
 
-SETTINGS = {"max_new_tokens": 8, "control": True}
+SETTINGS = {"max_new_tokens": 8, "keep_control_tokens": True}
 
 
 @pytest.fixture(scope="module")

@@ -193,13 +193,13 @@ def test_a_chat_model_is_prompted_in_chatml(model_dir: Path, tmp_path: Path, mod
 @pytest.mark.parametrize(
     ("overrides", "prompt_class", "clip_template"),
     [
-        (["objective=sft", "data.view=chat", "prompt=chat_v2"], NaturalPrompt, Qwen2AudioChat.label),
+        (["objective=sft", "data.view=chat", "prompt=chat_v2"], NaturalPrompt, Qwen2AudioChat.clip_template),
         (
             ["objective=sft", "data.view=chat", "prompt=chat_v1", "prompt.spacing=paper"],
             TagPrompt,
             QwenAudioChat.SPACINGS["paper"],
         ),
-        (["objective=dpo", "data.view=pair", "prompt=chat_v2"], NaturalPrompt, Qwen2AudioChat.label),
+        (["objective=dpo", "data.view=pair", "prompt=chat_v2"], NaturalPrompt, Qwen2AudioChat.clip_template),
     ],
 )
 def test_a_model_trained_on_dialogues_is_prompted_in_its_training_format(
@@ -207,9 +207,9 @@ def test_a_model_trained_on_dialogues_is_prompted_in_its_training_format(
 ):
     published.run(tmp_path / "run", *overrides)
     model = auris.load(tmp_path / "run", device="auto")
-    assert model.is_chat and model.dialogue.label == clip_template and type(model.prompt) is prompt_class
+    assert model.is_chat and model.dialogue.clip_template == clip_template and type(model.prompt) is prompt_class
     content = [{"type": "audio", "audio": files[0]}, {"type": "text", "text": "what?"}]
-    options = {"max_new_tokens": 6, "control": True}
+    options = {"max_new_tokens": 6, "keep_control_tokens": True}
     expected = model.chat([{"role": "user", "content": content}], **options)
     assert expected and model.generate(files[0], "what?", **options) == expected
     raw_model = auris.load(tmp_path / "run", chat=False)
@@ -253,9 +253,11 @@ def test_qwen_audio_drops_messages_beyond_its_history_window(v1: Path, tmp_path:
 
     def ask(window: int, *messages: dict) -> str:
         published.write_json(copy / "generation_config.json", {"chat_format": "chatml", "max_window_size": window})
-        return auris.load(copy).chat(messages, max_new_tokens=12, control=True)
+        return auris.load(copy).chat(messages, max_new_tokens=12, keep_control_tokens=True)
 
-    assert ask(6144, *history, question) == auris.load(v1).chat([*history, question], max_new_tokens=12, control=True)
+    assert ask(6144, *history, question) == auris.load(v1).chat(
+        [*history, question], max_new_tokens=12, keep_control_tokens=True
+    )
     answer = ask(60, *history, question)
     assert answer == ask(6144, question) != ask(6144, *history, question)
 
@@ -284,7 +286,7 @@ def test_greedy_ids_of_the_golden_model_equal_those_of_the_released_code(shared_
 def test_a_run_and_its_checkpoint_give_the_same_answers(tmp_path: Path, files: list[Path]):
     published.run(tmp_path / "run")
     answers = [
-        auris.load(path).generate(files, PROMPT, max_new_tokens=6, control=True)
+        auris.load(path).generate(files, PROMPT, max_new_tokens=6, keep_control_tokens=True)
         for path in (tmp_path / "run", str(tmp_path / "run/checkpoints/step_00000001"))
     ]
     assert answers[0] == answers[1] and any(answers[0])

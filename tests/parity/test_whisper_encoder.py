@@ -64,7 +64,7 @@ def test_valid_frames_equal_those_of_the_padded_qwen2_audio_encoder(clips: tuple
     encoder = build_encoder(reference.state_dict(), n_mels)
     frames = [audio.n_frames(len(wave)) for wave in waves]
     assert frames == mask.sum(-1).tolist()
-    mel = torch.cat([row[:, : audio.n_computed_frames(n)] for row, n in zip(features, frames, strict=True)], dim=1)
+    mel = torch.cat([row[:, : audio.n_frames_with_padding(n)] for row, n in zip(features, frames, strict=True)], dim=1)
     x, x_lengths = encoder(mel, torch.tensor(frames))
     assert x_lengths.tolist() == lengths.tolist()
     for actual, expected, n in zip(x.split(x_lengths.tolist()), before_pooling[0], lengths, strict=True):

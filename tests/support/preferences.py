@@ -62,8 +62,8 @@ def _sample(number: int, pair: Pair, answer: list[int], geometry: Geometry) -> S
         ids=np.array([*prompt, *answer]),
         supervise=np.arange(len(prompt) + len(answer)) >= len(prompt),
         audio_mask=np.array([*audio_mask(pair.prompt, geometry), *[False] * len(answer)]),
-        mels=tuple(clip.mel[:, : geometry.n_computed_frames(clip.frames)] for clip in clips([pair.prompt])),
+        mels=tuple(clip.mel[:, : geometry.n_frames_with_padding(clip.frames)] for clip in clips([pair.prompt])),
         frames=tuple(clip.frames for clip in clips([pair.prompt])),
         audio_seconds=0.0,
-        curve_name="preference voice_chat",
+        loss_curve="preference voice_chat",
     )

@@ -269,7 +269,7 @@ def test_qwen_audio_chat_renders_a_clip_with_each_published_spacing(spacing, pub
         "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
         f"{published}<|im_end|>\n<|im_start|>assistant\n"
     )
-    assert QwenAudioChat().label == QwenAudioChat(spacing="released").label
+    assert QwenAudioChat().clip_template == QwenAudioChat(spacing="released").clip_template
 
 
 def test_the_error_for_an_unknown_spacing_lists_the_valid_ones():

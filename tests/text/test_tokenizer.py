@@ -111,7 +111,7 @@ def test_decoding_drops_control_tokens_by_default():
     tok = tokenizer()
     ids = [tok.id("<|en|>"), *tok.encode_plain("the cat"), tok.end]
     assert tok.decode(ids) == "the cat"
-    assert tok.decode(ids, keep_control=True) == "<|en|>the cat<|endoftext|>"
+    assert tok.decode(ids, keep_control_tokens=True) == "<|en|>the cat<|endoftext|>"
 
 
 @pytest.mark.parametrize("token", ["<|endoftext|>", "<audio>", "<|AUDIO|>", "[[[AUDIO:modality]]]", "<|0.54|>"])
@@ -275,7 +275,7 @@ def test_audio_tags_are_the_only_control_tokens_that_dialogue_text_may_contain(t
     ids = tok.ids(text, Control.TAGS)
     tags = [tok.id(tag) for tag in re.findall(r"<\|(?:en|0\.54|0\.86|sil)\|>", text)]
     assert [number for number in ids if number >= tok.n_text] == tags
-    assert tok.decode(ids, keep_control=True) == text
+    assert tok.decode(ids, keep_control_tokens=True) == text
 
 
 @pytest.mark.parametrize("chat", [QwenAudioChat(), Qwen2AudioChat()])

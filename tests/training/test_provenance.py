@@ -126,9 +126,9 @@ def test_the_estimated_memory_of_states_equals_the_allocated_memory(compose_run,
 
 def test_ddp_needs_extra_memory_for_gradient_buckets():
     net, stage = nets.build_meta(), cost.Stage(name="", trainable=("projector",))
-    load = cost.Load(tokens=1, frames=1, scored=1)
+    workload = cost.Workload(tokens=1, frames=1, scored=1)
     without_buckets, with_buckets = (
-        cost.estimate_memory(net, stage, load, has_buckets=buckets).states for buckets in (False, True)
+        cost.estimate_memory(net, stage, workload, has_buckets=buckets).states for buckets in (False, True)
     )
     assert with_buckets - without_buckets == 4 * cost.count_trained_parameters(net, stage)
 

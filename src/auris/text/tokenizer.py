@@ -224,9 +224,11 @@ class Tokenizer:
         """
         return self.text_encoder.encode(text, add_special_tokens=False).offsets
 
-    def decode(self, ids: Sequence[int], *, keep_control: bool = False) -> str:
-        """Return the text of an answer. Its control tokens are left out unless `keep_control` is True."""
-        text = self.fast.decode(list(ids), skip_special_tokens=not keep_control, clean_up_tokenization_spaces=False)
+    def decode(self, ids: Sequence[int], *, keep_control_tokens: bool = False) -> str:
+        """Return the text of an answer. Its control tokens are left out unless `keep_control_tokens` is True."""
+        text = self.fast.decode(
+            list(ids), skip_special_tokens=not keep_control_tokens, clean_up_tokenization_spaces=False
+        )
         assert isinstance(text, str)  # one sequence of ids gives one text
         return text
 

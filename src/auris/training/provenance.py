@@ -188,7 +188,7 @@ class Environment:
         memory = cost.estimate_memory(
             module.net,
             stage,
-            cost.Load.of_budget(data.token_budget, module.net.geometry.pool),
+            cost.Workload.of_budget(data.token_budget, pool=module.net.geometry.pool),
             activation_bytes=bytes_per_number,
             # Frozen weights that are sharded are stored in the precision of the computation; otherwise they are stored
             # in float32 and cast at each use.
@@ -198,7 +198,7 @@ class Environment:
         )
         speed = measure_matmul_speed(device)
         operations = cost.count_training_flops(
-            module.net, stage, cost.Load.of_rows(run_total.tokens, run_total.seconds)
+            module.net, stage, cost.Workload.of_rows(run_total.tokens, run_total.seconds)
         )
         return cls(
             command=format_command_line("train"),
@@ -220,9 +220,9 @@ class Environment:
             parameters=cost.count_parameters(module.net),
             trained=cost.count_trained_parameters(module.net, stage),
             audio_tokens_per_second=ENCODER_RATE / module.net.geometry.pool,
-            moments=module.optim.get("states", "fp32"),
+            moments=module.optim.get("states", "fp32"),  # the config key `optim.states` is about the moments only
             states_bytes=memory.states / n_shards,
-            pack_bytes=memory.per_gpu(recompute=False) - (0 if is_sharded else memory.gathered),
+            pack_bytes=memory.bytes_without_states(recompute=False) - (0 if is_sharded else memory.gathered),
             operations=operations,
             matmul_speed=speed,
             least_seconds=operations / speed / trainer.world_size,
