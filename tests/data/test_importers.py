@@ -175,7 +175,7 @@ def test_an_alpaca_question_follows_its_history_and_input(tmp_path):
         ),
         (
             {"messages": [*MARKED_QUESTION, {"role": "assistant", "content": " "}]},
-            "messages[1], of the assistant, is empty",
+            "messages[1] (assistant) is empty",
         ),
         ({"rejected_response": "Rain."}, "`chosen` and `rejected` are equal: 'Rain.'"),
         ({"rejected_response": ""}, "`rejected` is empty"),
