@@ -22,7 +22,7 @@ from rich.console import Console
 from torch import Tensor
 from transformers import WhisperFeatureExtractor
 
-from auris.audio import SAMPLE_RATE, Geometry, n_computed_frames
+from auris.audio import SAMPLE_RATE, Geometry, n_frames_with_padding
 from auris.data import shards
 from auris.data.batches import StepDataset
 from auris.data.datamodule import AudioDataModule
@@ -101,7 +101,7 @@ def compare(preset: Preset, *, lengths: str = "2-16", batch: int = 16, seed: int
 
 def _difference(pack: dict, expected: Mapping[int, Tensor]) -> float:
     """Return the largest difference of the features of a pack with one clip per row; NaN if any feature is NaN."""
-    clips = pack["mel"].split([n_computed_frames(n) for n in pack["frames"].tolist()], dim=1)
+    clips = pack["mel"].split([n_frames_with_padding(n) for n in pack["frames"].tolist()], dim=1)
     errors = [
         (clip - expected[row][:, : clip.shape[1]]).abs().max() for row, clip in zip(pack["rows"], clips, strict=True)
     ]

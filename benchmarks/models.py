@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Qwen2AudioConfig, Qwen2AudioForConditionalGeneration
 
-from auris.audio import MAX_FRAMES, MAX_SAMPLES, SAMPLE_RATE, Geometry, log_mel, n_computed_frames, n_frames
+from auris.audio import MAX_FRAMES, MAX_SAMPLES, SAMPLE_RATE, Geometry, log_mel, n_frames, n_frames_with_padding
 from auris.data.collate import Sample
 from auris.model import llm, pooling, projector
 from auris.model.audio_lm import AudioLM
@@ -207,7 +207,7 @@ def _sample(row: int, wave: Tensor, geometry: Geometry, vocab_size: int, seed: t
         mels=(log_mel(wave, geometry.n_mels),),
         frames=(frames,),
         audio_seconds=duration,
-        curve_name="asr",
+        loss_curve="asr",
     )
 
 
@@ -232,7 +232,7 @@ def shorten(peer_net: Qwen2AudioForConditionalGeneration, inputs: dict[str, Tens
 
     Two frames of silence stay after the longest clip, because the convolutions read them. The outputs do not change.
     """
-    longest = n_computed_frames(int(inputs["feature_attention_mask"].sum(1).max()))
+    longest = n_frames_with_padding(int(inputs["feature_attention_mask"].sum(1).max()))
     longest += longest % 2
     tower = peer_net.model.audio_tower
     tower.config.max_source_positions = longest // 2

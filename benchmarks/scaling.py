@@ -20,7 +20,7 @@ from auris import config as configs
 from auris.audio import ENCODER_RATE
 from auris.model import adapters
 from auris.training import cost, optim
-from auris.training.cost import GIB, Load, Stage
+from auris.training.cost import GIB, Stage, Workload
 from auris.training.strategy import Processes
 
 GPUS = (8, 16, 32, 64, 128, 256, 512)
@@ -76,16 +76,21 @@ class Step:
         return max(self.compute, self.communication)
 
 
-def plan(net: nn.Module, stage: Stage, load: Load, layout: Processes, machine: Machine, *, moment: int = FP32) -> Step:
+def plan(
+    net: nn.Module, stage: Stage, workload: Workload, layout: Processes, machine: Machine, *, moment: int = FP32
+) -> Step:
     """Estimate a step of a stage.
 
     With tensor parallelism, several GPUs share each layer of the LLM. Each of them holds all inputs of the layers,
     which are about half of the LLM's activations, and a part of the rest. Each of them computes the whole encoder.
     """
-    memory = cost.estimate_memory(net, stage, load, moment_bytes=moment)
+    memory = cost.estimate_memory(net, stage, workload, moment_bytes=moment)
     shards, tp = layout.world // layout.replicas, layout.tensor_parallel
-    frames = Load(frames=load.frames)
-    encoder_flops, flops = cost.count_training_flops(net, stage, frames), cost.count_training_flops(net, stage, load)
+    frames = Workload(frames=workload.frames)
+    encoder_flops, flops = (
+        cost.count_training_flops(net, stage, frames),
+        cost.count_training_flops(net, stage, workload),
+    )
     encoder_activations = cost.estimate_memory(net, stage, frames).activations
     llm_activations = memory.activations - encoder_activations
     return Step(
@@ -96,11 +101,11 @@ def plan(net: nn.Module, stage: Stage, load: Load, layout: Processes, machine: M
         head=memory.logits,
         gathered=memory.gathered,
         compute=(encoder_flops + (flops - encoder_flops) / tp) / machine.flops,
-        communication=_communication(net, stage, load, layout, machine),
+        communication=_communication(net, stage, workload, layout, machine),
     )
 
 
-def _communication(net: nn.Module, stage: Stage, load: Load, layout: Processes, machine: Machine) -> float:
+def _communication(net: nn.Module, stage: Stage, workload: Workload, layout: Processes, machine: Machine) -> float:
     """Estimate the seconds of the collectives of a step, which run one after the other.
 
     Each FSDP unit is gathered for forward and again for backward (a frozen encoder only for forward). Gradients are
@@ -120,16 +125,16 @@ def _communication(net: nn.Module, stage: Stage, load: Load, layout: Processes, 
         reduced = 2 * FP32 * trained / shards * (layout.replicas - 1) / layout.replicas
         seconds += reduced / machine.between
     if tp > 1:  # two sums of the hidden states in each layer, in forward and again in backward
-        sums = 4 * config.num_hidden_layers * BF16 * load.tokens * config.hidden_size
+        sums = 4 * config.num_hidden_layers * BF16 * workload.tokens * config.hidden_size
         seconds += sums * 2 * (tp - 1) / tp / machine.within
     return seconds
 
 
-def table(net: nn.Module, stage: Stage, load: Load, *, machine: Machine, moment: int = FP32) -> Table:
+def table(net: nn.Module, stage: Stage, workload: Workload, *, machine: Machine, moment: int = FP32) -> Table:
     """Return the table of memory and time for each layout on 8 to 512 GPUs."""
     title = (
-        f"{stage.name}: one pack per rank and step, with {load.tokens:,} tokens and"
-        f" {load.frames / ENCODER_RATE:,.0f} s of audio"
+        f"{stage.name}: one pack per rank and step, with {workload.tokens:,} tokens and"
+        f" {workload.frames / ENCODER_RATE:,.0f} s of audio"
     )
     caption = (
         f"GiB per GPU and seconds per step, assuming {machine.flops / 1e12:.0f} TFLOP/s per GPU, {machine.gpus}"
@@ -142,7 +147,7 @@ def table(net: nn.Module, stage: Stage, load: Load, *, machine: Machine, moment:
     for column in result.columns[2:]:
         column.justify = "right"
     for name, layout in (entry for gpus in GPUS for entry in layouts(gpus, machine)):
-        step = plan(net, stage, load, layout, machine, moment=moment)
+        step = plan(net, stage, workload, layout, machine, moment=moment)
         sizes = [getattr(step, field.name) for field in fields(step)[:6]] + [step.memory]
         times = (step.compute, step.communication, step.seconds)
         share = f"{100 * step.communication / step.seconds:.0f} %"
@@ -172,9 +177,9 @@ def main(overrides: Sequence[str]) -> None:
         with torch.device("meta"):
             net = configs.build(model)(vocab_size=rows)
         adapters.attach(net, config["trainable"], token_ids=[], lora=config["lora"])
-        load = Load.of_budget(config["data"]["token_budget"], net.geometry.pool)
+        workload = Workload.of_budget(config["data"]["token_budget"], pool=net.geometry.pool)
         moment = optim.moment_bytes(config["optim"])
-        Console(width=160).print(table(net, stage_of(config), load, machine=machine, moment=moment))
+        Console(width=160).print(table(net, stage_of(config), workload, machine=machine, moment=moment))
     except (ValueError, TypeError) as error:
         sys.exit(f"error: {error}")
 

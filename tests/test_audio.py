@@ -60,8 +60,15 @@ def test_without_pooling_every_encoder_frame_is_a_token():
     assert [audio.Geometry(n_mels=80, pool=1).n_tokens(n) for n in (0, 1, 2, 3, 3000)] == [0, 1, 1, 2, 1500]
 
 
-def test_two_frames_of_silence_are_stored_after_a_clip_except_at_30_seconds():
-    assert [audio.n_computed_frames(n) for n in (1, 100, 2997, 2998, 2999, 3000)] == [3, 102, 2999, 3000, 3000, 3000]
+def test_two_frames_of_silence_are_added_after_a_clip_except_at_30_seconds():
+    assert [audio.n_frames_with_padding(n) for n in (1, 100, 2997, 2998, 2999, 3000)] == [
+        3,
+        102,
+        2999,
+        3000,
+        3000,
+        3000,
+    ]
 
 
 # --- log-mel ---
@@ -76,16 +83,16 @@ def test_log_mel_equals_whisper_features_of_the_padded_clip(n_samples, n_mels):
     fading = noise * np.linspace(1, 1e-4, n_samples, dtype=np.float32)
     for wave in (noise, fading):
         actual, reference = audio.log_mel(wave, n_mels), whisper_features(wave, n_mels)
-        n_stored = audio.n_computed_frames(audio.n_frames(n_samples))
-        assert actual.shape == (n_mels, n_stored) and actual.dtype == torch.float32
-        check_log_mel(actual, reference[:, :n_stored])
+        n_with_padding = audio.n_frames_with_padding(audio.n_frames(n_samples))
+        assert actual.shape == (n_mels, n_with_padding) and actual.dtype == torch.float32
+        check_log_mel(actual, reference[:, :n_with_padding])
 
 
-def test_frames_that_are_not_stored_are_silence():
+def test_frames_after_the_padding_are_silence():
     wave = np.random.default_rng(0).standard_normal(16_001).astype(np.float32)
     features = whisper_features(wave, 80)
-    n_stored = audio.n_computed_frames(audio.n_frames(len(wave)))
-    assert (features[:, n_stored:] == features.min()).all()
+    n_with_padding = audio.n_frames_with_padding(audio.n_frames(len(wave)))
+    assert (features[:, n_with_padding:] == features.min()).all()
 
 
 @pytest.mark.parametrize("n_samples", [320, 16_001, 480_000])
@@ -248,7 +255,7 @@ BASIC = dict(n_freq_masks=1, freq_mask_param=27, n_time_masks=1, time_mask_param
 
 
 def mel(frames: int, n_mels: int = 80) -> torch.Tensor:
-    return torch.randn(n_mels, audio.n_computed_frames(frames), generator=torch.Generator().manual_seed(frames))
+    return torch.randn(n_mels, audio.n_frames_with_padding(frames), generator=torch.Generator().manual_seed(frames))
 
 
 def test_specaugment_depends_only_on_clip_and_seed():
@@ -309,7 +316,7 @@ def test_a_clip_of_at_most_twice_the_time_warp_is_not_warped():
 
 
 @pytest.mark.parametrize("settings", [dict(p=1.5), dict(time_warp=-1), dict(n_time_masks=-1)])
-def test_invalid_specaugment_settings_are_an_error_with_their_name(settings):
+def test_the_error_for_an_invalid_specaugment_setting_names_the_setting(settings):
     with pytest.raises(ValueError, match=next(iter(settings))):
         audio.SpecAugment(**BASIC | settings)
 

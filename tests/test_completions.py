@@ -14,28 +14,28 @@ import pytest
 
 from auris.completions import Endpoint, ReplyLog
 from auris.corpus.dialogues.augmentation import SHIPPED_REPLIES, write_request
-from support import stand_in
+from support import mock_llm
 
 DOG = write_request("sec", "dog", 2)
 
 
 def test_a_reply_is_requested_once_and_then_replayed(tmp_path: Path) -> None:
     path = tmp_path / "new" / "record.jsonl"
-    with stand_in.serve() as (url, requests):
+    with mock_llm.serve() as (url, requests):
         record = ReplyLog(path, Endpoint(url=url, model="m", temperature=0.5))
         replies = [record.ask(DOG), record.ask(DOG), ReplyLog(path, record.endpoint).ask(DOG)]
     assert len(requests) == 1
     assert requests[0]["path"] == "/v1/chat/completions"
     assert requests[0]["body"] == {"model": "m", "messages": DOG, "temperature": 0.5}
     assert replies == [ReplyLog(path).ask(DOG)] * 3
-    assert replies[0] == (stand_in.reply(DOG), stand_in.MODEL)
+    assert replies[0] == (mock_llm.reply(DOG), mock_llm.MODEL)
 
 
 def test_the_api_key_is_read_from_the_environment_and_not_recorded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SOME_KEY", "opensesame")
-    with stand_in.serve() as (url, requests):
+    with mock_llm.serve() as (url, requests):
         ReplyLog(tmp_path / "record.jsonl", Endpoint(url=url, model="m", key_env="SOME_KEY")).ask(DOG)
         ReplyLog(tmp_path / "other.jsonl", Endpoint(url=url, model="m", key_env="NO_SUCH_KEY")).ask(DOG)
     assert [call["headers"].get("Authorization") for call in requests] == ["Bearer opensesame", None]
@@ -55,7 +55,7 @@ def test_a_missing_recording_raises_an_error(tmp_path: Path) -> None:
 def test_an_empty_recording_file_can_be_appended_to(tmp_path: Path) -> None:
     path = tmp_path / "record.jsonl"
     path.touch()
-    with stand_in.serve() as (url, _):
+    with mock_llm.serve() as (url, _):
         reply = ReplyLog(path, Endpoint(url=url, model="m")).ask(DOG)
     assert ReplyLog(path).ask(DOG) == reply
 
@@ -64,7 +64,7 @@ def test_a_truncated_reply_is_requested_again_if_there_is_an_endpoint(tmp_path: 
     path = tmp_path / "record.jsonl"
     content = SHIPPED_REPLIES.read_bytes()
     path.write_bytes(content[: content.index(b"\n", 3000) - 5])
-    with stand_in.serve() as (url, requests):
+    with mock_llm.serve() as (url, requests):
         record = ReplyLog(path, Endpoint(url=url, model="m"))
         assert len(record.replies) == content[:3000].count(b"\n") - 1 and not requests
         record.ask(DOG)
@@ -78,20 +78,20 @@ def test_the_error_for_a_truncated_line_names_the_line(tmp_path: Path) -> None:
         ReplyLog(path)
 
 
-def test_the_error_for_a_failing_endpoint_names_it_and_recorded_replies_remain(tmp_path: Path) -> None:
+def test_the_error_for_a_failing_endpoint_names_the_endpoint_and_recorded_replies_remain(tmp_path: Path) -> None:
     path = tmp_path / "record.jsonl"
-    with stand_in.serve() as (url, _):
+    with mock_llm.serve() as (url, _):
         ReplyLog(path, Endpoint(url=url, model="m")).ask(DOG)
     unreachable = ReplyLog(path, Endpoint(url=url, model="m", timeout=2))
     with pytest.raises(ValueError, match=f"llm.url={url} gave no chat completion"):
         unreachable.ask(write_request("sec", "bell", 2))
-    assert ReplyLog(path).ask(DOG)[0] == stand_in.reply(DOG)
+    assert ReplyLog(path).ask(DOG)[0] == mock_llm.reply(DOG)
 
 
 def test_the_error_for_an_invalid_endpoint_names_its_url() -> None:
-    with stand_in.serve() as (url, _), pytest.raises(ValueError, match="elsewhere gave no chat .*404"):
+    with mock_llm.serve() as (url, _), pytest.raises(ValueError, match="elsewhere gave no chat .*404"):
         Endpoint(url=url.replace("v1", "elsewhere"), model="m").complete(DOG)
-    with stand_in.serve(lambda messages: None) as (url, _), pytest.raises(ValueError, match="its content is None"):
+    with mock_llm.serve(lambda messages: None) as (url, _), pytest.raises(ValueError, match="its content is None"):
         Endpoint(url=url, model="m").complete(DOG)
     with pytest.raises(ValueError, match="llm.url=nonsense gave no chat completion"):
         Endpoint(url="nonsense", model="m").complete(DOG)
@@ -99,7 +99,7 @@ def test_the_error_for_an_invalid_endpoint_names_its_url() -> None:
 
 def test_a_reply_may_contain_unicode_line_separators(tmp_path: Path) -> None:
     path = tmp_path / "record.jsonl"
-    with stand_in.serve(lambda messages: "a\u2028b\x85c") as (url, _):
+    with mock_llm.serve(lambda messages: "a\u2028b\x85c") as (url, _):
         ReplyLog(path, Endpoint(url=url, model="m")).ask(DOG)
     assert ReplyLog(path).ask(DOG)[0] == "a\u2028b\x85c"
 
@@ -113,7 +113,7 @@ def numbered_request(number: int) -> tuple[list[dict], dict]:
 
 def test_requests_with_different_settings_are_recorded_separately(tmp_path: Path) -> None:
     path = tmp_path / "record.jsonl"
-    with stand_in.serve(lambda messages: "yes") as (url, requests):
+    with mock_llm.serve(lambda messages: "yes") as (url, requests):
         record = ReplyLog(path, Endpoint(url=url, model="m"))
         messages, settings = numbered_request(1)
         record.ask(messages, settings)
@@ -139,7 +139,7 @@ def test_requests_run_concurrently_and_each_is_sent_once(tmp_path: Path) -> None
         return messages[-1]["content"].upper()
 
     path = tmp_path / "record.jsonl"
-    with stand_in.serve(answer) as (url, requests):
+    with mock_llm.serve(answer) as (url, requests):
         record = ReplyLog(path, Endpoint(url=url, model="m"))
         record.ask_all([*map(numbered_request, range(8)), numbered_request(3), numbered_request(0)], workers=4)
     assert most_active == 4 and len(requests) == 8 and len(path.read_text().splitlines()) == 9
@@ -147,14 +147,14 @@ def test_requests_run_concurrently_and_each_is_sent_once(tmp_path: Path) -> None
 
 
 def test_server_errors_are_retried_and_authorization_errors_are_not(tmp_path: Path) -> None:
-    replies = [stand_in.Refused(429, "slow down"), stand_in.Refused(503), "yes"]
-    with stand_in.serve(lambda messages: replies.pop(0)) as (url, requests):
+    replies = [mock_llm.Refused(429, "slow down"), mock_llm.Refused(503), "yes"]
+    with mock_llm.serve(lambda messages: replies.pop(0)) as (url, requests):
         assert Endpoint(url=url, model="m", retries=2, pause=0.01).complete(DOG).text == "yes"
     assert len(requests) == 3
     for status, tries in ((401, 1), (500, 3)):
-        refused = stand_in.Refused(status, "no")
+        refused = mock_llm.Refused(status, "no")
         with (
-            stand_in.serve(lambda messages, reply=refused: reply) as (url, requests),
+            mock_llm.serve(lambda messages, reply=refused: reply) as (url, requests),
             pytest.raises(ValueError, match="are saved") as error,
         ):
             Endpoint(url=url, model="m", retries=2, pause=0.01).complete(DOG)
@@ -164,8 +164,8 @@ def test_server_errors_are_retried_and_authorization_errors_are_not(tmp_path: Pa
 def test_the_retry_after_header_is_respected(monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: list[float] = []
     monkeypatch.setattr("auris.completions.time.sleep", pauses.append)
-    replies = [stand_in.Refused(429, headers={"Retry-After": "7"}), stand_in.Refused(500), "yes"]
-    with stand_in.serve(lambda messages: replies.pop(0)) as (url, _):
+    replies = [mock_llm.Refused(429, headers={"Retry-After": "7"}), mock_llm.Refused(500), "yes"]
+    with mock_llm.serve(lambda messages: replies.pop(0)) as (url, _):
         Endpoint(url=url, model="m", retries=2, pause=1).complete(DOG)
     first, second = pauses
     assert 7 <= first <= 7 * 1.25 and 2 <= second <= 2 * 1.25
@@ -175,7 +175,7 @@ def test_requests_respect_the_limit_per_minute(monkeypatch: pytest.MonkeyPatch) 
     pauses: list[float] = []
     monkeypatch.setattr("auris.completions.time.sleep", pauses.append)
     monkeypatch.setattr("auris.completions.time.monotonic", lambda: 100.0)
-    with stand_in.serve(lambda messages: "yes") as (url, _):
+    with mock_llm.serve(lambda messages: "yes") as (url, _):
         endpoint = Endpoint(url=url, model="m", per_minute=30)
         for _ in range(3):
             endpoint.complete(DOG)
@@ -184,12 +184,12 @@ def test_requests_respect_the_limit_per_minute(monkeypatch: pytest.MonkeyPatch) 
 
 def test_the_api_key_is_not_leaked_to_messages_recipes_or_other_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOME_KEY", "opensesame")
-    refused = stand_in.Refused(401, "bad key opensesame")
-    with stand_in.serve(lambda messages: refused) as (url, _), pytest.raises(ValueError, match=r"bad key \[key\]"):
+    refused = mock_llm.Refused(401, "bad key opensesame")
+    with mock_llm.serve(lambda messages: refused) as (url, _), pytest.raises(ValueError, match=r"bad key \[key\]"):
         Endpoint(url=url, model="m", key_env="SOME_KEY").complete(DOG)
-    with stand_in.serve(lambda messages: "yes") as (other_url, other_requests):
-        redirect = stand_in.Refused(302, headers={"Location": f"{other_url}/chat/completions"})
-        with stand_in.serve(lambda messages: redirect) as (url, _), pytest.raises(ValueError, match="gave no chat"):
+    with mock_llm.serve(lambda messages: "yes") as (other_url, other_requests):
+        redirect = mock_llm.Refused(302, headers={"Location": f"{other_url}/chat/completions"})
+        with mock_llm.serve(lambda messages: redirect) as (url, _), pytest.raises(ValueError, match="gave no chat"):
             Endpoint(url=url, model="m", key_env="SOME_KEY").complete(DOG)
     assert not any("opensesame" in str(call) for call in other_requests)
     with pytest.raises(ValueError, match="key_env is not the name") as error:
@@ -201,18 +201,18 @@ def test_the_api_key_is_not_leaked_to_messages_recipes_or_other_hosts(monkeypatc
         assert "opensesame" not in str(error.value)
 
 
-def test_an_empty_reply_is_accepted_with_blank_true(tmp_path: Path) -> None:
-    with stand_in.serve(lambda messages: None) as (url, _):
+def test_an_empty_reply_is_accepted_if_accept_empty_is_set(tmp_path: Path) -> None:
+    with mock_llm.serve(lambda messages: None) as (url, _):
         assert Endpoint(url=url, model="m", accept_empty=True).complete(DOG).text == ""
-    filtered = stand_in.Refused(400, '{"error": {"code": "content_filter"}}')
-    with stand_in.serve(lambda messages: filtered) as (url, _):
+    filtered = mock_llm.Refused(400, '{"error": {"code": "content_filter"}}')
+    with mock_llm.serve(lambda messages: filtered) as (url, _):
         reply = Endpoint(url=url, model="m", accept_empty=True).complete(DOG)
         assert reply.text == "" and reply.details == {"finish_reason": "content_filter"}
 
 
 def test_a_stand_in_is_recorded_as_such_and_not_mixed_with_a_model(tmp_path: Path) -> None:
     path = tmp_path / "record.jsonl"
-    with stand_in.serve(lambda messages: "yes") as (url, _):
+    with mock_llm.serve(lambda messages: "yes") as (url, _):
         ReplyLog(path, Endpoint(url=url, model="m", stand_in="a script")).ask(*numbered_request(1))
         assert '"answered by": "a script", "stand-in": true' in path.read_text().splitlines()[0]
         assert ReplyLog(path).stand_in == "a script"
@@ -241,7 +241,7 @@ def test_after_a_kill_only_unanswered_requests_are_repeated(tmp_path: Path) -> N
             child.wait()
         return "yes"
 
-    with stand_in.serve(answer) as (url, requests):
+    with mock_llm.serve(answer) as (url, requests):
         child = subprocess.Popen([sys.executable, "-c", CHILD, str(path), url, str(Path(__file__).parent)])
         assert child.wait(60) == -signal.SIGKILL
         assert len(ReplyLog(path).replies) == 5

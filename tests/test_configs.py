@@ -308,6 +308,6 @@ def test_the_error_for_a_misspelt_override_names_its_study_and_arm():
         assert part in str(error.value)
 
 
-def test_the_error_for_a_misspelt_option_names_it():
+def test_the_error_for_a_misspelt_option_names_the_option():
     with pytest.raises(ValueError, match="(?s)study small, arm typo: .*whisper_v9"):
         studies.plan_jobs(small_study(typo=["model/encoder=whisper_v9"]))

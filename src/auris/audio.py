@@ -3,7 +3,7 @@
 Unlike Whisper's, the features are only as long as their clip. They equal the first frames of the features that Whisper
 computes for the clip padded to 30 s.
 
-Shapes: L samples at 16 kHz, N valid mel frames, S = n_computed_frames(N) computed frames, which include some silence
+Shapes: L samples at 16 kHz, N valid mel frames, S = n_frames_with_padding(N) frames, which include some silence
 after the clip.
 """
 
@@ -92,7 +92,7 @@ def n_frames(n_samples: int) -> int:
     return min(math.ceil(n_samples / HOP), MAX_FRAMES)
 
 
-def n_computed_frames(n_frames: int) -> int:
+def n_frames_with_padding(n_frames: int) -> int:
     """Return the number S of frames to compute for a clip: its valid frames and two frames of silence.
 
     The encoder's convolutions look past the last valid frame. Without these two frames its outputs would differ from
@@ -131,9 +131,9 @@ class Geometry:
         """Return the number of valid mel frames of a clip; 0 if it is shorter than one frame."""
         return n_frames(n_samples) if self.clip_end == "silence" else min(n_samples // HOP, MAX_FRAMES)
 
-    def n_computed_frames(self, n_frames: int) -> int:
+    def n_frames_with_padding(self, n_frames: int) -> int:
         """Return the number of frames to compute for a clip with `n_frames` valid frames."""
-        return n_computed_frames(n_frames) if self.clip_end == "silence" else n_frames + n_frames % 2
+        return n_frames_with_padding(n_frames) if self.clip_end == "silence" else n_frames + n_frames % 2
 
     def n_tokens(self, n_frames: int) -> int:
         """Return the number of complete audio tokens of a window with `n_frames` valid mel frames."""
@@ -357,7 +357,7 @@ def log_mel(wave: np.ndarray | Tensor, n_mels: int, n_returned: int | None = Non
     Args:
         wave: Samples.
         n_mels: Number of mel bins.
-        n_returned: Number of frames to return; None for S = `n_computed_frames(n_frames(L))`.
+        n_returned: Number of frames to return; None for S = `n_frames_with_padding(n_frames(L))`.
 
     Raises:
         UserError: The clip is empty or longer than 30 s.
@@ -371,9 +371,9 @@ def log_mel(wave: np.ndarray | Tensor, n_mels: int, n_returned: int | None = Non
             "or error (stop before training)"
         )
     # The maximum is taken over all these frames, even if fewer are returned.
-    n_computed = n_computed_frames(n_frames(len(wave)))
+    n_with_padding = n_frames_with_padding(n_frames(len(wave)))
     half = N_FFT // 2
-    end = (n_computed - 1) * HOP + half  # end of the last frame
+    end = (n_with_padding - 1) * HOP + half  # end of the last frame
     padded = wave.new_zeros(half + end)
     padded[half : half + len(wave)] = wave
     # Whisper mirrors the 30 s signal at both ends. On the right only the last of the 3000 frames extends beyond the
@@ -389,7 +389,7 @@ def log_mel(wave: np.ndarray | Tensor, n_mels: int, n_returned: int | None = Non
         parts.append(filters @ (spectrum.real.square() + spectrum.imag.square()).T)
     mel = torch.cat(parts, dim=1).clamp_(min=1e-10).log10_()
     mel = mel.clamp_(min=mel.max() - 8.0).add_(4.0).div_(4.0)
-    assert mel.shape == (n_mels, n_computed), (mel.shape, n_mels, n_computed)
+    assert mel.shape == (n_mels, n_with_padding), (mel.shape, n_mels, n_with_padding)
     return mel[:, :n_returned].contiguous()
 
 
@@ -431,8 +431,8 @@ class SpecAugment:
         Raises:
             UserError: `freq_mask_param` is greater than the number of mel bins.
         """
-        n_mels, n_computed = mel.shape
-        assert 0 < n_frames <= n_computed, (n_frames, mel.shape)
+        n_mels, n_with_padding = mel.shape
+        assert 0 < n_frames <= n_with_padding, (n_frames, mel.shape)
         if self.freq_mask_param > n_mels:
             raise UserError(
                 f"freq_mask_param={self.freq_mask_param}: expected at most {n_mels}, the number of mel bins"

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from auris import config
-from auris.training.cost import GIB, STAGES, Load
+from auris.training.cost import GIB, STAGES, Workload
 from auris.training.strategy import Processes
 from benchmarks import scaling
 from benchmarks.scaling import Machine, plan
@@ -25,22 +25,22 @@ def released_net() -> nn.Module:
 
 
 @pytest.fixture(scope="module")
-def load(released_net: nn.Module) -> Load:
-    return Load.of_budget(8192, released_net.geometry.pool)
+def workload(released_net: nn.Module) -> Workload:
+    return Workload.of_budget(8192, pool=released_net.geometry.pool)
 
 
-def test_memory_per_gpu_equals_the_performance_notes(released_net, load):
-    step = plan(released_net, FINE_TUNING, load, Processes(world=8), MACHINE)
+def test_memory_per_gpu_equals_the_performance_notes(released_net, workload):
+    step = plan(released_net, FINE_TUNING, workload, Processes(world=8), MACHINE)
     states = step.weights + step.gradients + step.moments
     assert states / GIB == pytest.approx(14.6, abs=0.1) and step.activations / GIB == pytest.approx(37.5, abs=0.1)
-    half = plan(released_net, FINE_TUNING, load, Processes(world=8), MACHINE, moment=2)
+    half = plan(released_net, FINE_TUNING, workload, Processes(world=8), MACHINE, moment=2)
     assert half.moments == step.moments / 2 and half.memory == step.memory - half.moments
     assert step.seconds == step.compute > step.communication
 
 
-def test_replicas_reduce_traffic_between_nodes(released_net, load):
+def test_replicas_reduce_traffic_between_nodes(released_net, workload):
     one_node, eight_nodes, replicas = (
-        plan(released_net, FINE_TUNING, load, layout, MACHINE)
+        plan(released_net, FINE_TUNING, workload, layout, MACHINE)
         for layout in (
             Processes(world=8),
             Processes(world=64),
@@ -53,13 +53,13 @@ def test_replicas_reduce_traffic_between_nodes(released_net, load):
     )
     assert one_node.communication < replicas.communication < eight_nodes.communication
     assert replicas.moments == one_node.moments == 8 * eight_nodes.moments
-    fast_network = plan(released_net, FINE_TUNING, load, Processes(world=64), Machine(between=MACHINE.within))
+    fast_network = plan(released_net, FINE_TUNING, workload, Processes(world=64), Machine(between=MACHINE.within))
     assert fast_network.communication == pytest.approx(eight_nodes.communication * MACHINE.between / MACHINE.within)
 
 
-def test_tensor_parallelism_over_two_gpus_halves_the_arithmetic_of_the_llm(released_net, load):
+def test_tensor_parallelism_over_two_gpus_halves_the_arithmetic_of_the_llm(released_net, workload):
     data_parallel, tensor_parallel = (
-        plan(released_net, FINE_TUNING, load, Processes(world=8, tensor_parallel=n), MACHINE) for n in (1, 2)
+        plan(released_net, FINE_TUNING, workload, Processes(world=8, tensor_parallel=n), MACHINE) for n in (1, 2)
     )
     assert (
         0.5 < tensor_parallel.compute / data_parallel.compute < 0.6

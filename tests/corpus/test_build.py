@@ -202,7 +202,7 @@ def test_an_existing_corpus_is_reported_and_not_rebuilt(corpus_dir: Path, capsys
     assert (corpus_dir / "corpus.json").stat().st_mtime_ns == before
 
 
-def test_another_config_in_the_same_directory_is_an_error(corpus_dir: Path) -> None:
+def test_a_directory_with_a_corpus_of_another_config_is_an_error(corpus_dir: Path) -> None:
     with pytest.raises(ValueError, match=r"made with other settings \(seed: 7, now 8\).*out=DIR"):
         build(corpus_dir, **{**CORPUS, "seed": 8})
 

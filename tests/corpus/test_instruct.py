@@ -14,29 +14,28 @@ import soundfile
 
 from auris import cli, config
 from auris.corpus import grammar, speech
-from auris.corpus import instruct as instruction
 from auris.corpus.dialogues import wordings
 from auris.corpus.dialogues.augmentation import SHIPPED_REPLIES
 from auris.corpus.dialogues.kinds import KINDS
 from auris.corpus.dialogues.rows import FAULTS
-from auris.corpus.instruct import divide_by_weight, instruct
+from auris.corpus.instruct import divide_by_weight, instruct, tabulate_rows
 from auris.corpus.scenes import SOUND_PHRASES
 from auris.data.manifests import read_manifests
 from auris.metrics.judges.rating import POLITE_OPENINGS, rate
 from auris.metrics.normalize import contains
 from auris.text import chat
 from auris.text.tasks import LANGUAGES, MODES
-from support import stand_in
+from support import mock_llm
 from support.corpora import TRAIN_ROWS, build_corpus
 
 FILES = [f"{prefix}{split}" for split in grammar.SPLITS for prefix in ("", "preferences_")]
 SPLITS_OF = {name: name.removeprefix("preferences_") for name in FILES}
-ALL = dict.fromkeys(KINDS, 1)
+EQUAL_MIX = dict.fromkeys(KINDS, 1)
 OPTIONS: dict[str, Any] = {
     "dialogues": {
         "rows": {"train": 180, "valid": 60, "test": 90},
         "preferences": {"train": 80, "valid": 16, "test": 40},
-        "mix": ALL,
+        "mix": EQUAL_MIX,
         "tasks": {task: 1 for task in wordings.ANSWER_SENTENCES},
     },
     "forms": {"terse": 1, "sentence": 1, "polite": 1},
@@ -117,11 +116,11 @@ def test_every_kind_has_its_share_of_rows_and_instruct_json_counts_them(dialogue
         rows = read(dialogue_dir, name)
         kinds = Counter(row["kind"] for row in rows)
         assert kinds == facts["kinds"][name]
-        assert set(kinds) == set(ALL) - ({"augmented"} if "preferences" in name else set())
+        assert set(kinds) == set(KINDS) - ({"augmented"} if "preferences" in name else set())
         assert max(kinds.values()) - min(kinds.values()) <= 1
         assert Counter(row["mode"] for row in rows) == facts["modes"][name]
         assert {row["mode"] for row in rows} == set(MODES)
-    first = Counter(row["kind"] for row in read(dialogue_dir, "train")[: len(ALL)])
+    first = Counter(row["kind"] for row in read(dialogue_dir, "train")[: len(KINDS)])
     assert set(first.values()) == {1}  # the first rows contain every kind
 
 
@@ -328,7 +327,7 @@ def test_every_row_has_a_provenance(dialogue_dir: Path, corpus: Path) -> None:
             {"tts"} if "spoken" in row else set()
         )
         assert row["provenance"] == ("+".join(sorted(origins)) or "templates")
-        assert row["written_by"] == (stand_in.MODEL if row["kind"] == "augmented" else "templates")
+        assert row["written_by"] == (mock_llm.MODEL if row["kind"] == "augmented" else "templates")
         assert row["licence"] == "CC0-1.0"
 
 
@@ -429,7 +428,7 @@ def test_existing_dialogues_are_reported_and_not_rebuilt(
     assert (dialogue_dir / "instruct.json").stat().st_mtime_ns == before
 
 
-def test_other_settings_in_the_same_directory_are_an_error(dialogue_dir: Path, corpus: Path) -> None:
+def test_a_directory_with_dialogues_of_other_settings_is_an_error(dialogue_dir: Path, corpus: Path) -> None:
     with pytest.raises(ValueError, match=r"made with other settings \(seed: 3, now 4\).*out=DIR"):
         instruct(corpus, dialogue_dir, **{**OPTIONS, "seed": 4})
 
@@ -442,9 +441,9 @@ def test_a_directory_with_other_files_is_an_error_and_stays_unchanged(corpus: Pa
 
 
 def test_questions_are_written_by_the_language_model_of_the_config(corpus: Path, tmp_path: Path) -> None:
-    recording = tmp_path / "mine.jsonl"
-    with stand_in.serve() as (url, requests):
-        llm = OPTIONS["llm"] | {"url": url, "model": "m", "recording": str(recording), "tasks": ["ks"]}
+    replies_file = tmp_path / "mine.jsonl"
+    with mock_llm.serve() as (url, requests):
+        llm = OPTIONS["llm"] | {"url": url, "model": "m", "recording": str(replies_file), "tasks": ["ks"]}
         options = replace(WITHOUT_SPEECH, {"mix": {"augmented": 1, "text": 1}, "rows": {"train": 40, "test": 8}})
         instruct(corpus, tmp_path / "out", **{**options, "llm": llm})
     assert len(requests) == 10  # one request for each keyword
@@ -455,7 +454,7 @@ def test_questions_are_written_by_the_language_model_of_the_config(corpus: Path,
 
 
 def test_the_table_states_the_provenance_of_texts_and_preferences(dialogue_dir: Path) -> None:
-    table = instruction.tabulate_rows(json.loads((dialogue_dir / "instruct.json").read_text("utf-8")))
+    table = tabulate_rows(json.loads((dialogue_dir / "instruct.json").read_text("utf-8")))
     assert "a script of templates, not a language model" in table.caption
     assert "a rule (auris.metrics.judges.rating.rate), not a person" in table.caption
 
@@ -502,10 +501,10 @@ def test_invalid_language_model_settings_are_an_error(
     corpus: Path, tmp_path: Path, llm: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        instruct(corpus, tmp_path / "out", **replace(WITHOUT_SPEECH, {"mix": ALL, "llm": OPTIONS["llm"] | llm}))
+        instruct(corpus, tmp_path / "out", **replace(WITHOUT_SPEECH, {"mix": EQUAL_MIX, "llm": OPTIONS["llm"] | llm}))
 
 
-def test_a_corpus_without_the_rows_that_a_kind_needs_is_an_error_with_its_name(corpus: Path, tmp_path: Path) -> None:
+def test_the_error_for_a_corpus_without_rows_for_a_kind_names_the_kind(corpus: Path, tmp_path: Path) -> None:
     for split in grammar.SPLITS:
         rows = [row for row in read(corpus, split) if row["task"] == "s2tt"]
         (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -523,7 +522,7 @@ def test_unusable_rows_are_counted_by_reason(corpus: Path, tmp_path: Path) -> No
         unusable[1].pop("duration")
         (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, *unusable]))
     facts = instruct(tmp_path, tmp_path / "out", **WITHOUT_SPEECH)
-    assert facts["unused"]["train"] == {"label `text` is empty": 1, "task asr with 2 clips": 1}
+    assert facts["unused"]["train"] == {"label `text` is empty": 1, "task asr, number of clips: 2": 1}
 
 
 def test_the_error_for_a_missing_corpus_gives_the_command_that_builds_it(tmp_path: Path) -> None:
@@ -549,7 +548,7 @@ def test_the_default_config_has_at_least_two_thousand_rows_and_its_keys_are_argu
     assert set(dialogues["mix"]) == set(KINDS)
     assert set(dialogues["tasks"]) == set(wordings.ANSWER_SENTENCES)
     assert set(defaults["llm"]) == set(OPTIONS["llm"])
-    assert defaults["llm"]["pairs"] == stand_in.PAIRS
+    assert defaults["llm"]["pairs"] == mock_llm.PAIRS
     assert SHIPPED_REPLIES.is_file()
 
 

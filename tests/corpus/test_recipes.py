@@ -104,7 +104,7 @@ def equals_label(label: Any, parsed: Any) -> bool:
     return abs(label - parsed) < 0.0051 if isinstance(parsed, float) else label == parsed
 
 
-def test_rows_whose_audio_does_not_carry_the_label_have_fmt_in_their_id_and_group(rows: list[Row]) -> None:
+def test_rows_whose_audio_does_not_carry_the_label_have_the_prefix_fmt_in_id_and_group(rows: list[Row]) -> None:
     """In grade D the label is only a setting of the generator, so a row can only test the format of answers."""
     for row in rows:
         task = TASKS[row.labels["task"]]

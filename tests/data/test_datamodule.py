@@ -87,7 +87,7 @@ def equal_rows(first: dict[int, tuple[torch.Tensor, ...]], second: dict[int, tup
 # --- steps ---
 
 
-def test_a_batch_is_one_step_of_rows_per_step_rows(speech):
+def test_a_batch_contains_the_rows_of_one_step(speech):
     data = module(speech)
     batches = list(data.train_dataloader())
     assert len(batches) == STEPS

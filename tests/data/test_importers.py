@@ -154,9 +154,12 @@ def test_an_alpaca_question_follows_its_history_and_input(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"audios": []}, "1 audio marks (<audio>), but the row has 0 audio files"),
-        ({"audios": None}, "1 audio marks (<audio>), but the row has 0 audio files"),
-        ({"audios": ["a.wav", "b.wav"]}, "1 audio marks (<audio>), but the row has 2 audio files"),
+        ({"audios": []}, "audio marks (<audio>) in the user's messages: 1, number of audio files of the row: 0"),
+        ({"audios": None}, "audio marks (<audio>) in the user's messages: 1, number of audio files of the row: 0"),
+        (
+            {"audios": ["a.wav", "b.wav"]},
+            "audio marks (<audio>) in the user's messages: 1, number of audio files of the row: 2",
+        ),
         ({"audios": {"path": "a.wav"}}, "`audios` is {'path': 'a.wav'}, expected a list of paths"),
         ({"audios": [3]}, "the audio of a message is 3, expected a path"),
         ({"images": ["a.png"]}, "the row has `images`"),
@@ -172,7 +175,7 @@ def test_an_alpaca_question_follows_its_history_and_input(tmp_path):
         ),
         (
             {"messages": [*MARKED_QUESTION, {"role": "assistant", "content": " "}]},
-            "messages[1], of the assistant, is empty",
+            "messages[1] (assistant) is empty",
         ),
         ({"rejected_response": "Rain."}, "`chosen` and `rejected` are equal: 'Rain.'"),
         ({"rejected_response": ""}, "`rejected` is empty"),
@@ -202,7 +205,7 @@ def test_faults_in_ms_swift_rows_are_reported(tmp_path, fields, message):
         ({"chosen": [ANSWER], "rejected": [WORSE_ANSWER]}, "`prompt` is []"),
         ({"instruction": 3, "chosen": "yes", "rejected": "no"}, "`instruction` and `input` are [3], expected strings"),
         ({"instruction": "hi", "history": ["hi"], "chosen": "yes", "rejected": "no"}, "list of [question, answer]"),
-        ({"instruction": "", "chosen": "yes", "rejected": "no"}, "messages[0], of the user, is empty"),
+        ({"instruction": "", "chosen": "yes", "rejected": "no"}, "messages[0] (user) is empty"),
         ({"prompt": "hi", "chosen": [ANSWER, ANSWER], "rejected": "no"}, "a string or one message of the assistant"),
         ({"prompt": "hi", "chosen": {"role": "user", "content": "yes"}, "rejected": "no"}, "`chosen` has role 'user'"),
     ],
@@ -234,20 +237,24 @@ def test_an_audio_mark_without_an_audio_file_is_an_error_in_every_format(tmp_pat
         },
     }
     for data_format, fields in without_audio.items():
-        assert "have 1 audio marks (<audio>), but the row has 0 audio files" in read(tmp_path, fields).problem, (
-            data_format
-        )
+        assert (
+            "audio marks (<audio>) in the user's messages: 1, number of audio files of the row: 0"
+            in read(tmp_path, fields).problem
+        ), data_format
     for fields in (
         {"messages": [*with_audio, ANSWER]},
         {"messages": with_audio, **pair},
         {"prompt": with_audio, **pair},
     ):
-        assert "have 2 audio marks (<audio>), but the row has 1 audio files" in read(tmp_path, fields).problem
+        assert (
+            "audio marks (<audio>) in the user's messages: 2, number of audio files of the row: 1"
+            in read(tmp_path, fields).problem
+        )
 
 
 def test_an_audio_file_without_a_mark_in_the_messages_is_an_error(tmp_path):
     row = read(tmp_path, {**CHATS["auris"], "audios": ["b.wav"]})
-    assert "have 1 audio marks (<audio>), but the row has 2 audio files" in row.problem
+    assert "audio marks (<audio>) in the user's messages: 1, number of audio files of the row: 2" in row.problem
 
 
 def test_rows_in_the_format_of_auris_are_unchanged():

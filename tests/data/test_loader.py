@@ -107,7 +107,7 @@ def test_a_worker_that_hangs_is_replaced_after_the_timeout(tmp_path, restarts):
     assert active_children() == []
 
 
-def test_an_item_that_always_kills_its_worker_is_an_error_with_its_number(tmp_path, restarts):
+def test_the_error_for_an_item_that_always_kills_its_worker_gives_the_number_of_the_item(tmp_path, restarts):
     with pytest.raises(LoaderError, match=r"lost 3 times at step 4 .*Killed.*data\.num_workers=0") as error:
         numbers(load(Items(tmp_path, 4, kill_worker, times=99), restarts, num_workers=1))
     assert error.value.number == 4 and [number for number, _ in restarts if number == 4] == [4, 4]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from auris.audio import Geometry, n_computed_frames
+from auris.audio import Geometry, n_frames_with_padding
 from auris.data.collate import Sample, collate
 from auris.data.manifests import Manifest
 from auris.data.plan import Plan
@@ -355,7 +355,7 @@ def test_the_number_of_ranks_must_divide_packs_per_step():
 @pytest.mark.parametrize(
     ("build", "reason"),
     [
-        (lambda: plan(3, lengths=np.zeros(3, int)), "none of the 3 rows"),
+        (lambda: plan(3, lengths=np.zeros(3, int)), "is usable; number of rows: 3"),
         (lambda: plan(3, 0), "s1 has no rows"),
         (lambda: plan(3, rows_per_step=0), r"data\.rows_per_step=0"),
         (lambda: plan(3, token_budget=0), r"data\.token_budget=0"),
@@ -379,10 +379,10 @@ def sample(row: int, ids: list[int], supervise: str, audio: str = "", frames: tu
         ids=np.array(ids, dtype=np.int64),
         supervise=np.array([mark == "x" for mark in supervise.ljust(len(ids))]),
         audio_mask=np.array([mark == "x" for mark in audio.ljust(len(ids))]),
-        mels=tuple(torch.randn(5, n_computed_frames(n), generator=generator) for n in frames),
+        mels=tuple(torch.randn(5, n_frames_with_padding(n), generator=generator) for n in frames),
         frames=frames,
         audio_seconds=float(sum(frames)),
-        curve_name="asr",
+        loss_curve="asr",
     )
 
 

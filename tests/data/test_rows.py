@@ -116,7 +116,7 @@ def rows_of_three_tasks(folder: Path) -> list[dict]:
     return [{"id": f"{code}{n}", "audio": "a.wav", **labels} for n in range(3) for code, labels in task_labels]
 
 
-def test_tasks_selects_rows_and_limit_the_first_of_each_task(tmp_path):
+def test_rows_can_be_selected_by_task_and_limited_to_the_first_of_each_task(tmp_path):
     rows = read(tmp_path, *rows_of_three_tasks(tmp_path), tasks=["asr", "mic"], limit=2)
     assert [row.id for row in rows] == ["asr0", "mic0", "asr1", "mic1"]
     assert len(read(tmp_path, *rows_of_three_tasks(tmp_path), limit=1)) == 3
@@ -218,12 +218,12 @@ def test_a_preference_has_a_chosen_and_a_rejected_answer(tmp_path):
         ({"messages": [ANSWER]}, "the answer is preceded by nothing"),
         ({"messages": [QUESTION, ANSWER, ANSWER]}, "the answer is preceded by a message of the assistant"),
         ({"messages": [QUESTION, {"role": "robot", "content": "hi"}]}, "expected a `role` of system, user, assistant"),
-        ({"messages": [QUESTION, {"role": "assistant", "content": "\n"}]}, "messages[1], of the assistant, is empty"),
+        ({"messages": [QUESTION, {"role": "assistant", "content": "\n"}]}, "messages[1] (assistant) is empty"),
         (
             {"messages": [TEXT_ONLY, {"role": "assistant", "content": ""}, TEXT_ONLY, ANSWER]},
-            "messages[1], of the assistant, is empty",
+            "messages[1] (assistant) is empty",
         ),
-        ({"messages": [{"role": "user", "content": []}, ANSWER]}, "messages[0], of the user, is empty"),
+        ({"messages": [{"role": "user", "content": []}, ANSWER]}, "messages[0] (user) is empty"),
         ({"messages": [QUESTION, {"role": "assistant", "content": [CLIP]}]}, "only messages of the user may"),
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}, ANSWER]}, "contains {'type': 'image'}"),
         ({"messages": [{"role": "user", "content": [{"audio": 3}]}, ANSWER]}, "the audio of a message is 3"),

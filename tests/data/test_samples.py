@@ -350,7 +350,7 @@ def test_a_row_without_text_for_each_clip_is_an_error_in_the_text_view(tmp_path)
     samples = samples_of(TextSamples)
     sound = read_row(tmp_path, audio="a.wav", task="sec", text="rain")
     pair = read_row(tmp_path, audio=["a.wav", "b.wav"])
-    for row, message in ((sound, "no `content`"), (pair, "expected a text for each of 2 clips")):
+    for row, message in ((sound, "no `content`"), (pair, "expected one text per clip; number of clips: 2")):
         for attempt in (planned_length, lambda samples, row: samples.build(row, 0, 0)):
             with pytest.raises(RowError, match=message):
                 attempt(samples, row)
@@ -425,7 +425,7 @@ def test_each_window_has_its_own_boundaries(tmp_path):
     assert planned_length(samples, row) == len(samples.build(row, 0, 0).ids)
 
 
-def test_long_audio_first_uses_30_seconds_and_counts_the_dropped_ones(tmp_path):
+def test_long_audio_set_to_first_uses_30_seconds_and_counts_the_dropped_seconds(tmp_path):
     row = row_of(tmp_path, 40.0)
     samples = samples_of(long_audio="first", prompt=TagPrompt())
     sample = samples.build(row, 0, None)
@@ -463,7 +463,7 @@ def supervised_parts(sample) -> list[tuple[str, bool]]:
         is_audio = sample.audio_mask[start:stop]
         ids = sample.ids[start:stop]
         text = "".join(
-            "*" if mark else tok.decode([i], keep_control=True) for i, mark in zip(ids, is_audio, strict=True)
+            "*" if mark else tok.decode([i], keep_control_tokens=True) for i, mark in zip(ids, is_audio, strict=True)
         )
         parts.append((text, bool(sample.supervise[start])))
     return parts
@@ -657,7 +657,7 @@ def test_a_row_of_every_task_is_planned_and_built(tmp_path, code, prompt):
     assert row.problem is None
     assert planned_length(samples, row) >= max_built_length(samples, row, epochs=3)
     sample = samples.build(row, 0, None)
-    decoded = tokenizer().decode(sample.ids[sample.supervise].tolist(), keep_control=True)
+    decoded = tokenizer().decode(sample.ids[sample.supervise].tolist(), keep_control_tokens=True)
     assert decoded.endswith(task.render(labels, tags=not prompt.natural) + "<|endoftext|>")
 
 
@@ -675,7 +675,7 @@ def test_in_the_text_view_each_clip_is_replaced_by_its_own_text(tmp_path):
     spoken = replace(two, labels=labels)
     assert len(samples.build(spoken, 0, None).ids) > len(samples.build(two, 0, None).ids)
     for content in ("the cat", ["the cat"], ["the cat", ""], ["the cat", 7]):
-        with pytest.raises(RowError, match="expected a text for each of 2 clips"):
+        with pytest.raises(RowError, match="expected one text per clip; number of clips: 2"):
             planned_length(samples, replace(two, labels={**two.labels, "content": content}))
     with pytest.raises(RowError, match="no `content`"):
         planned_length(samples, replace(two, labels={**labels, "speakers": ["ann"]}))
@@ -683,5 +683,5 @@ def test_in_the_text_view_each_clip_is_replaced_by_its_own_text(tmp_path):
 
 def test_the_loss_curve_of_a_dialogue_is_its_mode_and_of_other_rows_their_task(tmp_path):
     chat = samples_of(ChatSamples, prompt=Qwen2AudioChat()).build(dialogue_of(tmp_path), 0, 0)
-    assert chat.curve_name == f"chat {dialogue_of(tmp_path).labels['mode']}"
-    assert samples_of().build(row_of(tmp_path), 0, 0).curve_name == "asr"
+    assert chat.loss_curve == f"chat {dialogue_of(tmp_path).labels['mode']}"
+    assert samples_of().build(row_of(tmp_path), 0, 0).loss_curve == "asr"

@@ -65,7 +65,7 @@ def test_two_processes_write_the_same_files_as_one(manifest, packed_dir, tmp_pat
 
 def test_unusable_rows_are_counted_and_listed(manifest, tmp_path):
     output = pack(manifest, tmp_path / "out").export_text()
-    assert "1 rows cannot be used" in output and "r4: " in output and "gone.wav: no such file" in output
+    assert "rows that cannot be used: 1, " in output and "r4: " in output and "gone.wav: no such file" in output
     (line,) = (tmp_path / "out/problems.jsonl").read_text().splitlines()
     assert json.loads(line)["id"] == "r4"
     assert len(read_manifests([tmp_path / "out"])[0].rows) == N
@@ -167,7 +167,7 @@ def test_invalid_settings_are_an_error(manifest, tmp_path):
         command.pack(str(manifest), tmp_path, rows_per_shard=1, processes=0, console=console)
 
 
-def test_check_finds_every_damaged_or_missing_file(manifest, tmp_path):
+def test_the_check_finds_every_damaged_or_missing_file(manifest, tmp_path):
     out = tmp_path / "out"
     pack(manifest, out)
     console = Console(record=True, width=300, file=io.StringIO())
@@ -179,7 +179,7 @@ def test_check_finds_every_damaged_or_missing_file(manifest, tmp_path):
     (out / "shard-00000.parquet").unlink()
     messages = command.check(out, console)
     assert len(messages) == 2 and "no such file" in messages[0] and f"{path}: its checksum is" in messages[1]
-    assert "5 files are intact, 2 are damaged" in console.export_text()
+    assert "intact files: 5, damaged files: 2" in console.export_text()
 
 
 @pytest.mark.parametrize(

@@ -164,7 +164,7 @@ def test_a_killed_study_resumes_to_the_same_results(full_study: Path, corpus: Pa
     assert study.wait() == -signal.SIGKILL and not (progress.parent / "results.jsonl").exists()
     completed = call(tmp_path, "train", "ablations=smoke", "jobs=2")
     assert completed.returncode == 0, completed.stdout[-2000:]
-    assert "4 runs, 2 done before" in completed.stdout
+    assert "number of runs: 4 (2 already done)" in completed.stdout
     assert results_by_arm(tmp_path) == results_by_arm(full_study)
 
 
@@ -209,7 +209,7 @@ def test_invalid_audio_files_are_reported_and_the_rest_is_evaluated(
     predictions = [json.loads(line) for line in (working_dir / "runs/smoke/tags/seed_0/predictions/odd.jsonl").open()]
     assert {row["id"] for row in predictions} == {"silent.wav", "long.wav", str(real)}
     output = capsys.readouterr().out
-    assert "2 rows could not be used" in output
+    assert "rows that could not be used and are missing from the scores: 2" in output
     assert "corrupt.flac" in output and "empty.wav" in output
 
 

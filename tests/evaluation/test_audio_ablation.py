@@ -54,7 +54,7 @@ def test_different_seeds_shuffle_the_audio_differently():
     assert np.mean([a == b for a, b in zip(*orders, strict=True)]) < 0.5
 
 
-def test_the_problem_of_a_row_without_another_recording_names_its_task():
+def test_the_problem_of_a_row_names_the_task_that_has_too_few_other_recordings():
     single, same_recording = make_row(0, "a"), [make_row(number, "b", "er") for number in (1, 2, 3)]
     shuffled = audio_ablation.with_shuffled_audio([single, *same_recording, make_row(4, "c", "er")], 0)
     assert "too few other recordings of task 'sec'" in shuffled[0].problem

@@ -15,7 +15,7 @@ from auris.evaluation.answer_cache import Response
 from auris.evaluation.summary import summarise
 from auris.metrics.judges import air_bench
 from auris.metrics.published import table_lines as published_lines
-from support import stand_in
+from support import mock_llm
 
 RUN = {"study": "s", "arm": "a", "seed": 0, "benchmark": "airbench_chat"}
 
@@ -27,7 +27,7 @@ def make_row(number: int, task: str, **labels: object) -> Row:
 
 def judge_rows(path: Path, rows: list[Row], answer) -> tuple[dict, dict[str, str], str]:
     console = Console(file=StringIO(), width=200)
-    with stand_in.serve(answer) as (url, _):
+    with mock_llm.serve(answer) as (url, _):
         endpoint = Endpoint(url=url, model="m", accept_empty=True, stand_in="a test's script", config_key="judge")
         judge = air_bench.AirBenchJudge(ReplyLog(path, endpoint, config_key="judge"), model="m", workers=2)
         responses = [Response(row, "an answer") for row in rows]
@@ -78,6 +78,6 @@ def test_replies_without_points_are_counted_and_reported(tmp_path: Path):
     assert ("chat average", "judged_official") not in lines  # three groups have no row
 
 
-def test_other_dialogues_are_not_judged_by_air_bench(tmp_path: Path):
+def test_dialogues_from_outside_air_bench_are_not_judged_by_air_bench(tmp_path: Path):
     with pytest.raises(ValueError, match="none of the dialogues comes from AIR-Bench's chat part.*judge=model"):
         judge_rows(tmp_path / "judge.jsonl", [make_row(0, "sound_QA", meta_info=None)], lambda messages: "1 1")

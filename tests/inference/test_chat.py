@@ -21,7 +21,7 @@ from auris.text.chat import message_text
 from support import published
 from support.manifests import tokenizer, write_manifest, write_wave
 
-SETTINGS = {"max_new_tokens": 8, "control": True}
+SETTINGS = {"max_new_tokens": 8, "keep_control_tokens": True}
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +184,7 @@ def test_every_conversation_can_be_saved_as_a_row(model: AudioModel, tmp_path: P
     conversation = Conversation(model, system="", **SETTINGS)
     file = tmp_path / "talks.jsonl"
     talk(conversation, ["what is <audio>?", "what is <|AUDIO|>?", "hello", f"/save {file}"])
-    assert capsys.readouterr().err.count("have 1 audio marks") == 2
+    assert capsys.readouterr().err.count("audio marks (<audio>) in the user's messages: 1") == 2
     [manifest] = read_manifests([file])
     [row] = manifest.rows
     assert row.problem is None and [message_text(message) for message in row.labels["messages"][:2]] == ["", "hello"]
@@ -378,7 +378,7 @@ def test_the_command_answers_a_file_and_reports_rows_without_a_response(
     assert (
         code == 0
         and out == ""
-        and "4 rows have no response" in notes
+        and "rows without a response: 4" in notes
         and "absent: no.wav" in notes.replace(str(tmp_path) + "/", "")
     )
     assert len(read_answers(tmp_path / "out.jsonl")) == 7

@@ -178,7 +178,8 @@ def test_only_a_model_with_the_qwen_vocabulary_is_exported_as_qwen_audio(tmp_pat
     before, after = auris.load(tmp_path / "run"), auris.load(tmp_path / "b")
     assert_identical(before.net.state_dict(), after.net.state_dict())
     answers = [
-        model.generate(files, "<|startoftranscript|>", max_new_tokens=6, control=True) for model in (before, after)
+        model.generate(files, "<|startoftranscript|>", max_new_tokens=6, keep_control_tokens=True)
+        for model in (before, after)
     ]
     assert answers[0] == answers[1]
 
@@ -189,7 +190,7 @@ def test_a_model_that_transformers_does_not_support_is_exported_in_the_auris_for
     assert format_name == "auris" and all(reason in (tmp_path / "out/README.md").read_text() for reason in reasons)
     before, after = auris.load(tmp_path / "run"), auris.load(tmp_path / "out")
     assert_identical(before.net.state_dict(), after.net.state_dict())
-    answers = [model.generate(files, PROMPT, max_new_tokens=6, control=True) for model in (before, after)]
+    answers = [model.generate(files, PROMPT, max_new_tokens=6, keep_control_tokens=True) for model in (before, after)]
     assert answers[0] == answers[1]
 
 
@@ -200,12 +201,15 @@ def test_an_export_in_the_auris_format_does_not_need_the_run(tmp_path: Path, fil
     run = tmp_path / "run"
     run_config = published.run(run, "~model.llm", "+model.llm=" + node % (tmp_path / "lm"))
     assert run_config["model"]["llm"]["config"] == {"path": str(tmp_path / "lm")}
-    answers = auris.load(run).generate(files, PROMPT, max_new_tokens=6, control=True)
+    answers = auris.load(run).generate(files, PROMPT, max_new_tokens=6, keep_control_tokens=True)
     export(run, tmp_path / "out", format="auris")
     for path in (run, tmp_path / "lm"):
         path.rename(path.with_name(path.name + "-gone"))
     (tmp_path / "out").rename(tmp_path / "elsewhere")
-    assert auris.load(tmp_path / "elsewhere").generate(files, PROMPT, max_new_tokens=6, control=True) == answers
+    assert (
+        auris.load(tmp_path / "elsewhere").generate(files, PROMPT, max_new_tokens=6, keep_control_tokens=True)
+        == answers
+    )
     export(tmp_path / "elsewhere", tmp_path / "again")
     assert_transformers_computes_the_same(tmp_path / "again", auris.load(tmp_path / "elsewhere"), files)
 
@@ -236,7 +240,7 @@ def test_qwen_audio_survives_a_round_trip_through_the_auris_format(tmp_path: Pat
     assert (tmp_path / "other/qwen.tiktoken").read_bytes() == (tmp_path / "v1/qwen.tiktoken").read_bytes()
     tags = "<|startoftranscript|><|en|><|transcribe|><|en|><|notimestamps|><|wo_itn|>"
     answers = [
-        auris.load(tmp_path / name).generate(files, tags, max_new_tokens=6, control=True)
+        auris.load(tmp_path / name).generate(files, tags, max_new_tokens=6, keep_control_tokens=True)
         for name in ("v1", "auris", "other")
     ]
     assert answers[0] == answers[1] == answers[2]

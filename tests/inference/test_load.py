@@ -1,4 +1,4 @@
-"""`auris.load` on any path: the model answers like the code that published it."""
+"""`auris.load` on any path: the model answers as with the code with which it was published."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def test_invalid_prompts_are_refused(model: AudioModel, files: list[Path]):
         model.generate(audio="missing.wav", prompt=PROMPT)
     with pytest.raises(ValueError, match=r"shape \(2, 100\)"):
         model.generate(audio=np.zeros((2, 100)), prompt=PROMPT)
-    with pytest.raises(ValueError, match="audio placeholders, but the row has"):
+    with pytest.raises(ValueError, match=r"audio placeholders in the prompt: \d, clips of the row: 0"):
         model.generate(audio=None, prompt=MARKS)
     with pytest.raises(ValueError, match="beams"):
         model.generate(audio=files[0], prompt=PROMPT, beams=4)
@@ -191,25 +191,25 @@ def test_a_chat_model_is_prompted_in_chatml(model_dir: Path, tmp_path: Path, mod
 
 
 @pytest.mark.parametrize(
-    ("overrides", "raw", "label"),
+    ("overrides", "prompt_class", "clip_template"),
     [
-        (["objective=sft", "data.view=chat", "prompt=chat_v2"], NaturalPrompt, Qwen2AudioChat.label),
+        (["objective=sft", "data.view=chat", "prompt=chat_v2"], NaturalPrompt, Qwen2AudioChat.clip_template),
         (
             ["objective=sft", "data.view=chat", "prompt=chat_v1", "prompt.spacing=paper"],
             TagPrompt,
             QwenAudioChat.SPACINGS["paper"],
         ),
-        (["objective=dpo", "data.view=pair", "prompt=chat_v2"], NaturalPrompt, Qwen2AudioChat.label),
+        (["objective=dpo", "data.view=pair", "prompt=chat_v2"], NaturalPrompt, Qwen2AudioChat.clip_template),
     ],
 )
 def test_a_model_trained_on_dialogues_is_prompted_in_its_training_format(
-    tmp_path: Path, files: list[Path], overrides: list[str], raw: type, label: str
+    tmp_path: Path, files: list[Path], overrides: list[str], prompt_class: type, clip_template: str
 ):
     published.run(tmp_path / "run", *overrides)
     model = auris.load(tmp_path / "run", device="auto")
-    assert model.is_chat and model.dialogue.label == label and type(model.prompt) is raw
+    assert model.is_chat and model.dialogue.clip_template == clip_template and type(model.prompt) is prompt_class
     content = [{"type": "audio", "audio": files[0]}, {"type": "text", "text": "what?"}]
-    options = {"max_new_tokens": 6, "control": True}
+    options = {"max_new_tokens": 6, "keep_control_tokens": True}
     expected = model.chat([{"role": "user", "content": content}], **options)
     assert expected and model.generate(files[0], "what?", **options) == expected
     raw_model = auris.load(tmp_path / "run", chat=False)
@@ -232,6 +232,7 @@ def test_weights_keep_their_stored_dtype_unless_another_is_requested(tmp_path: P
 
 def test_qwen_audio_is_loaded_with_its_vocabulary(v1: Path, files: list[Path]):
     model = auris.load(v1)
+    # Qwen-Audio pads a clip with zeros, and learned vectors replace the begin and end token of each clip.
     assert model.net.geometry == audio.Geometry(n_mels=16, pool=2, clip_end="zero", boundary=True)
     vocabulary = Tokenizer.load(v1)
     prompt = "<|startoftranscript|><|en|><|transcribe|><|en|><|notimestamps|><|wo_itn|>"
@@ -252,9 +253,11 @@ def test_qwen_audio_drops_messages_beyond_its_history_window(v1: Path, tmp_path:
 
     def ask(window: int, *messages: dict) -> str:
         published.write_json(copy / "generation_config.json", {"chat_format": "chatml", "max_window_size": window})
-        return auris.load(copy).chat(messages, max_new_tokens=12, control=True)
+        return auris.load(copy).chat(messages, max_new_tokens=12, keep_control_tokens=True)
 
-    assert ask(6144, *history, question) == auris.load(v1).chat([*history, question], max_new_tokens=12, control=True)
+    assert ask(6144, *history, question) == auris.load(v1).chat(
+        [*history, question], max_new_tokens=12, keep_control_tokens=True
+    )
     answer = ask(60, *history, question)
     assert answer == ask(6144, question) != ask(6144, *history, question)
 
@@ -283,7 +286,7 @@ def test_greedy_ids_of_the_golden_model_equal_those_of_the_released_code(shared_
 def test_a_run_and_its_checkpoint_give_the_same_answers(tmp_path: Path, files: list[Path]):
     published.run(tmp_path / "run")
     answers = [
-        auris.load(path).generate(files, PROMPT, max_new_tokens=6, control=True)
+        auris.load(path).generate(files, PROMPT, max_new_tokens=6, keep_control_tokens=True)
         for path in (tmp_path / "run", str(tmp_path / "run/checkpoints/step_00000001"))
     ]
     assert answers[0] == answers[1] and any(answers[0])
@@ -374,7 +377,7 @@ def test_transcribing_a_short_clip_equals_answering_the_transcription_prompt(mod
     assert model.transcribe(files, **options) == model.generate(files, prompt, **options)
 
 
-def test_the_long_audio_policy_first_warns_about_dropped_seconds(model_dir: Path):
+def test_dropped_seconds_of_a_long_clip_are_reported_with_long_audio_set_to_first(model_dir: Path):
     model = auris.load(model_dir, long_audio="first")
     wave = np.random.default_rng(0).normal(0, 0.1, 35 * 16_000).astype(np.float32)
     with pytest.warns(UserWarning, match="dropped 5.0 s after the first 30 s"):

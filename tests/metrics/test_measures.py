@@ -150,7 +150,7 @@ def test_accuracy_ignores_case_and_surrounding_space_only():
     assert [row_stats("accuracy", answer, "dog", "en")[0] for answer in answers] == [1, 1, 0, 0, 0]
 
 
-def test_unparsed_is_the_rate_of_answers_outside_the_classes():
+def test_the_metric_unparsed_is_the_rate_of_answers_outside_the_classes():
     answers = ["Dog", "cat", "a dog", ""]
     assert score("unparsed", answers, ["dog"] * 4, "en", classes=["dog", "cat"]) == 0.5
     with pytest.raises(ValueError, match="classes"):
@@ -344,7 +344,7 @@ def test_a_rank_without_rows_computes_the_same_score():
     assert sent[True].dtype == sent[False].dtype, "torch.distributed needs equal dtypes"
 
 
-def test_reset_clears_the_score():
+def test_resetting_a_metric_clears_the_score():
     metric = TaskScore("wer")
     metric.update(["a b"], ["a c"], ["de"])
     assert metric.compute() == 0.5
@@ -359,13 +359,13 @@ def test_lists_of_unequal_length_raise_an_error():
         TaskScore("wer").update(["a", "b"], ["a"], ["en"])
 
 
-def test_contains_matches_a_key_as_whole_words():
+def test_the_metric_contains_matches_a_key_as_whole_words():
     assert row_stats("contains", "It is a Dog.", "dog", "en") == [1, 1]
     assert row_stats("contains", "It is a hotdog.", "dog", "en") == [0, 1]
     assert row_stats("contains", "The dog sleeps in the garden", "dog sleeps", "en") == [1, 1]
     assert row_stats("contains", "我听到狗叫", "狗", "zh") == [1, 1]
 
 
-def test_contains_skips_rows_whose_key_is_empty_after_normalization():
+def test_the_metric_contains_skips_rows_whose_key_is_empty_after_normalization():
     for predicted, key in (("", "..."), ("it is a dog", "(dog)"), ("", "")):
         assert row_stats("contains", predicted, key, "en") == [0, 0]

@@ -89,7 +89,7 @@ def test_bleu_equals_the_scripts_even_without_a_matching_ngram(golden):
         assert actual == pytest.approx(row["score"], abs=1e-9), row["name"]
 
 
-def test_bleu_of_a_source_without_languages_raises_an_error():
+def test_bleu_for_a_dataset_name_without_language_codes_raises_an_error():
     assert_script_error(lambda: official.bleu([("a", "a")], "covost2"), "IndexError")
 
 

@@ -35,8 +35,8 @@ RESULT = {
     "low": 0.0,
     "high": 0.5,
     "n": 1,
-    "units": "1 rows",
-    "detectable": None,
+    "units": "1 rows",  # what the bootstrap draws
+    "detectable": None,  # minimum detectable difference
     "signature": "wer|made up",
     "provenance": "real",
 }

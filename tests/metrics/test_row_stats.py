@@ -81,7 +81,7 @@ def test_summed_sentence_statistics_give_corpus_bleu():
         ("aas_ms", [120.0, 3], 40.0),
     ],
 )
-def test_values_of_summed_statistics(metric, sums, expected):
+def test_the_score_from_summed_statistics_equals_the_expected_value(metric, sums, expected):
     assert score_from_sums(metric, sums) == pytest.approx(expected)
 
 

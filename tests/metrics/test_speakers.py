@@ -30,7 +30,8 @@ class TestTurns:
         predicted = [turn("1", 0.0, 5.0), turn("2", 5.0, 8.0), turn("1", 8.0, 11.0)]
         # 4-5 s is bob but assigned to ann, 7-8 s of ann is missed, and 10-11 s is a false alarm.
         assert row_stats("der", predicted, REFERENCE, "en") == pytest.approx([3.0, 11.0])
-        # ann: 6 of 9 s (7 true; 2 false, 1 missed) = 3/9; bob: 3 of 4 s = 1/4.
+        # ann: 7 s of reference and 2 s of false alarm are 9 s, of which 2 s (false) and 1 s (missed) are wrong: 3/9.
+        # bob: 1 s of 4 s is missed: 1/4.
         assert row_stats("jer", predicted, REFERENCE, "en") == pytest.approx([3 / 9 + 1 / 4, 2.0])
 
     def test_an_answer_without_turns_misses_all_speech(self):

@@ -104,8 +104,8 @@ def test_the_gradient_of_a_row_reaches_only_its_own_clips(mean_net: AudioLM) -> 
     batch["mel"].requires_grad_()
     h = by_row(mean_net(batch), batch)
     (grad,) = torch.autograd.grad(h[2].square().sum(), batch["mel"])
-    stored_frames = [39, 102, 5, 60, 203]  # two frames of silence follow each clip
-    assert [bool(part.any()) for part in grad.split(stored_frames, dim=1)] == [False, True, True, True, False]
+    frames_with_padding = [39, 102, 5, 60, 203]  # two frames of silence follow each clip
+    assert [bool(part.any()) for part in grad.split(frames_with_padding, dim=1)] == [False, True, True, True, False]
 
 
 def test_the_dummy_clip_gives_the_encoder_zero_gradients(mean_net: AudioLM) -> None:
@@ -214,7 +214,7 @@ def test_only_rows_beyond_the_training_length_are_rescaled_and_only_at_inference
         torch.testing.assert_close(rescaled[1], unscaled[1], **tolerance)
 
 
-def test_train_length_is_refused_for_other_llms() -> None:
+def test_train_length_is_refused_for_an_llm_that_is_not_qwen2() -> None:
     config = {**QWEN2, "model_type": "llama"}
     with pytest.raises(ValueError, match="model.llm.train_length=2048: expected null, because llama"):
         llm.build_llm(config, VOCAB, train_length=2048)

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from auris.audio import n_computed_frames
+from auris.audio import n_frames_with_padding
 from auris.model.encoder import Encoder
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -25,7 +25,7 @@ def encoder() -> Encoder:
 @pytest.fixture(scope="module")
 def mels() -> list[torch.Tensor]:
     torch.manual_seed(1)
-    return [torch.randn(16, n_computed_frames(n)) for n in FRAMES]
+    return [torch.randn(16, n_frames_with_padding(n)) for n in FRAMES]
 
 
 def encode(encoder: Encoder, mels: list[torch.Tensor], frames: list[int]) -> tuple[torch.Tensor, ...]:

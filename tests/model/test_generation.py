@@ -175,7 +175,7 @@ def test_a_stop_token_outside_the_vocabulary_is_refused(net: AudioLM) -> None:
 # --- sampling -----------------------------------------------------------------------------------------------------
 
 
-def test_sample_picks_the_token_whose_probability_interval_contains_the_draw() -> None:
+def test_sampling_picks_the_token_whose_probability_interval_contains_the_draw() -> None:
     scores = torch.tensor([[-torch.inf, 0.5, -torch.inf, 0.25, 0.25, -torch.inf]]).repeat(6, 1)
     scores[scores > 0] = scores[scores > 0].log() + 3  # adding a constant to logits changes nothing
     draws = torch.tensor([0.0, 0.49, 0.51, 0.74, 0.76, 1 - 2**-53], dtype=torch.float64)

@@ -74,7 +74,7 @@ def test_gradients_reach_every_parameter_and_every_frame_of_a_window(pool: torch
         assert frames[: len(frames) // pool.k * pool.k].any(dim=1).all()
 
 
-def test_mean_equals_average_pooling(clips: tuple) -> None:
+def test_mean_pooling_equals_average_pooling_of_each_clip(clips: tuple) -> None:
     out, _tokens = pooling.Mean(k=2, width=WIDTH)(*clips)
     long_clips = [clip for clip in clips[0].split(clips[1].tolist()) if len(clip) > 1]
     expected = torch.cat([F.avg_pool1d(clip.T[None], 2, stride=2)[0].T for clip in long_clips])
@@ -82,7 +82,7 @@ def test_mean_equals_average_pooling(clips: tuple) -> None:
 
 
 @pytest.mark.parametrize(("k", "kernel"), [(2, 3), (4, 5), (3, 1)])
-def test_conv_equals_a_strided_convolution_of_each_clip(k: int, kernel: int, clips: tuple) -> None:
+def test_conv_pooling_equals_a_strided_convolution_of_each_clip(k: int, kernel: int, clips: tuple) -> None:
     part = pooling.Conv(k=k, width=WIDTH, kernel=kernel)
     out, _tokens = part(*clips)
     expected = [
@@ -92,19 +92,19 @@ def test_conv_equals_a_strided_convolution_of_each_clip(k: int, kernel: int, cli
     torch.testing.assert_close(out[:, 0], torch.cat(expected), atol=1e-6, rtol=1e-5)
 
 
-def test_stack_keeps_every_frame_of_a_window(clips: tuple) -> None:
+def test_stack_pooling_keeps_every_frame_of_a_window(clips: tuple) -> None:
     x, lengths = clips
     out, _ = pooling.Stack(k=2, width=WIDTH)(x, lengths)
     expected = [clip[: len(clip) // 2 * 2] for clip in x.split(lengths.tolist())]
     torch.testing.assert_close(out.reshape(-1, WIDTH), torch.cat(expected))
 
 
-def test_attention_is_initialised_to_the_mean(clips: tuple) -> None:
+def test_attention_pooling_is_initialised_to_the_mean(clips: tuple) -> None:
     attention, mean = pooling.Attention(k=2, width=WIDTH, n_heads=3), pooling.Mean(k=2, width=WIDTH)
     torch.testing.assert_close(attention(*clips)[0], mean(*clips)[0])
 
 
-def test_attention_selects_the_frame_that_matches_the_query(clips: tuple) -> None:
+def test_attention_pooling_selects_the_frame_that_matches_the_query(clips: tuple) -> None:
     part = pooling.Attention(k=2, width=4, n_heads=1)
     with torch.no_grad():
         part.key.weight.copy_(torch.eye(4))

@@ -107,7 +107,7 @@ def net(golden: Path) -> AudioLM:
 def clip_features(clips: dict[str, np.ndarray], number: int, geometry: Geometry) -> tuple[Tensor, int]:
     """Return the stored part of a clip's released features, and its number of valid frames."""
     frames = geometry.n_frames(len(clips[f"wave_{number}"]))
-    return features(clips, number, geometry.n_computed_frames(frames)), frames
+    return features(clips, number, geometry.n_frames_with_padding(frames)), frames
 
 
 def features(clips: dict[str, np.ndarray], number: int, n_frames: int) -> Tensor:
@@ -132,7 +132,7 @@ def encode_as_released(net: AudioLM, clips: dict[str, np.ndarray], numbers: list
             continue
         even = frames + frames % 2
         net.encoder.clip_end = "silence"
-        parts.append(encode(net, [(features(clips, number, silent.n_computed_frames(even)), even)]))
+        parts.append(encode(net, [(features(clips, number, silent.n_frames_with_padding(even)), even)]))
         net.encoder.clip_end = "zero"
     return torch.cat(parts)
 
@@ -174,10 +174,10 @@ def test_features_and_lengths_equal_the_released_ones(clips: dict[str, np.ndarra
     for number in range(5):
         wave = clips[f"wave_{number}"].astype(np.float32) / 32768
         frames = geometry.n_frames(len(wave))
-        mel = log_mel(wave, geometry.n_mels, geometry.n_computed_frames(frames))
+        mel = log_mel(wave, geometry.n_mels, geometry.n_frames_with_padding(frames))
         check_log_mel(mel, torch.from_numpy(clips["log_mel"][number])[:, : mel.shape[1]])
         c, n = clips["input_audio_lengths"][number]
-        assert (geometry.n_computed_frames(frames), geometry.n_tokens(frames)) == (2 * c, n)
+        assert (geometry.n_frames_with_padding(frames), geometry.n_tokens(frames)) == (2 * c, n)
     for samples, n, status in zip(clips["probe_samples"], clips["probe_n"], clips["probe_single_status"], strict=True):
         tokens = geometry.n_tokens(geometry.n_frames(int(samples)))
         assert tokens == max(n, 0)

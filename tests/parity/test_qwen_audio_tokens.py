@@ -59,7 +59,7 @@ def test_every_golden_string_has_the_released_ids(qwen_audio, golden, key, contr
 
 def test_decoding_equals_that_of_the_released_tokenizer(qwen_audio, golden):
     for line in read_lines(golden / "tokenizer.jsonl", "encode", "decode"):
-        assert qwen_audio.decode(line["ids"], keep_control=True) == line["decoded"]
+        assert qwen_audio.decode(line["ids"], keep_control_tokens=True) == line["decoded"]
         assert qwen_audio.decode(line["ids"]) == line["decoded_skip_special"]
 
 

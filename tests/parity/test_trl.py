@@ -126,7 +126,7 @@ def sample(number: int, pair: dict[str, list[int]]) -> Sample:
         mels=(),
         frames=(),
         audio_seconds=0.0,
-        curve_name="preference voice_chat",
+        loss_curve="preference voice_chat",
         rejected=np.array(pair["rejected_ids"]),
     )
 

@@ -26,7 +26,7 @@ SIZES = {"d_model": 32, "encoder_layers": 2, "encoder_attention_heads": 4, "enco
 LENGTHS = [480, 160 * 37, 160 * 38, 16_001, 33_333, 100, 479_840, 479_841, 480_000]
 
 
-def build_encoder(reference_state: torch.nn.Module, n_mels: int) -> Encoder:
+def build_encoder(reference_state: dict[str, torch.Tensor], n_mels: int) -> Encoder:
     encoder = Encoder(n_mels=n_mels, width=32, n_layers=2, n_heads=4, ffn=48)
     whisper = LAYOUTS["whisper"]
     state = {whisper.model_names(f"encoder.{k}")[0].removeprefix("encoder."): v for k, v in reference_state.items()}
@@ -64,7 +64,7 @@ def test_valid_frames_equal_those_of_the_padded_qwen2_audio_encoder(clips: tuple
     encoder = build_encoder(reference.state_dict(), n_mels)
     frames = [audio.n_frames(len(wave)) for wave in waves]
     assert frames == mask.sum(-1).tolist()
-    mel = torch.cat([row[:, : audio.n_computed_frames(n)] for row, n in zip(features, frames, strict=True)], dim=1)
+    mel = torch.cat([row[:, : audio.n_frames_with_padding(n)] for row, n in zip(features, frames, strict=True)], dim=1)
     x, x_lengths = encoder(mel, torch.tensor(frames))
     assert x_lengths.tolist() == lengths.tolist()
     for actual, expected, n in zip(x.split(x_lengths.tolist()), before_pooling[0], lengths, strict=True):

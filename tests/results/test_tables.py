@@ -341,7 +341,7 @@ def test_each_arm_can_be_compared_with_the_previous_one(tmp_path, capsys):
     assert (tmp_path / "s/differences.csv").read_text().count(",c,b,") == 1
 
 
-def test_the_verdict_for_a_single_seed_is_one_seed(tmp_path):
+def test_the_verdict_about_arms_with_a_single_seed_says_so(tmp_path):
     for arm in "ab":
         write_run(tmp_path / "s", arm, 0, {"sec": ("accuracy", [[float(arm == "b"), 1.0]] * 20)})
     assert results.verdicts(tmp_path / "s")["verdict"].tolist() == ["one seed"]

@@ -77,10 +77,10 @@ def pack(rows: list[Row], geometry: Geometry) -> dict:
                 ids=ids,
                 supervise=np.arange(len(ids)) > last + 1,
                 audio_mask=audio,
-                mels=tuple(clip.features[:, : geometry.n_computed_frames(clip.frames)] for clip in clips([row])),
+                mels=tuple(clip.features[:, : geometry.n_frames_with_padding(clip.frames)] for clip in clips([row])),
                 frames=tuple(clip.frames for clip in clips([row])),
                 audio_seconds=0.0,
-                curve_name="asr",
+                loss_curve="asr",
             )
         )
     return collate(samples, geometry=geometry)

@@ -21,14 +21,21 @@ class Pair:
     rejected: list[int]
 
 
-def tree(pairs: Sequence[Pair], geometry: Geometry, references: Sequence[tuple[float, float]] = ()) -> dict:
-    """Return one pack that contains each prompt once, with both answers as branches."""
+def tree(pairs: Sequence[Pair], geometry: Geometry, reference_logps: Sequence[tuple[float, float]] = ()) -> dict:
+    """Return one pack that contains each prompt once, with both answers as branches.
+
+    Args:
+        pairs: The preference pairs.
+        geometry: Geometry of the model.
+        reference_logps: Log-probabilities of the chosen and the rejected answer of each pair under a reference model;
+            empty if the pack has none.
+    """
     samples = [
         replace(_sample(number, pair, pair.chosen, geometry), rejected=np.array(pair.rejected))
         for number, pair in enumerate(pairs)
     ]
-    if references:
-        samples = [replace(sample, reference=pair) for sample, pair in zip(samples, references, strict=True)]
+    if reference_logps:
+        samples = [replace(sample, reference=logps) for sample, logps in zip(samples, reference_logps, strict=True)]
     return collate(samples, geometry=geometry)
 
 
@@ -55,8 +62,8 @@ def _sample(number: int, pair: Pair, answer: list[int], geometry: Geometry) -> S
         ids=np.array([*prompt, *answer]),
         supervise=np.arange(len(prompt) + len(answer)) >= len(prompt),
         audio_mask=np.array([*audio_mask(pair.prompt, geometry), *[False] * len(answer)]),
-        mels=tuple(clip.mel[:, : geometry.n_computed_frames(clip.frames)] for clip in clips([pair.prompt])),
+        mels=tuple(clip.mel[:, : geometry.n_frames_with_padding(clip.frames)] for clip in clips([pair.prompt])),
         frames=tuple(clip.frames for clip in clips([pair.prompt])),
         audio_seconds=0.0,
-        curve_name="preference voice_chat",
+        loss_curve="preference voice_chat",
     )

@@ -282,7 +282,7 @@ def test_answers_can_be_parsed_from_their_token_ids(code):
             turns = [turn for turn in style.turns(row, n_clips=task.clips) if turn.role == "answer"]
             ids = tok.encode(turns, []).ids
             assert ids[-1] == tok.end
-            parsed = task.answer.parse(tok.decode(ids[:-1], keep_control=task.answer.has_tags))
+            parsed = task.answer.parse(tok.decode(ids[:-1], keep_control_tokens=task.answer.has_tags))
             assert parsed == {name: normalized(name, row[name]) for name in parsed}
 
 

@@ -121,7 +121,7 @@ def test_the_natural_style_supervises_the_language_tag_but_not_the_instruction()
 
 @pytest.mark.parametrize("style", [TagPrompt, NaturalPrompt, BothPrompts])
 @pytest.mark.parametrize("labels", [ASR, S2TT, AQA])
-def test_only_the_answer_is_supervised_with_supervise_tags_false(style, labels):
+def test_only_the_answer_is_supervised_if_supervise_tags_is_false(style, labels):
     for turns in style(supervise_tags=False).variants(labels, n_clips=1):
         assert supervised_texts(turns) == [labels["text"], END_OF_TEXT]
 
@@ -269,7 +269,7 @@ def test_qwen_audio_chat_renders_a_clip_with_each_published_spacing(spacing, pub
         "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
         f"{published}<|im_end|>\n<|im_start|>assistant\n"
     )
-    assert QwenAudioChat().label == QwenAudioChat(spacing="released").label
+    assert QwenAudioChat().clip_template == QwenAudioChat(spacing="released").clip_template
 
 
 def test_the_error_for_an_unknown_spacing_lists_the_valid_ones():
@@ -308,7 +308,7 @@ def test_the_text_of_a_message_excludes_its_audio():
 
 
 @pytest.mark.parametrize("chat", CHATS)
-def test_the_default_system_message_is_used_only_without_another(chat):
+def test_the_default_system_message_is_used_only_if_the_dialogue_has_none(chat):
     custom = rendered(chat, [{"role": "system", "content": "Be brief."}, *text_dialogue("hi")])
     assert custom.startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nhi<|im_end|>")
     assert rendered(chat, text_dialogue("hi")).count("<|im_start|>system") == 1
@@ -385,7 +385,7 @@ def test_the_oldest_exchanges_of_a_long_dialogue_are_dropped_as_pairs():
     ]
 
 
-def test_the_window_counts_earlier_audio_and_adds_the_system_message():
+def test_dropping_messages_counts_earlier_audio_and_adds_the_default_system_message():
     dialogue = [{"role": "user", "content": [CLIP]}, *text_dialogue("", "a dog")[1:], *text_dialogue("and now?")]
     chat = QwenAudioChat()
     assert chat.drop_oldest(dialogue, characters_and_clips, max_window_size=250)[1:] == dialogue[2:]

@@ -142,7 +142,7 @@ def test_has_tags_says_whether_an_answer_contains_control_tokens():
 
 
 @pytest.mark.parametrize("code", TASKS)
-def test_the_error_for_a_missing_label_names_it(code):
+def test_the_error_for_a_missing_label_names_the_label(code):
     for field in TASKS[code].needs:
         row = {name: value for name, value in labels(code).items() if name != field}
         assert f"`{field}`" in tasks.find_problem(row)

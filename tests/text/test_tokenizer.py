@@ -111,7 +111,7 @@ def test_decoding_drops_control_tokens_by_default():
     tok = tokenizer()
     ids = [tok.id("<|en|>"), *tok.encode_plain("the cat"), tok.end]
     assert tok.decode(ids) == "the cat"
-    assert tok.decode(ids, keep_control=True) == "<|en|>the cat<|endoftext|>"
+    assert tok.decode(ids, keep_control_tokens=True) == "<|en|>the cat<|endoftext|>"
 
 
 @pytest.mark.parametrize("token", ["<|endoftext|>", "<audio>", "<|AUDIO|>", "[[[AUDIO:modality]]]", "<|0.54|>"])
@@ -156,7 +156,7 @@ def test_text_tokens_that_replace_audio_are_neither_audio_nor_supervised():
 
 @pytest.mark.parametrize("n_spans", [0, 2])
 def test_each_audio_mark_needs_one_clip(n_spans):
-    with pytest.raises(ValueError, match=f"has 1 audio placeholders, but the row has {n_spans}"):
+    with pytest.raises(ValueError, match=f"audio placeholders in the prompt: 1, clips of the row: {n_spans}"):
         tokenizer().encode(TagPrompt().turns(ASR, n_clips=1), [[1]] * n_spans)
 
 
@@ -168,7 +168,7 @@ def test_supervision_covers_all_tags_after_the_first_and_the_answer():
 
 
 @pytest.mark.parametrize("style", [TagPrompt, NaturalPrompt])
-def test_supervision_covers_only_the_answer_with_supervise_tags_false(style):
+def test_supervision_covers_only_the_answer_if_supervise_tags_is_false(style):
     tokens, supervise, _ = encode(style(supervise_tags=False), ASR)
     answer = len(tokenizer().encode_plain(ASR["text"])) + 1
     assert supervise.tolist() == [False] * (len(tokens) - answer) + [True] * answer
@@ -212,7 +212,7 @@ def test_training_a_tokenizer_twice_gives_the_same_vocabulary():
     assert retrained.fast.get_vocab() == tokenizer().fast.get_vocab()
 
 
-def test_the_error_for_a_directory_without_a_tokenizer_names_it(tmp_path):
+def test_the_error_for_a_directory_without_a_tokenizer_names_the_directory(tmp_path):
     with pytest.raises(ValueError, match=re.escape(f"tokenizer={tmp_path}: no tokenizer")):
         Tokenizer.load(tmp_path)
 
@@ -254,7 +254,7 @@ def test_audio_ids_are_all_control_tokens_except_those_of_text():
     assert qwen2.audio_ids == sorted(map(qwen2.id, names))
 
 
-def test_the_error_for_an_unknown_control_token_names_it():
+def test_the_error_for_an_unknown_control_token_names_the_token():
     with pytest.raises(ValueError, match=re.escape("'<|yue|>' is not a token")):
         tokenizer().id("<|yue|>")
 
@@ -275,7 +275,7 @@ def test_audio_tags_are_the_only_control_tokens_that_dialogue_text_may_contain(t
     ids = tok.ids(text, Control.TAGS)
     tags = [tok.id(tag) for tag in re.findall(r"<\|(?:en|0\.54|0\.86|sil)\|>", text)]
     assert [number for number in ids if number >= tok.n_text] == tags
-    assert tok.decode(ids, keep_control=True) == text
+    assert tok.decode(ids, keep_control_tokens=True) == text
 
 
 @pytest.mark.parametrize("chat", [QwenAudioChat(), Qwen2AudioChat()])

@@ -131,7 +131,7 @@ def test_each_unusable_row_is_reported_once_with_count_and_reason(tmp_path, repo
     assert read_lines(tmp_path / "run")[2]["reason"] == "Stille 猫"
     (message,) = report
     assert message.splitlines() == [
-        "4 rows could not be used:",
+        "rows that could not be used: 4",
         "  a (1x): no `task` field",
         "  b (2x): cannot be decoded",
         "  c (1x): Stille 猫",
@@ -153,7 +153,7 @@ def test_the_report_lists_ten_rows_and_the_file_lists_all(tmp_path, report):
     skip(callback, *((f"r{n}", "bad") for n in range(13)))
     callback.on_fit_end(trainer(), MODULE)
     report_lines = report[0].splitlines()
-    assert report_lines[0] == "13 rows could not be used:" and len(report_lines) == 12
+    assert report_lines[0] == "rows that could not be used: 13" and len(report_lines) == 12
     assert str(tmp_path / "unusable_rows.jsonl") in report_lines[-1]
     assert len(read_lines(tmp_path)) == 13
 
@@ -298,7 +298,7 @@ def test_many_consecutive_non_finite_steps_stop_the_run(tmp_path, report):
         fake_trainer.step(callback, module, loss=NAN)
 
 
-def test_the_first_non_finite_step_stops_a_run_with_nonfinite_stop(tmp_path):
+def test_the_first_non_finite_step_stops_a_run_whose_setting_nonfinite_is_stop(tmp_path):
     callback, module, fake_trainer = Faults(tmp_path, nonfinite="stop"), LoggingModule(), FakeTrainer()
     fake_trainer.step(callback, module)
     with pytest.raises(RunStopped, match=r"step 1: .* auris replay fault=.*nonfinite=skip to continue"):

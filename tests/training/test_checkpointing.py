@@ -345,7 +345,7 @@ def test_a_full_disk_prevents_saving_but_not_training(compose_run, undisturbed, 
         trainer = fit(run_config, BrokenDisk(monkeypatch, OSError(28, "No space left on device"), 2, 4))
     messages = " ".join(str(warning.message) for warning in warnings)
     assert "the checkpoint of step 2 could not be saved ([Errno 28] No space left" in messages
-    assert "the curves will have a gap" in messages and "checkpoints could not be saved" in messages
+    assert "the curves will have a gap" in messages and "checkpoints that could not be saved: " in messages
     assert train.count_faults(trainer) == dict.fromkeys(("skipped_steps", "unusable_rows", "lost_workers"), 0) | {
         "checkpoints": 2,
         "event_files": 3,  # at both failed checkpoints and after them

@@ -1,4 +1,4 @@
-"""Cost model and inspection: published sizes, and what a directory contains, supports and lacks.
+"""The cost model equals published sizes. `auris doctor` reports what a model directory contains and what is wrong.
 
 Expected numbers come from two documents that are not part of the repository: the fact sheet (sizes of the released
 systems) and the performance notes (memory and FLOPs computed from these sizes).
@@ -27,8 +27,8 @@ from auris.training import cost, dry_run
 from auris.training.cost import (
     GIB,
     STAGES,
-    Load,
     Stage,
+    Workload,
     count_by_component,
     count_parameters,
     count_trained_parameters,
@@ -75,7 +75,7 @@ def test_parameter_counts_by_component_equal_those_of_the_released_system(releas
     ],
 )
 def test_memory_of_states_equals_the_performance_notes(released_net: nn.Module, stage: str, expected: tuple):
-    need = estimate_memory(released_net, find_stage(stage), Load.of_budget(8192, 2))
+    need = estimate_memory(released_net, find_stage(stage), Workload.of_budget(8192, pool=2))
     for gpus, gib in zip(dry_run.GPU_COUNTS, expected, strict=True):
         assert need.states / gpus / GIB == pytest.approx(gib, abs=0.06 if gib > 2 else 0.006)
 
@@ -86,17 +86,17 @@ def test_memory_of_a_pack_equals_the_performance_notes(released_net: nn.Module):
     The gathered weights are two blocks and two embedding tables.
     """
     fine_tuning, everything = find_stage("fine-tuning (encoder frozen)"), find_stage("everything trained")
-    text = estimate_memory(released_net, fine_tuning, Load(tokens=8192, frames=0, scored=0))
+    text = estimate_memory(released_net, fine_tuning, Workload(tokens=8192, frames=0, scored=0))
     assert text.activations / GIB == pytest.approx(37.5, abs=0.05)
     one_layer = text.activations / 32
     assert (text.recomputed - one_layer) / GIB == pytest.approx(2.0, abs=0.01)
     assert text.gathered / GIB == pytest.approx(2 * 0.377 + 2 * 1.19, abs=0.01)
-    with_audio = estimate_memory(released_net, everything, Load(tokens=8192, frames=50, scored=0))
+    with_audio = estimate_memory(released_net, everything, Workload(tokens=8192, frames=50, scored=0))
     assert (with_audio.activations - text.activations) / GIB == pytest.approx(0.061, abs=0.001)
     # A frozen encoder stores no activations.
-    assert estimate_memory(released_net, fine_tuning, Load(tokens=8192, frames=50, scored=0)) == text
+    assert estimate_memory(released_net, fine_tuning, Workload(tokens=8192, frames=50, scored=0)) == text
     scored = [
-        estimate_memory(released_net, fine_tuning, Load(tokens=8192, frames=0, scored=n)).logits
+        estimate_memory(released_net, fine_tuning, Workload(tokens=8192, frames=0, scored=n)).logits
         for n in (0, 1024, 4096, 8192)
     ]
     assert scored[0] == 0 and scored[1] / GIB == pytest.approx(2 * 0.595, abs=0.01)
@@ -108,8 +108,8 @@ def test_adapters_count_as_trainable_and_their_base_model_as_frozen():
     run_config = config.resolve(config.compose(["scale=full", "model=qwen2_audio"]))
     net = config.build_net(run_config, SimpleNamespace(size=1))
     base_count = count_parameters(net)
-    load = Load.of_budget(8192, 2)
-    frozen = estimate_memory(net, Stage(name="", trainable=("projector",)), load)
+    workload = Workload.of_budget(8192, pool=2)
+    frozen = estimate_memory(net, Stage(name="", trainable=("projector",)), workload)
     names = ("projector", "llm.lora", "llm.new_tokens")
     lora = {"rank": 8, "alpha": 16, "targets": ["q_proj", "v_proj"]}
     adapters.attach(net, names, token_ids=[5, 6, 7], lora=lora)
@@ -121,7 +121,7 @@ def test_adapters_count_as_trainable_and_their_base_model_as_frozen():
     assert count_trained_parameters(net, stage) == trainable_count and count_parameters(net) == base_count + sum(
         added_counts.values()
     )
-    need = estimate_memory(net, stage, load)
+    need = estimate_memory(net, stage, workload)
     assert need.states - frozen.states == 16 * sum(added_counts.values())
     assert need.activations == frozen.activations
     tables = Stage(name="", trainable=("llm.model.embed_tokens",))
@@ -130,18 +130,19 @@ def test_adapters_count_as_trainable_and_their_base_model_as_frozen():
 
 def test_training_only_the_encoder_needs_no_memory_for_llm_activations(released_net: nn.Module):
     stage = Stage(name="", trainable=("encoder",), runs_llm=False)
-    need = estimate_memory(released_net, stage, Load(tokens=8192, frames=0, scored=0))
+    need = estimate_memory(released_net, stage, Workload(tokens=8192, frames=0, scored=0))
     assert need.activations == 0 and need.gathered == 0
 
 
 def test_training_flops_equal_the_performance_notes(released_net: nn.Module):
-    """The performance notes state these GFLOP of a forward pass.
+    """The performance notes state the numbers of floating-point operations of a forward pass.
 
-    LLM token 12.95, scored position 1.278, encoder frame of 20 ms 1.271, audio token (two frames) in projector 0.0105.
-    The last layer's queries, output and MLP take 0.338 of the 12.95. Only scored tokens need them.
+    They are 12.95 GFLOP per LLM token, 1.278 per scored position, 1.271 per encoder frame (20 ms), and 0.0105 per audio
+    token (two frames) in the projector. Of the 12.95 GFLOP, 0.338 are for the queries, the output and the MLP of the
+    last layer, which are computed only at scored positions.
     """
     last_layer = 2 * (2 * 4096 * 4096 + 3 * 4096 * 11008) / 1e9
-    text, audio, scored = (Load(**{"tokens": 0, "frames": 0, "scored": 0} | load) for load in LOADS)
+    text, audio, scored = (Workload(**{"tokens": 0, "frames": 0, "scored": 0} | workload) for workload in WORKLOADS)
     everything, fine_tuning = find_stage("everything trained"), find_stage("fine-tuning (encoder frozen)")
     pre_training = find_stage("pre-training (LLM frozen)")
     for stage, passes, encoder_passes, projector_passes in (
@@ -159,13 +160,13 @@ def test_training_flops_equal_the_performance_notes(released_net: nn.Module):
         assert count_training_flops(released_net, stage, audio) / 1e9 == pytest.approx(expected, rel=1e-3)
 
 
-LOADS = ({"tokens": 1}, {"frames": 1}, {"scored": 1})  # one LLM token, one encoder frame, one scored position
+WORKLOADS = ({"tokens": 1}, {"frames": 1}, {"scored": 1})  # one LLM token, one encoder frame, one scored position
 
 
 def test_a_live_reference_adds_the_memory_of_a_frozen_copy(released_net: nn.Module):
-    load = Load.of_budget(8192, 2)
+    workload = Workload.of_budget(8192, pool=2)
     precomputed, live = (
-        estimate_memory(released_net, find_stage(f"DPO, reference {reference}"), load)
+        estimate_memory(released_net, find_stage(f"DPO, reference {reference}"), workload)
         for reference in ("precomputed", "in memory")
     )
     assert (live.states - precomputed.states) / GIB == pytest.approx(15.6, abs=0.1)
@@ -193,7 +194,7 @@ def test_a_valid_directory_is_described(tmp_path: Path):
 
 
 @pytest.mark.parametrize("write", [published.qwen_audio, published.run])
-def test_other_kinds_of_models_are_described(tmp_path: Path, write):
+def test_a_qwen_audio_model_and_a_run_are_described(tmp_path: Path, write):
     write(tmp_path / "model")
     problems, text = inspect(tmp_path / "model")
     assert problems == [] and "generation_config.json: none, " in text
@@ -255,15 +256,19 @@ def test_a_dry_run_prints_the_first_batch_and_its_cost(tmp_path: Path):
     net = config.build_net(run_config, samples.tokenizer)
     console = Console(file=io.StringIO(), width=200)
     stages = [Stage(name="this run", trainable=("projector",))]
-    dry_run.print_sizes(console, net, stages, Load.of_pack(batch))
+    dry_run.print_sizes(console, net, stages, Workload.of_pack(batch))
     dry_run.print_batch(console, [batch], samples.tokenizer)
     text = console.file.getvalue()
     n_tokens, n_scored = len(batch["ids"]), int((batch["labels"] != IGNORE).sum())
-    assert f"1 packs, 2 rows, {n_tokens:,} tokens, {n_scored} of them scored, 75 audio tokens (3.0 s)" in text
+    assert (
+        f"number of packs 1, of rows 2, of tokens {n_tokens:,} (scored: {n_scored}), of audio tokens 75 (3.0 s)" in text
+    )
     assert "skipped bad: " in text and "this run" in text and "pre-training" not in text
-    load = Load.of_pack(batch)
-    assert (load.tokens, load.frames, load.scored) == (n_tokens, 150, n_scored)
-    assert np.isclose(estimate_memory(net, stages[0], load).states, cost.FROZEN_BYTES * count_parameters(net), rtol=0.1)
+    workload = Workload.of_pack(batch)
+    assert (workload.tokens, workload.frames, workload.scored) == (n_tokens, 150, n_scored)
+    assert np.isclose(
+        estimate_memory(net, stages[0], workload).states, cost.FROZEN_BYTES * count_parameters(net), rtol=0.1
+    )
 
 
 def test_the_doctor_command_describes_a_run_and_refuses_a_missing_path(tmp_path: Path, capsys: pytest.CaptureFixture):

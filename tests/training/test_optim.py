@@ -116,7 +116,7 @@ def test_a_trainable_name_may_be_a_submodule_or_a_parameter(net):
     assert trainable_names(net) == {"encoder.blocks.1.weight", "encoder.blocks.1.bias", "llm.embed.weight"}
 
 
-def test_the_lora_name_selects_only_adapters_of_its_part(net):
+def test_the_name_of_a_parts_adapters_selects_no_adapters_of_another_part(net):
     layer = nn.ModuleDict({"base_layer": nn.Linear(4, 4), "lora_A": nn.ModuleDict({"default": nn.Linear(4, 2)})})
     net.llm["q_proj"], net.encoder.blocks[0] = layer, nn.ModuleDict({"lora_A": nn.Linear(4, 2)})
     freeze(net, ["llm.lora"])

@@ -60,9 +60,15 @@ def test_a_run_reports_its_environment_and_its_expected_cost(corpus: Path, tmp_p
     largest = max(facts["tasks"], key=lambda task: facts["tasks"][task]["tokens"])
     share = 100 * facts["tasks"][largest]["tokens"] / facts["tokens"]
     assert f"by task: {largest} {facts['tasks'][largest]['hours']:.1f} h, {share:.1f} %; " in start_message
-    for part in (f"steps 0 to {steps}", "1 ranks on 1 machines", "TFLOP/s", f"torch {version('torch')}", "GiB"):
+    for part in (
+        f"steps 0 to {steps}",
+        "number of ranks: 1, of machines: 1",
+        "TFLOP/s",
+        f"torch {version('torch')}",
+        "GiB",
+    ):
         assert part in start_message, part
-    assert "tokens/s: the remaining 4 steps take" in speed_message
+    assert "tokens/s: remaining steps: 4, which take" in speed_message
 
 
 @pytest.mark.parametrize(
@@ -120,9 +126,9 @@ def test_the_estimated_memory_of_states_equals_the_allocated_memory(compose_run,
 
 def test_ddp_needs_extra_memory_for_gradient_buckets():
     net, stage = nets.build_meta(), cost.Stage(name="", trainable=("projector",))
-    load = cost.Load(tokens=1, frames=1, scored=1)
+    workload = cost.Workload(tokens=1, frames=1, scored=1)
     without_buckets, with_buckets = (
-        cost.estimate_memory(net, stage, load, has_buckets=buckets).states for buckets in (False, True)
+        cost.estimate_memory(net, stage, workload, has_buckets=buckets).states for buckets in (False, True)
     )
     assert with_buckets - without_buckets == 4 * cost.count_trained_parameters(net, stage)
 
@@ -134,7 +140,7 @@ def test_the_remaining_time_is_estimated_from_the_speed_of_the_first_steps(annou
         speed = {"tokens/s": torch.tensor(500.0)}
         trainer = SimpleNamespace(is_global_zero=True, global_step=step, callback_metrics=speed)
         callback.on_train_batch_end(trainer, module)
-    assert announcements == ["500 tokens/s: the remaining 880 steps take about 59 min"]
+    assert announcements == ["500 tokens/s: remaining steps: 880, which take about 59 min"]
 
 
 def test_measuring_matmul_speed_does_not_advance_the_random_generator():

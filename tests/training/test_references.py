@@ -391,7 +391,7 @@ def test_two_processes_share_the_references_and_train_like_one_process(compose_r
     assert_equal(weights(single), weights(two_processes), 1e-5)
 
 
-def test_other_initial_weights_need_new_references(compose_run, monkeypatch):
+def test_a_run_with_different_initial_weights_computes_new_references(compose_run, monkeypatch):
     calls = CallRecorder(monkeypatch)
     train.train(compose_run("max_steps=2", "arm=one"))
     first = sum(map(len, calls.rows))

@@ -69,7 +69,7 @@ def test_a_selected_arm_and_seed_are_planned_with_their_dependencies():
     assert [job.key for job in studies.plan_jobs(STUDY, arm="b", seed=1)] == ["encoder, seed 1", "b, seed 1"]
 
 
-def test_only_arms_are_evaluated():
+def test_arms_are_evaluated_but_not_the_stages_before_them():
     assert {job.name: bool(job.evaluate) for job in studies.plan_jobs(STUDY)} == {
         "encoder": False,
         "a": True,
@@ -200,7 +200,7 @@ def test_finished_runs_start_again_only_with_another_config_or_evaluation(tmp_pa
         return len(start.started)
 
     assert count_starts(make_jobs()) == 3
-    assert count_starts(make_jobs()) == 0 and "1 runs (1 already done)" in capsys.readouterr().out
+    assert count_starts(make_jobs()) == 0 and "number of runs: 1 (1 already done)" in capsys.readouterr().out
     # A run that is planned only as a dependency, for example in another job of a job array, has no evaluations.
     assert count_starts(make_jobs(benchmarks=())) == 0
     assert count_starts(make_jobs(benchmarks=("a", "c"))) == 3

@@ -22,7 +22,7 @@ from auris.model.pack import IGNORE
 from auris.results import curves
 from auris.training import cost, throughput
 from auris.training import run as train
-from auris.training.cost import LOAD_FIELDS, find_peak_flops
+from auris.training.cost import WORKLOAD_FIELDS, find_peak_flops
 from auris.training.objectives.next_token import NextToken
 from auris.training.provenance import WINDOW_STEPS
 from auris.training.throughput import Throughput
@@ -47,7 +47,7 @@ def test_counts_of_a_pack_equal_the_hand_computed_ones():
     batch = with_audio_seconds(
         pack([[Clip(9, n_mels=nets.N_MELS), text(4)], [text(3), Clip(40, n_mels=nets.N_MELS)]], net.geometry)
     )
-    counts = {name: int(value) for name, value in cost.count_load(batch).items()}
+    counts = {name: int(value) for name, value in cost.count_workload(batch).items()}
     scored = int((batch["labels"] != IGNORE).sum())
     pairs = (6 * 7 + 13 * 14) // 2  # each token sees itself and the tokens before it
     expected = {"tokens": 6 + 13, "frames": 25, "scored": scored, "token_pairs": pairs, "frame_pairs": 5**2 + 20**2}
@@ -62,7 +62,7 @@ def test_token_pairs_of_a_tree_include_the_prompt_for_both_answers():
     ids = torch.arange(10)
     tree = {"cu_seqlens": torch.tensor([0, 5, 10]), "cu_keys": torch.tensor([0, 5, 12])}
     fields = {"labels": torch.full((10,), IGNORE), "rows": [0], "audio_seconds": 0.0}
-    counts = cost.count_load({"ids": ids, **tree, **fields})
+    counts = cost.count_workload({"ids": ids, **tree, **fields})
     assert int(counts["token_pairs"]) == (1 + 2 + 3 + 4 + 5) + (3 + 4 + 5 + 6 + 7)
 
 
@@ -70,15 +70,15 @@ def test_padding_tokens_count_as_idle():
     """An empty pack has one token and a clip of 4 mel frames, which are 2 encoder frames."""
     geometry = nets.build_meta().geometry
     empty, text_only = collate([], geometry=geometry), pack([[text(7)]], geometry)
-    counts = {name: int(value) for name, value in cost.count_load(empty).items()}
-    assert counts == dict.fromkeys(LOAD_FIELDS, 0) | {"idle": 3}
-    counts = {name: int(value) for name, value in cost.count_load(text_only).items()}
+    counts = {name: int(value) for name, value in cost.count_workload(empty).items()}
+    assert counts == dict.fromkeys(WORKLOAD_FIELDS, 0) | {"idle": 3}
+    counts = {name: int(value) for name, value in cost.count_workload(text_only).items()}
     assert (counts["tokens"], counts["frames"], counts["idle"]) == (7, 0, 2)
 
 
 def useful_flops(net: nn.Module, stage: cost.Stage, batch: dict) -> int:
     return cost.count_training_flops(
-        net, stage, cost.Load(**{name: int(cost.count_load(batch)[name]) for name in LOAD_FIELDS})
+        net, stage, cost.Workload(**{name: int(cost.count_workload(batch)[name]) for name in WORKLOAD_FIELDS})
     )
 
 
@@ -94,8 +94,8 @@ def test_useful_flops_equal_the_count_of_torch(trainable: tuple[str, ...], toler
     )
     with FlopCounterMode(display=False) as counter:
         NextToken()(net, batch)[0].backward()
-    load = {name: int(cost.count_load(batch)[name]) for name in ("tokens", "frames", "scored")}
-    expected = cost.count_training_flops(net, cost.Stage(name="", trainable=trainable), cost.Load(**load))
+    workload = {name: int(cost.count_workload(batch)[name]) for name in ("tokens", "frames", "scored")}
+    expected = cost.count_training_flops(net, cost.Stage(name="", trainable=trainable), cost.Workload(**workload))
     flops = counter.get_flop_counts()["Global"]
     flops_by_op = {str(op): n for op, n in flops.items() if "attention" not in str(op)}
     assert sum(flops_by_op.values()) == pytest.approx(expected, rel=tolerance)
@@ -115,14 +115,14 @@ def test_the_cost_of_each_pooling_and_projector_equals_torch_s_count(kind: Calla
 
 def test_attention_costs_four_flops_per_pair_and_channel_forward_and_eight_backward():
     net = nets.build_meta(layers=2)  # 24 channels in the encoder, 32 in the LLM
-    load = {"tokens": 0, "frames": 0, "scored": 0}
-    pairs, frozen = cost.Load(**load, token_pairs=10), cost.Stage(name="", trainable=("projector",))
+    workload = {"tokens": 0, "frames": 0, "scored": 0}
+    pairs, frozen = cost.Workload(**workload, token_pairs=10), cost.Stage(name="", trainable=("projector",))
     assert (
         cost.count_training_flops(net, EVERYTHING, pairs)
         == cost.count_training_flops(net, frozen, pairs)
         == 3 * 4 * 10 * 2 * 32
     )
-    pairs = cost.Load(**load, frame_pairs=10)
+    pairs = cost.Workload(**workload, frame_pairs=10)
     assert cost.count_training_flops(net, EVERYTHING, pairs) == 3 * 4 * 10 * 2 * 24
     assert cost.count_training_flops(net, frozen, pairs) == 4 * 10 * 2 * 24
 
@@ -199,7 +199,11 @@ def run_step(
 ) -> None:
     callback.on_train_batch_start(trainer(log), log, None, 0)
     clock.now += seconds
-    sums = dict.fromkeys((*LOAD_FIELDS, "idle", "audio_seconds"), 0.0) | {"waited": [0.0], "peak_bytes": [0.0]} | counts
+    sums = (
+        dict.fromkeys((*WORKLOAD_FIELDS, "idle", "audio_seconds"), 0.0)
+        | {"waited": [0.0], "peak_bytes": [0.0]}
+        | counts
+    )
     sums = {name: torch.tensor(value) for name, value in sums.items()}
     callback.on_train_batch_end(trainer(log, step=step), log, sums)
 
@@ -216,7 +220,7 @@ def test_speeds_exclude_the_first_step(clock):
     logged = log.points[3]
     stage = cost.Stage(name="", trainable=("encoder", "projector", "llm"))
     numbers = {name: int(value) for name, value in first.items()}
-    useful = cost.count_training_flops(log.net, stage, cost.Load(**numbers | {"tokens": 500}))
+    useful = cost.count_training_flops(log.net, stage, cost.Workload(**numbers | {"tokens": 500}))
     expected = {
         "tokens_per_s": 500 / 5,
         "audio_hours_per_hour": 50 / 5,
@@ -301,10 +305,10 @@ def planned_counts(run_config: dict) -> dict[str, float]:
     module, data = train.build(run_config)
     data.setup("fit")
     steps = StepDataset(data.rows, data.plan, data.samples, 1, 0)
-    packs = [cost.count_load(batch) for step in range(run_config["max_steps"]) for batch in steps[step]]
-    load = cost.Load(**{name: sum(int(counts[name]) for counts in packs) for name in LOAD_FIELDS})
+    packs = [cost.count_workload(batch) for step in range(run_config["max_steps"]) for batch in steps[step]]
+    workload = cost.Workload(**{name: sum(int(counts[name]) for counts in packs) for name in WORKLOAD_FIELDS})
     stage = cost.Stage.of(module.objective, module.trainable)
-    return {"tokens": load.tokens, "flops": cost.count_training_flops(module.net, stage, load)}
+    return {"tokens": workload.tokens, "flops": cost.count_training_flops(module.net, stage, workload)}
 
 
 def rates(run_config: dict) -> dict[str, float]:

@@ -56,8 +56,9 @@ def instruct(
             tasks in dialogues of the kinds `demonstration` and `turns`.
         forms: Weights of the forms of answers (`wordings.FORMS`).
         faults: Weights of the faults of rejected answers (`rows.FAULTS`).
-        llm: Settings of the language model that writes questions: recording, tasks, pairs, url, model, key_env,
-            temperature.
+        llm: Settings of the language model that writes questions. `recording` is the file of its replies, `tasks` are
+            the tasks about whose labels it writes, and `pairs` is the number of questions with answers for each label.
+            `url`, `model`, `key_env` and `temperature` are settings of its endpoint.
         seed: Random seed.
         processes: Number of processes that synthesise speech; None for one per core.
 
@@ -117,8 +118,8 @@ def instruct(
         pool = Pool.from_rows(split, corpus_rows[split], task_weights=task_weights, written_questions=questions[split])
         writer = Writer(pool, out.resolve(), forms, faults, seed)
         files[split] = writer.write_chats(divide_by_weight(counts.get(split, 0), mix))
-        pairs = writer.write_preferences(divide_by_weight(preference_counts.get(split, 0), preference_mix))
-        files[f"preferences_{split}"] = pairs
+        preferences = writer.write_preferences(divide_by_weight(preference_counts.get(split, 0), preference_mix))
+        files[f"preferences_{split}"] = preferences
     rows = {name: [dialogue.row for dialogue in entries] for name, entries in files.items()}
     recordings = [dialogue.recording for entries in files.values() for dialogue in entries if dialogue.recording]
     with create_directory(out) as folder:
@@ -198,7 +199,7 @@ def _check_weights(key: str, weights: Weights, valid: Iterable[str]) -> None:
 def _count_unusable(rows: Iterable[Row]) -> Counter[str]:
     """Count the rows about which no dialogue can be made, by reason."""
     unusable = (row for row in rows if not is_usable(row))
-    return Counter(row.problem or f"task {row.labels['task']} with {len(row.clips)} clips" for row in unusable)
+    return Counter(row.problem or f"task {row.labels['task']}, number of clips: {len(row.clips)}" for row in unusable)
 
 
 def tabulate_rows(metadata: Fields) -> Table:

@@ -1,8 +1,8 @@
 """Recipes of tasks about music: notes with exact pitch and loudness, melodies with known tempo and key, known tunes.
 
-Like sentences, everything that a model could memorise is assigned to a split by its hash: a note of an instrument, a
-melody, or a tune on an instrument with a root. The tunes of test rows therefore occur in training, but on another
-instrument or with another root.
+What a model could memorise is assigned to a split by its hash, as the sentences of `grammar` are: the combination of
+instrument, pitch and velocity of a note, a whole melody, or the combination of tune, instrument and root. The tunes of
+test rows therefore occur in training, but on another instrument or with another root.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class Melody:
 
     @property
     def content(self) -> str:
-        """Text that stands for the audio in the row's field `content`."""
+        """The row's field `content`: the properties of the melody, as a text that can replace the audio."""
         return " ".join(self.answers.values())
 
     def play(self, rng: Rng) -> Signal:
@@ -117,8 +117,8 @@ def draw_melody(rng: Rng, split: str, **fixed_properties: str) -> Melody:
         if properties["direction"] == "falling":
             steps.reverse()
         low, high = music.INSTRUMENTS[properties["instrument"]][1]
-        # With the root C, major and minor differ by one note. With other roots too, a small model would have to learn
-        # intervals.
+        # Only C is drawn as root, so that major and minor differ in one note. If other roots were drawn as well, a
+        # small model would have to learn intervals.
         roots = [root for root in range(low, high - chord[-1] + 1) if root % 12 == 0]
         melody = Melody(**properties, root=pick(rng, roots), steps=tuple(steps))
         if assign_split(repr(melody)) == split:

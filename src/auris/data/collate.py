@@ -34,10 +34,10 @@ class Sample:
         supervise: (T,) bool, True for tokens to predict. In a pair, these are exactly the tokens of the chosen answer.
         audio_mask: (T,) bool, True for audio tokens.
         mels: Log-mel features of the clips (or their windows) in the order of the audio tokens, each (n_mels,
-            geometry.n_computed_frames(frames)) float32: the valid frames, and padding that the encoder needs.
+            geometry.n_frames_with_padding(frames)) float32: the valid frames, and padding that the encoder needs.
         frames: Number of valid mel frames of each of `mels`.
         audio_seconds: Seconds of audio.
-        curve_name: Name of the loss curve that the row counts for (one of `tasks.LOSS_CURVES`).
+        loss_curve: Name of the loss curve that the row counts for (one of `tasks.LOSS_CURVES`).
         rejected: (N,) int64, token ids of the rejected answer of a pair; None for a row with one answer.
         reference: Log-probabilities of the chosen and the rejected answer under the reference model, if it is used.
     """
@@ -49,7 +49,7 @@ class Sample:
     mels: tuple[Tensor, ...]
     frames: tuple[int, ...]
     audio_seconds: float
-    curve_name: str
+    loss_curve: str
     rejected: np.ndarray | None = None
     reference: tuple[float, float] | None = None
 
@@ -80,7 +80,7 @@ def collate(samples: Sequence[Sample], *, geometry: Geometry | None, skipped: Se
         "positions": torch.cat([torch.arange(len(s.ids)) + s.n_inherited for s in segments]),
         "cu_seqlens": torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32),
         "audio_index": torch.from_numpy(np.flatnonzero(np.concatenate([s.audio_mask for s in segments]))),
-        "tasks": torch.tensor([_CURVE_NUMBERS[sample.curve_name] for sample in samples], dtype=torch.int64),
+        "tasks": torch.tensor([_CURVE_NUMBERS[sample.loss_curve] for sample in samples], dtype=torch.int64),
         "rows": [sample.row for sample in samples],
         "skipped": list(skipped),
         "audio_seconds": sum(sample.audio_seconds for sample in samples),
@@ -96,8 +96,8 @@ def collate(samples: Sequence[Sample], *, geometry: Geometry | None, skipped: Se
         assert not mels, "the samples contain clips in text-only training"
         return pack
     frames = [n for sample in samples for n in sample.frames] or [DUMMY_FRAMES]
-    mels = mels or [torch.zeros(geometry.n_mels, geometry.n_computed_frames(DUMMY_FRAMES))]
-    assert [mel.shape for mel in mels] == [(geometry.n_mels, geometry.n_computed_frames(n)) for n in frames], frames
+    mels = mels or [torch.zeros(geometry.n_mels, geometry.n_frames_with_padding(DUMMY_FRAMES))]
+    assert [mel.shape for mel in mels] == [(geometry.n_mels, geometry.n_frames_with_padding(n)) for n in frames], frames
     pack["mel"] = torch.cat(mels, dim=1)
     pack["frames"] = torch.tensor(frames)
     return pack

@@ -157,8 +157,8 @@ def _place_audio(messages: Sequence[Any], audios: Sequence[Any]) -> list[Any]:
     if n_marks != len(audios):
         n_named = sum(isinstance(part, Mapping) and ("audio" in part or "audio_url" in part) for part in parts)
         raise UserError(
-            f"the user's messages have {n_marks + n_named} audio marks ({MARK}), "
-            f"but the row has {n_named + len(audios)} audio files"
+            f"number of audio marks ({MARK}) in the user's messages: {n_marks + n_named}, "
+            f"number of audio files of the row: {n_named + len(audios)}; expected equal numbers"
         )
     remaining_audios = iter(audios)
     for part in parts:

@@ -57,8 +57,8 @@ def measure_lengths(manifests: Sequence[Manifest], samples: Samples, cache_dir: 
     lengths = _join(n_rows, zip(starts, parts, strict=True))
     if seconds := lengths.dropped_seconds.values():
         warnings.warn(
-            f"long_audio=first drops {sum(seconds):.1f} s of audio after the first 30 s in {len(seconds)} rows "
-            f"(at most {max(seconds):.1f} s in one row); long_audio=window keeps them",
+            f"long_audio=first drops {sum(seconds):.1f} s of audio after the first 30 s (number of rows: "
+            f"{len(seconds)}, at most {max(seconds):.1f} s in one row); long_audio=window keeps them",
             stacklevel=2,
         )
     return lengths

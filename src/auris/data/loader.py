@@ -110,7 +110,7 @@ class Loader:
                 n_losses += 1
                 if n_losses > self.max_restarts:
                     raise LoaderError(
-                        f"loader workers were lost {n_losses} times at step {number} (last reason: {error}); set "
+                        f"loader workers were lost at step {number} (times: {n_losses}, last reason: {error}); set "
                         "data.num_workers=0 to see the error, data.worker_timeout=SECONDS to give slow storage more "
                         "time, or data.worker_restarts=N to allow more attempts",
                         number,

@@ -98,7 +98,10 @@ class Selection(LazyRows):
         return keys
 
     def without_duration(self) -> Iterator[Row]:
-        """Yield the rows that state no duration for a clip whose audio the manifest's digest does not cover."""
+        """Yield the rows with a clip whose length can change unnoticed.
+
+        The row states no duration of this clip, and the manifest's digest does not cover the clip's audio.
+        """
         lacks_duration = self.row_index.columns.lacks_duration[self._selected]
         return (self[int(position)] for position in np.flatnonzero(lacks_duration))
 
@@ -193,7 +196,8 @@ class Manifest:
 
 
 EntryConfig = str | Path | Mapping[str, Any]
-"""An entry of `data.train`, `data.valid` or another list of manifests: a path, or a mapping of `ManifestEntry`."""
+"""An entry of `data.train`, `data.valid` or another list of manifests: a path, or a mapping with the fields of
+`ManifestEntry`."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -144,15 +144,15 @@ class Plan:
                 raise UserError(f"data.{name}={value}: expected 1 or more")
         assert self.lengths.shape == (self._starts[-1],) and self.lengths.min() >= 0, (self.lengths.shape, self._starts)
         if not self.lengths.any():
-            raise UserError(f"none of the {len(self.lengths)} rows of {names} is usable")
+            raise UserError(f"no row of {names} is usable; number of rows: {len(self.lengths)}")
         longest = int(self.lengths.argmax())
         if self.lengths[longest] > self.token_budget:
             number = bisect_right(self._starts, longest) - 1
             source = self.sources[number]
             row = source.rows[longest - self._starts[number]]
             raise UserError(
-                f"{np.count_nonzero(self.lengths > self.token_budget)} rows are longer than "
-                f"data.token_budget={self.token_budget}; the longest, {row.id!r} of {source.name}, has "
+                f"rows longer than data.token_budget={self.token_budget}: "
+                f"{np.count_nonzero(self.lengths > self.token_budget)}; the longest, {row.id!r} of {source.name}, has "
                 f"{self.lengths[longest]} tokens: set data.token_budget={self.lengths[longest]} or more, or "
                 "data.long_audio=skip to leave these rows out"
             )

@@ -26,7 +26,7 @@ from auris.data.rows import FieldMap, Record, Row, decode_record, is_task_row, p
 from auris.errors import UserError
 from auris.files import digest, file_digest
 
-_VERSION = 2  # version of the format of cached arrays
+_VERSION = 3  # version of the format of cached arrays
 _READ_LINES = 64  # maximum number of lines per read
 _PIECE_BYTES = 2**23  # bytes that a process indexes at a time
 
@@ -41,16 +41,16 @@ class RowColumns:
         codes: Task names as written in the rows.
         lacks_duration: (R,) bool, True if the duration of a clip is not stated, unless the digest of the index covers
             its audio. The lengths of such rows change with their audio files.
-        places: int64, positions of the rows in their files. The method `scan` of each index says what they mean.
-        names: (R,) uint32, line numbers, from which row names are made; empty for files without lines.
+        row_positions: int64, positions of the rows in their files. The method `scan` of each index says what they mean.
+        line_numbers: (R,) uint32, line numbers, from which row names are made; empty for files without lines.
     """
 
     keys: np.ndarray
     tasks: np.ndarray
     codes: np.ndarray
     lacks_duration: np.ndarray
-    places: np.ndarray
-    names: np.ndarray
+    row_positions: np.ndarray
+    line_numbers: np.ndarray
 
 
 class Builder:
@@ -58,7 +58,7 @@ class Builder:
 
     def __init__(self) -> None:
         self.keys, self.tasks, self.lacks_duration = array("Q"), array("I"), bytearray()
-        self.places, self.names = array("q"), array("I")
+        self.row_positions, self.line_numbers = array("q"), array("I")
         self._codes: dict[str, int] = {}
 
     def add(self, record: Record, folder: Path, *, is_audio_in_digest: bool = False) -> None:
@@ -86,7 +86,7 @@ class Builder:
         """Add the rows that another builder has collected."""
         codes = [self._codes.setdefault(code, len(self._codes)) for code in rows.codes.tolist()]
         self.tasks.frombytes(np.array(codes, dtype=np.uint32)[rows.tasks].tobytes())
-        for name in ("keys", "places", "names"):
+        for name in ("keys", "row_positions", "line_numbers"):
             getattr(self, name).frombytes(getattr(rows, name).tobytes())
         self.lacks_duration += rows.lacks_duration.tobytes()
 
@@ -97,8 +97,8 @@ class Builder:
             tasks=np.array(self.tasks, dtype=np.uint32),
             codes=np.array(list(self._codes), dtype=np.str_),
             lacks_duration=np.frombuffer(bytes(self.lacks_duration), dtype=bool),
-            places=np.array(self.places, dtype=np.int64),
-            names=np.array(self.names, dtype=np.uint32),
+            row_positions=np.array(self.row_positions, dtype=np.int64),
+            line_numbers=np.array(self.line_numbers, dtype=np.uint32),
         )
 
 
@@ -169,12 +169,12 @@ class Lines(RowIndex):
         return file_digest(self._path)
 
     def scan(self) -> RowColumns:
-        """Compute the columns. `places` are the byte offsets of the rows and of the end, `names` the line numbers."""
+        """Compute the columns. `row_positions` are the byte offsets of the rows and of the end of the file."""
         pieces = list(_split_file(self._path))
         builder = Builder()
         for _, part in sorted(parallel_map(self._scan_piece, pieces), key=itemgetter(0)):
             builder.extend(part)
-        builder.places.append(pieces[-1].stop if pieces else 0)
+        builder.row_positions.append(pieces[-1].stop if pieces else 0)
         return builder.build()
 
     def _scan_piece(self, piece: _Piece) -> RowColumns:
@@ -185,15 +185,15 @@ class Lines(RowIndex):
             lines = io.BytesIO(file.read(piece.stop - start))
         for number, line in enumerate(lines, start=piece.line):
             if line.strip():
-                builder.places.append(start)
-                builder.names.append(number)
+                builder.row_positions.append(start)
+                builder.line_numbers.append(number)
                 builder.add(self._parse(line, self._line_name(number)), self.folder)
             start += len(line)
         return builder.build()
 
     def row_name(self, number: int) -> str:
         """Return the file name and line number of a row."""
-        return self._line_name(self.columns.names[number])
+        return self._line_name(self.columns.line_numbers[number])
 
     def read_record(self, number: int) -> Record:
         """Read one line."""
@@ -207,11 +207,11 @@ class Lines(RowIndex):
                 yield from self._read_consecutive(int(run[first]), min(_READ_LINES, len(run) - first))
 
     def _read_consecutive(self, first: int, count: int) -> Iterator[Record]:
-        places = self.columns.places[first : first + count + 1].tolist()
-        block = self._pread(places[0], places[-1])
-        lines = self.columns.names[first : first + count].tolist()
-        for line, start, stop in zip(lines, places, places[1:], strict=False):
-            yield self._parse(block[start - places[0] : stop - places[0]], self._line_name(line))
+        offsets = self.columns.row_positions[first : first + count + 1].tolist()
+        block = self._pread(offsets[0], offsets[-1])
+        lines = self.columns.line_numbers[first : first + count].tolist()
+        for line, start, stop in zip(lines, offsets, offsets[1:], strict=False):
+            yield self._parse(block[start - offsets[0] : stop - offsets[0]], self._line_name(line))
 
     def _pread(self, start: int, stop: int) -> bytes:
         if self._file is None:

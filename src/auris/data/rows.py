@@ -3,8 +3,8 @@
 A row is either a task row or, if it has `messages`, a dialogue. `importers` converts rows in the formats of other
 projects to one of these.
 
-A row that cannot be used keeps its position, with the reason in `problem`. The plan of all other rows therefore does
-not change, and the row is counted and reported, never dropped silently.
+A row that cannot be used keeps its position, with the reason in `problem`. It is counted and reported, never dropped
+silently, and the other rows keep their positions in the training plan (`data.plan`).
 """
 
 from __future__ import annotations
@@ -29,13 +29,12 @@ from auris.text import chat, tasks
 from auris.text.answer_formats import Labels
 
 _NOT_LABELS = {"audio", "offset", "duration", "id"}
-# Fields by which preferences, dialogues, and all rows other than auris task rows are recognised. Such a row has at
-# least one of the fields.
-_PREFERENCE_FIELDS = {"chosen", "rejected", "rejected_response", "rejected_messages"}
-_DIALOGUE_FIELDS = {"messages", "conversations", *_PREFERENCE_FIELDS}
-_NON_TASK_FIELDS = _DIALOGUE_FIELDS | {"gt", "answer_gt"}
+# The kind of a row is recognised by its fields. A row of each kind has at least one of these fields:
+_PREFERENCE_FIELDS = {"chosen", "rejected", "rejected_response", "rejected_messages"}  # a preference
+_DIALOGUE_FIELDS = {"messages", "conversations", *_PREFERENCE_FIELDS}  # a dialogue, which may be a preference
+_NON_TASK_FIELDS = _DIALOGUE_FIELDS | {"gt", "answer_gt"}  # any row that is not an auris task row
 
-EQUAL_ANSWERS = "`chosen` and `rejected` are equal"  # start of the problem of a preference with two equal answers
+EQUAL_ANSWERS = "`chosen` and `rejected` are equal"  # the problem of a preference with equal answers starts with this
 
 # Upper limit of `offset` and `duration`, about eleven days. A larger value is probably not in seconds, and its clip
 # would be split into an unbounded number of windows.
@@ -102,7 +101,7 @@ class Row:
 
 
 class TransientProblem(str):
-    """Problem of a row whose file could not be read. It may not occur again at the next attempt."""
+    """Problem of a row whose file could not be read. The next attempt to read it may succeed."""
 
 
 class Record(NamedTuple):
@@ -190,7 +189,10 @@ def decode_record(record: Record, folder: Path) -> Row:
 
 def _with_sounds(row: Row, record: Record) -> Row:
     if len(row.clips) != len(record.sounds):
-        raise UserError(f"the row has {len(row.clips)} clips, but {len(record.sounds)} audio files are stored with it")
+        raise UserError(
+            f"clips in the row: {len(row.clips)}, audio files stored with it: {len(record.sounds)}; expected equal "
+            "numbers"
+        )
     clips = (
         replace(clip, path=sound, offset=0.0 if record.is_cut and clip.offset is not None else clip.offset)
         for clip, sound in zip(row.clips, record.sounds, strict=True)
@@ -285,7 +287,7 @@ def _chat_row(fields: Fields, row_id: str, folder: Path) -> Row:
         *prompt, answer = messages
         if answer["role"] != "assistant":
             raise UserError(f"the last message has role {answer['role']!r}, expected the assistant's answer")
-        answers = {"text": _text(answer, f"messages[{len(prompt)}], of the assistant,")}
+        answers = {"text": _text(answer, f"messages[{len(prompt)}] (assistant)")}
     _check_prompt(prompt)
     labels = {key: value for key, value in fields.items() if key != "id"}
     labels |= {"task": task, "mode": fields.get("mode") or _mode(prompt), **answers}
@@ -324,7 +326,7 @@ def _check_prompt(messages: Sequence[chat.Message]) -> None:
         raise UserError(f"the answer is preceded by {last}, expected a message of the user")
     for number, message in enumerate(messages):
         if message["role"] != "system" and not audio_parts([message]):
-            _text(message, f"messages[{number}], of the {message['role']},")
+            _text(message, f"messages[{number}] ({message['role']})")
 
 
 def are_equal(answer: str, other: str) -> bool:

@@ -163,7 +163,7 @@ class Samples(ABC):
         frames = [n for window_frames in clip_frames for n in window_frames]
         windows = [window for windows in clip_windows for window in windows]
         mels = [
-            audio.log_mel(window, self._geometry.n_mels, self._geometry.n_computed_frames(n))
+            audio.log_mel(window, self._geometry.n_mels, self._geometry.n_frames_with_padding(n))
             for window, n in zip(windows, frames, strict=True)
         ]
         if rng is not None and self.augment is not None:
@@ -177,7 +177,7 @@ class Samples(ABC):
             mels=tuple(mels),
             frames=tuple(frames),
             audio_seconds=sum(len(wave) for wave in waves) / audio.SAMPLE_RATE,
-            curve_name=tasks.loss_curve(row.labels),
+            loss_curve=tasks.loss_curve(row.labels),
         )
 
     def audio_lengths(self, row: Row) -> list[int]:
@@ -345,7 +345,9 @@ class TextSamples(Samples):
         if not row.clips:
             return []
         if len(texts) != len(row.clips) or not all(isinstance(text, str) and text for text in texts):
-            raise RowError(f"`content` is {content!r:.80}, expected a text for each of {len(row.clips)} clips")
+            raise RowError(
+                f"`content` is {content!r:.80}, expected one text per clip; number of clips: {len(row.clips)}"
+            )
         return texts
 
     def _stretch(self, content: Sequence[int], blank: int, rng: np.random.Generator) -> list[int]:

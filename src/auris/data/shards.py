@@ -137,9 +137,11 @@ def _pack_shard(job: _Job, number: int) -> File:
 
 def _print_summary(console: Console, out: Path, contents: Contents, problems: list[tuple[str, str]]) -> None:
     n_rows, size = sum(file.rows for file in contents.shards), sum(file.bytes for file in contents.shards)
-    console.print(f"{out}: {n_rows:,} rows in {len(contents.shards):,} shards, {size / 2**30:.2f} GiB", highlight=False)
+    console.print(
+        f"{out}: number of rows {n_rows:,}, of shards {len(contents.shards):,}, {size / 2**30:.2f} GiB", highlight=False
+    )
     if problems:
-        console.print(f"[yellow]{len(problems)} rows cannot be used, see {out / 'problems.jsonl'}:[/yellow]")
+        console.print(f"[yellow]rows that cannot be used: {len(problems)}, see {out / 'problems.jsonl'}[/yellow]")
         for row_id, reason in problems[:_MAX_SHOWN]:
             print_plain(console, f"  {row_id}: {reason}")
 
@@ -152,7 +154,7 @@ def check(folder: Path, console: Console) -> list[str]:
     faults = list(filter(None, results))
     for fault in faults:
         print_plain(console, fault, style="red")
-    console.print(f"{folder}: {len(contents.shards) + 1 - len(faults)} files are intact, {len(faults)} are damaged")
+    console.print(f"{folder}: intact files: {len(contents.shards) + 1 - len(faults)}, damaged files: {len(faults)}")
     return faults
 
 

@@ -274,7 +274,7 @@ def answer_share(
         )
         for number, answer_ids in zip(waiting.taken, ids, strict=True):
             is_tagged = tasks.get_task(request.samples.row_to_score(rows[number]).labels["task"]).answer.has_tags
-            contents[number] = model.tokenizer.decode(answer_ids, keep_control=is_tagged)
+            contents[number] = model.tokenizer.decode(answer_ids, keep_control_tokens=is_tagged)
     log_odds: dict[int, float] = {}
     for numbers in share:
         verification_rows = [n for n in numbers if n in contents and _is_verification(request.samples, rows[n])]

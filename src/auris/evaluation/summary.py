@@ -211,7 +211,7 @@ def print_results(
     for note in (*audio_notes, *units_notes, last_column_note, *notes):
         print_plain(console, note)
     if skipped:
-        console.print(f"[yellow]{len(skipped)} rows could not be used and are missing from the scores:[/yellow]")
+        console.print(f"[yellow]rows that could not be used and are missing from the scores: {len(skipped)}[/yellow]")
         for row_id, reason in list(skipped.items())[:_MAX_SKIPPED]:
             print_plain(console, f"  {row_id}: {reason}")
 

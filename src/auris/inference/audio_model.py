@@ -88,7 +88,7 @@ class AudioModel:
         *,
         seed: int | None = None,
         stream: Callable[[int, int], None] | None = None,
-        control: bool = False,
+        keep_control_tokens: bool = False,
         **settings: Any,
     ) -> str | list[str]:
         """Respond to a prompt about audio. If audio or prompt is a list, the call is a batch and returns a list.
@@ -101,14 +101,19 @@ class AudioModel:
                 For a chat model, it is the user's message, and all of it is plain text.
             seed: seed of the sampling, to reproduce responses.
             stream: called with (row index, token id) as soon as a token is known.
-            control: keep control tokens (such as word times and musical notes) in the responses.
+            keep_control_tokens: keep control tokens (such as word times and musical notes) in the responses.
             settings: fields of `GenerationSettings` that replace the model's own settings.
 
         Raises:
             UserError: lists have different lengths, audio cannot be used, or settings contradict each other.
         """
         is_batch = isinstance(audio, (list, tuple)) or isinstance(prompt, (list, tuple))
-        options: dict[str, Any] = {"seed": seed, "stream": stream, "control": control, **settings}
+        options: dict[str, Any] = {
+            "seed": seed,
+            "stream": stream,
+            "keep_control_tokens": keep_control_tokens,
+            **settings,
+        }
         clips, prompts = _split_batch(audio, prompt)
         if self.is_chat:
             dialogues = [[user_message(row_clips, text)] for row_clips, text in zip(clips, prompts, strict=True)]
@@ -127,7 +132,7 @@ class AudioModel:
         Args:
             audio: a clip or a list of clips, as in `generate`.
             language: code of the language that is spoken.
-            settings: `seed`, `stream`, `control` and settings, as in `generate`.
+            settings: `seed`, `stream`, `keep_control_tokens` and settings, as in `generate`.
         """
         clips: list[Any] = list(audio) if isinstance(audio, (list, tuple)) else [audio]
         windows_of_clips = [self._cut_windows(clip) for clip in clips]
@@ -158,7 +163,7 @@ class AudioModel:
                 `{type: text, text: ...}`. A file may have an `offset` and a `duration`, as in rows. ChatML in the text
                 of a message is treated as plain characters. Like the released code, Qwen-Audio drops the oldest
                 exchanges if a dialogue has more than `max_window_size` tokens.
-            options: `seed`, `stream`, `control` and settings, as in `generate`.
+            options: `seed`, `stream`, `keep_control_tokens` and settings, as in `generate`.
 
         Raises:
             UserError: messages have an unknown form, audio cannot be used, or settings contradict each other.
@@ -221,14 +226,14 @@ class AudioModel:
         chat: bool = False,
         seed: int | None = None,
         stream: Callable[[int, int], None] | None = None,
-        control: bool = False,
+        keep_control_tokens: bool = False,
         **settings: Any,
     ) -> list[str]:
         self.check_can_respond()
         generation_settings = self.settings(chat=chat, **settings)
         generator = None if seed is None else torch.Generator().manual_seed(seed)
         responses = generate(self.net, self.pack(turns, clips), generation_settings, generator=generator, stream=stream)
-        return [self.tokenizer.decode(ids, keep_control=control) for ids in responses]
+        return [self.tokenizer.decode(ids, keep_control_tokens=keep_control_tokens) for ids in responses]
 
 
 class _PromptSamples(AudioSamples):

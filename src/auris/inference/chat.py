@@ -44,12 +44,14 @@ class Conversation:
     Args:
         model: the model.
         system: the system message; None: the default system message of the model's dialogues.
-        control: keep control tokens in the responses.
+        keep_control_tokens: keep control tokens in the responses.
         settings: fields of `GenerationSettings` that replace the model's own settings.
     """
 
-    def __init__(self, model: AudioModel, *, system: str | None = None, control: bool = True, **settings: Any) -> None:
-        self.model, self.control, self.settings = model, control, settings
+    def __init__(
+        self, model: AudioModel, *, system: str | None = None, keep_control_tokens: bool = True, **settings: Any
+    ) -> None:
+        self.model, self.keep_control_tokens, self.settings = model, keep_control_tokens, settings
         self._opening = [] if system is None else [{"role": "system", "content": system}]
         self.reset()
 
@@ -84,12 +86,14 @@ class Conversation:
         messages = [*self.messages, user_message([str(path) for path in self.attachments], text)]
         _check_dialogue({"messages": messages})
         self.attachments = []
-        decoder = StreamingDecoder(partial(self.model.tokenizer.decode, keep_control=self.control))
+        decoder = StreamingDecoder(partial(self.model.tokenizer.decode, keep_control_tokens=self.keep_control_tokens))
 
         def stream(_: int, token: int) -> None:
             show(decoder.add(token))
 
-        response = self.model.chat(messages, stream=stream, control=self.control, **self.settings)
+        response = self.model.chat(
+            messages, stream=stream, keep_control_tokens=self.keep_control_tokens, **self.settings
+        )
         assert isinstance(response, str)  # `chat` returns a list only for several dialogues
         show(decoder.finish())
         if not response.strip():
@@ -214,7 +218,7 @@ def answer_file(
             row["messages"] = map_audios(lambda clip: os.path.relpath(clip, out.parent), row["messages"])
             row["problem" if isinstance(response, ValueError) else "answer"] = str(response)
         append_jsonl(out, [row for _, row in batch])
-        _note(f"processed {start + len(batch)} of {len(rows)} rows")
+        _note(f"rows processed: {start + len(batch)} of {len(rows)}")
     return {key: row["problem"] for key, row in rows if "problem" in row}
 
 
@@ -291,7 +295,7 @@ def run(config: Config) -> None:
     options = {"which": config["which"], "device": config["accelerator"], "long_audio": config["long_audio"]}
     model = pretrained.load(config["checkpoint"], **options)
     model.check_can_respond()
-    settings = config["generation"] | {"control": config["control"]}
+    settings = config["generation"] | {"keep_control_tokens": config["control"]}
     _note(f"{model.name}, {model.settings(chat=True, **config['generation'])}")
     if not model.is_chat:
         _note("warning: this model was not trained on dialogues")
@@ -305,6 +309,6 @@ def run(config: Config) -> None:
     problems = answer_file(model, source, out, batch_size=config["batch_size"], system=config["system"], **settings)
     _note(f"wrote {out}")
     if problems:
-        _note(f"{len(problems)} rows have no response:")
+        _note(f"rows without a response: {len(problems)}")
         for row_key, problem in list(problems.items())[:_MAX_SHOWN]:
             _note(f"  {row_key}: {problem}")

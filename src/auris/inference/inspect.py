@@ -30,7 +30,7 @@ from auris.text import task_table
 from auris.text.console import print_plain
 from auris.text.tokenizer import Tokenizer
 from auris.training import dry_run
-from auris.training.cost import GIB, STAGES, Load
+from auris.training.cost import GIB, STAGES, Workload
 
 
 def examine(path: str, which: str = "last", *, token_budget: int = 8192, console: Console | None = None) -> list[str]:
@@ -63,8 +63,8 @@ def examine(path: str, which: str = "last", *, token_budget: int = 8192, console
         problems += loading.find_mismatches(net, tensors, source.layout)
         if tokenizer is not None:
             _show_use(console, source, net, tokenizer, problems)
-        load = Load.of_budget(token_budget, net.geometry.pool)
-        dry_run.print_sizes(console, net, STAGES, load)
+        workload = Workload.of_budget(token_budget, pool=net.geometry.pool)
+        dry_run.print_sizes(console, net, STAGES, workload)
     for problem in problems:
         print_plain(console, f"problem: {problem}", style="red")
     return problems

@@ -108,7 +108,7 @@ def _data_lines(config: Config) -> Iterator[str]:
         n_by_origin = Counter(_describe_origin(row) for row in rows)
         origins = ", ".join(f"{n:,} {origin}" for origin, n in n_by_origin.most_common())
         licences = sorted({str(row.labels["licence"]) for row in rows if "licence" in row.labels})
-        yield f"- `{manifest.name}`: {len(rows):,} rows, {hours:.1f} h ({origins})" + (
+        yield f"- `{manifest.name}`: number of rows {len(rows):,}, {hours:.1f} h ({origins})" + (
             f"; licences: {', '.join(licences)}" if licences else ""
         )
 

@@ -5,7 +5,7 @@ function is the same (weights of Whisper v2 and v3 fit), because a masked frame 
 clips could affect each other only in the stem (the two convolutions), where gap frames separate them.
 
 Shapes: A clips, F mel frames (10 ms) of all clips, C encoder frames (20 ms) of all clips, D width. F includes the
-frames that `audio.Geometry.n_computed_frames` adds to the valid frames of each clip.
+frames that `audio.Geometry.n_frames_with_padding` adds to the valid frames of each clip.
 """
 
 from __future__ import annotations
@@ -120,11 +120,11 @@ class Encoder(nn.Module):
         Every clip starts at an even offset, so the convolution with stride 2 is applied at the same frames as in a clip
         alone. At least one gap frame follows every clip, in place of the zero padding of the convolutions.
         """
-        n_computed = torch.tensor([self.geometry.n_computed_frames(n) for n in n_frames.tolist()])
-        assert mel.shape == (self.n_mels, n_computed.sum()), (mel.shape, self.n_mels, n_computed)
-        slot_lengths = n_computed + 2 - n_computed % 2
+        n_with_padding = torch.tensor([self.geometry.n_frames_with_padding(n) for n in n_frames.tolist()])
+        assert mel.shape == (self.n_mels, n_with_padding.sum()), (mel.shape, self.n_mels, n_with_padding)
+        slot_lengths = n_with_padding + 2 - n_with_padding % 2
         starts = slot_lengths.cumsum(0) - slot_lengths
-        clip_index = attention.concatenate_ranges(starts, n_computed).to(mel.device)
+        clip_index = attention.concatenate_ranges(starts, n_with_padding).to(mel.device)
         row = mel.new_zeros(self.n_mels, int(slot_lengths.sum()))
         row = row.index_copy(1, clip_index, mel).to(self.conv1.weight.dtype)
         is_clip = row.new_zeros(row.shape[1]).index_fill(0, clip_index, 1.0)

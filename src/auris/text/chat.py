@@ -66,7 +66,7 @@ class Chat:
         audio_pad: Token that stands for the audio of a clip.
         audio_end: Token after the audio of a clip.
         stop: Control tokens that end an answer.
-        label: Text before and after a clip, with fields for the number of the clip and the audio.
+        clip_template: Text before and after a clip, with fields for the number of the clip and the audio.
         restarts_numbering: Whether the first clip of each message has the number 1. Otherwise the numbers continue.
         header: Control tokens that the role and the line break of a message may contain. With `ALL`, these two are
             tokenised by themselves; with `TAGS`, together with the text that follows them.
@@ -76,7 +76,7 @@ class Chat:
     audio_pad: str
     audio_end: str
     stop: tuple[str, ...]
-    label: str
+    clip_template: str
     restarts_numbering: bool
     header: Control
 
@@ -109,7 +109,7 @@ class Chat:
 
     def _write(self, messages: Sequence[Message], supervise: bool = False) -> Iterator[list[Turn]]:
         """Yield the turns of each message."""
-        before, after = self.label.split("{audio}")
+        before, after = self.clip_template.split("{audio}")
         clip_number = 0
         for index, message in enumerate(messages):
             is_trained = supervise and message["role"] == "assistant"
@@ -152,7 +152,7 @@ class QwenAudioChat(Chat):
     def __init__(self, *, spacing: str = "released"):
         if spacing not in self.SPACINGS:
             raise UserError(f"spacing={spacing!r}: expected {', '.join(self.SPACINGS)}")
-        self.label = self.SPACINGS[spacing]
+        self.clip_template = self.SPACINGS[spacing]
 
     def drop_oldest(
         self,
@@ -196,7 +196,7 @@ class Qwen2AudioChat(Chat):
 
     audio_begin, audio_pad, audio_end = NaturalPrompt.audio_begin, NaturalPrompt.audio_pad, NaturalPrompt.audio_end
     stop = (END_OF_TEXT, IM_END)
-    label = "Audio {}: {audio}\n"
+    clip_template = "Audio {}: {audio}\n"
     restarts_numbering = False
     header = Control.TAGS
 

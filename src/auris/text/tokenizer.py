@@ -191,7 +191,9 @@ class Tokenizer:
         """
         n_pads = sum(self._count_pads(turn.text) for turn in turns if turn.control is Control.ALL)
         if n_pads != len(spans):
-            raise UserError(f"the prompt has {n_pads} audio placeholders, but the row has {len(spans)} clips")
+            raise UserError(
+                f"audio placeholders in the prompt: {n_pads}, clips of the row: {len(spans)}; expected equal numbers"
+            )
         ids: list[int] = []
         supervise: list[bool] = []
         audio: list[bool] = []
@@ -222,9 +224,11 @@ class Tokenizer:
         """
         return self.text_encoder.encode(text, add_special_tokens=False).offsets
 
-    def decode(self, ids: Sequence[int], *, keep_control: bool = False) -> str:
-        """Return the text of an answer. Its control tokens are left out unless `keep_control` is True."""
-        text = self.fast.decode(list(ids), skip_special_tokens=not keep_control, clean_up_tokenization_spaces=False)
+    def decode(self, ids: Sequence[int], *, keep_control_tokens: bool = False) -> str:
+        """Return the text of an answer. Its control tokens are left out unless `keep_control_tokens` is True."""
+        text = self.fast.decode(
+            list(ids), skip_special_tokens=not keep_control_tokens, clean_up_tokenization_spaces=False
+        )
         assert isinstance(text, str)  # one sequence of ids gives one text
         return text
 

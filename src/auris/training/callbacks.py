@@ -227,7 +227,7 @@ class UnusableRows(L.Callback):
             return
         shown = [f"  {row_id} ({self.counts[row_id]}x): {reason}" for row_id, reason in list(self.reasons.items())[:10]]
         more = [f"  ... {self.path} lists all of them"] if len(self.reasons) > 10 else []
-        rank_zero_warn("\n".join([f"{len(self.reasons)} rows could not be used:", *shown, *more]))
+        rank_zero_warn("\n".join([f"rows that could not be used: {len(self.reasons)}", *shown, *more]))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the reason and the count of each unusable row."""

@@ -126,7 +126,7 @@ class CheckpointCallback(L.Callback):
             SaveError: The weights after the last step are not on disk.
         """
         if self.n_failed:
-            rank_zero_warn(f"{self.n_failed} checkpoints could not be saved")
+            rank_zero_warn(f"checkpoints that could not be saved: {self.n_failed}")
         if self.saved_step is None or self.saved_step < _count_steps(trainer):
             raise checkpoint_io.SaveError(
                 f"the trained weights could not be saved in {self.folder}; run the same command again to continue from "

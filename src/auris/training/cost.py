@@ -94,7 +94,7 @@ def measure_peak_bytes(device: torch.device) -> int:
     return peak if sys.platform == "darwin" else 1024 * peak  # bytes on macOS, KiB on Linux
 
 
-# --- stages and loads -----------------------------------------------------------------------------------------------
+# --- stages and workloads -------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +140,7 @@ STAGES = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Load:
+class Workload:
     """Amount of computation in a pack.
 
     Attributes:
@@ -158,8 +158,8 @@ class Load:
     frame_pairs: int = 0
 
     @classmethod
-    def of_budget(cls, tokens: int, pool: int) -> Load:
-        """Return the load of a full pack of typical rows.
+    def of_budget(cls, tokens: int, *, pool: int) -> Workload:
+        """Return the workload of a full pack of typical rows.
 
         Args:
             tokens: Token budget of a pack.
@@ -168,26 +168,27 @@ class Load:
         return cls(tokens=tokens, frames=round(AUDIO_SHARE * tokens) * pool, scored=round(ANSWER_SHARE * tokens))
 
     @classmethod
-    def of_rows(cls, tokens: float, seconds: float) -> Load:
-        """Return the load of typical rows, given their total number of tokens and seconds of audio."""
+    def of_rows(cls, tokens: float, seconds: float) -> Workload:
+        """Return the workload of typical rows, given their total number of tokens and seconds of audio."""
         return cls(tokens=round(tokens), frames=round(ENCODER_RATE * seconds), scored=round(ANSWER_SHARE * tokens))
 
     @classmethod
-    def of_pack(cls, pack: Pack) -> Load:
-        """Return the load of a pack."""
-        counts = count_load(pack)
-        return cls(**{name: int(counts[name]) for name in LOAD_FIELDS})
+    def of_pack(cls, pack: Pack) -> Workload:
+        """Return the workload of a pack."""
+        counts = count_workload(pack)
+        return cls(**{name: int(counts[name]) for name in WORKLOAD_FIELDS})
 
 
-LOAD_FIELDS = tuple(field.name for field in fields(Load))
+WORKLOAD_FIELDS = tuple(field.name for field in fields(Workload))
 
 
-def count_load(pack: Pack) -> dict[str, Tensor]:
-    """Count the load of a pack on the pack's device, without synchronising with the device.
+def count_workload(pack: Pack) -> dict[str, Tensor]:
+    """Count the workload of a pack on the pack's device, without synchronising with the device.
 
     Returns:
-        A scalar for each field of `Load`, and `idle`: the number of tokens and frames that belong to no row. These are
-        computed because every rank has to compute something (`model.pack.Pack`). The other counts do not include them.
+        A scalar for each field of `Workload`, and `idle`: the number of tokens and frames that belong to no row. These
+        are computed because every rank has to compute something (`model.pack.Pack`). The other counts do not include
+        them.
     """
     ids, cu = pack["ids"], pack["cu_seqlens"].long()
     queries = cu.diff()
@@ -286,7 +287,7 @@ class Memory:
         """Bytes of weights, gradients and moments, which can be sharded over GPUs."""
         return self.weights + self.gradients + self.moments
 
-    def per_gpu(self, *, recompute: bool) -> int:
+    def bytes_without_states(self, *, recompute: bool) -> int:
         """Return the bytes on each GPU in addition to its shard of the states."""
         return (self.recomputed if recompute else self.activations) + self.logits + self.gathered
 
@@ -294,7 +295,7 @@ class Memory:
 def estimate_memory(
     net: AudioLM,
     stage: Stage,
-    load: Load,
+    workload: Workload,
     *,
     activation_bytes: int = 2,
     frozen_bytes: int = FROZEN_BYTES,
@@ -313,7 +314,7 @@ def estimate_memory(
     Args:
         net: The net, which may be on the meta device.
         stage: The stage.
-        load: The pack that a GPU computes.
+        workload: The pack that a GPU computes.
         activation_bytes: Bytes of one activation.
         frozen_bytes: Bytes of one frozen parameter.
         moment_bytes: Bytes of each of the optimizer's two moments, for one trained parameter.
@@ -324,7 +325,7 @@ def estimate_memory(
     total, trained = count_parameters(net), count_trained_parameters(net, stage)
     untrained = total - trained + (total if stage.has_reference else 0)
 
-    tokens = load.tokens if stage.runs_llm else 0
+    tokens = workload.tokens if stage.runs_llm else 0
     bytes_per_token = activation_bytes * (8 * width + 4 * config.intermediate_size)
     blocks = net.encoder.blocks if stage.trains("encoder") else []
     bytes_per_frame = (
@@ -332,16 +333,16 @@ def estimate_memory(
         if blocks
         else 0
     )
-    input_bytes = activation_bytes * (tokens * n_layers * width + load.frames * len(blocks) * net.encoder.width)
+    input_bytes = activation_bytes * (tokens * n_layers * width + workload.frames * len(blocks) * net.encoder.width)
     n_table_weights = sum(_count_embedding_and_head(net.llm))
     gathered = activation_bytes * (n_table_weights + 2 * (count_parameters(net.llm) - n_table_weights) // n_layers)
     return Memory(
         weights=MASTER_BYTES * trained + frozen_bytes * untrained,
         gradients=(GRADIENT_BYTES + BUCKET_BYTES * has_buckets) * trained,
         moments=2 * moment_bytes * trained,
-        activations=tokens * n_layers * bytes_per_token + load.frames * len(blocks) * bytes_per_frame,
-        recomputed=input_bytes + max(tokens * bytes_per_token, load.frames * bytes_per_frame),
-        logits=min(load.scored, POSITIONS_PER_CHUNK) * _embedding_and_head(net.llm)[0].num_embeddings * 2 * 4,
+        activations=tokens * n_layers * bytes_per_token + workload.frames * len(blocks) * bytes_per_frame,
+        recomputed=input_bytes + max(tokens * bytes_per_token, workload.frames * bytes_per_frame),
+        logits=min(workload.scored, POSITIONS_PER_CHUNK) * _embedding_and_head(net.llm)[0].num_embeddings * 2 * 4,
         gathered=gathered if stage.runs_llm else 0,
     )
 
@@ -349,12 +350,12 @@ def estimate_memory(
 # --- arithmetic ---------------------------------------------------------------------------------------------------
 
 
-def count_training_flops(net: AudioLM, stage: Stage, load: Load) -> int:
-    """Return the number of useful floating-point operations of training on a load.
+def count_training_flops(net: AudioLM, stage: Stage, workload: Workload) -> int:
+    """Return the number of useful floating-point operations of training on a workload.
 
     Most of them are matrix products with weights. A weight costs two operations for each position at which it is used
     in forward, two more for the gradient of its input if something below it is trained, and two more for the gradient
-    of the weight if it is trained. The products of attention are counted if the load states the numbers of pairs. A
+    of the weight if it is trained. The products of attention are counted if the workload states the numbers of pairs. A
     pair of query and key costs four operations per channel (query times key, weight times value), and eight more if a
     gradient passes through the attention.
     """
@@ -366,18 +367,20 @@ def count_training_flops(net: AudioLM, stage: Stage, load: Load) -> int:
     n_scored_weights = sum(count_parameters(part) for part in last_tokenwise_parts(net.llm))
     llm_uses = 0  # number of times that a weight of the LLM is used in forward, summed over its weights
     if stage.runs_llm:
-        llm_uses += load.tokens * (n_layer_weights - n_scored_weights)
-        llm_uses += load.scored * (n_scored_weights + n_head_weights)
+        llm_uses += workload.tokens * (n_layer_weights - n_scored_weights)
+        llm_uses += workload.scored * (n_scored_weights + n_head_weights)
     # A gradient always passes through the LLM, because a part below it, the LLM or its adapters are trained.
-    products = 2 * (passes["encoder"] * load.frames * count_parameters(net.encoder) + max(2, passes["llm"]) * llm_uses)
-    products += 2 * _pooling_and_projector_products(net, stage, load.frames) if stage.runs_llm else 0
+    products = 2 * (
+        passes["encoder"] * workload.frames * count_parameters(net.encoder) + max(2, passes["llm"]) * llm_uses
+    )
+    products += 2 * _pooling_and_projector_products(net, stage, workload.frames) if stage.runs_llm else 0
 
     encoder_passes = 3 if passes["encoder"] > 1 else 1
-    encoder_attention = encoder_passes * load.frame_pairs * len(net.encoder.blocks) * net.encoder.width
+    encoder_attention = encoder_passes * workload.frame_pairs * len(net.encoder.blocks) * net.encoder.width
     config = net.llm.config.get_text_config()
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     channels = config.num_attention_heads * head_dim
-    llm_attention = 3 * load.token_pairs * config.num_hidden_layers * channels if stage.runs_llm else 0
+    llm_attention = 3 * workload.token_pairs * config.num_hidden_layers * channels if stage.runs_llm else 0
     return products + 4 * (encoder_attention + llm_attention)
 
 

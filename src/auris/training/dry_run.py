@@ -25,7 +25,7 @@ from auris.model.weights import identify
 from auris.text.console import numbers_table, print_plain
 from auris.text.tokenizer import Tokenizer
 from auris.training import cost, optim
-from auris.training.cost import GIB, Load, Stage
+from auris.training.cost import GIB, Stage, Workload
 from auris.training.module import AudioLMModule
 from auris.training.strategy import Processes
 
@@ -53,7 +53,7 @@ def print_report(console: Console, module: AudioLMModule, data: AudioDataModule,
     assert data.plan is not None  # the data is set up
     steps = StepDataset(data.rows, data.plan, data.samples, 1, 0)  # the steps as a single process would compute them
     packs = steps[0]
-    largest = max(map(Load.of_pack, packs), key=lambda load: load.tokens)
+    largest = max(map(Workload.of_pack, packs), key=lambda workload: workload.tokens)
     print_sizes(console, net, [stage], largest, moment_bytes=optim.moment_bytes(config["optim"]))
     print_batch(console, packs, tokenizer)
     epoch = compute_epoch_stats(data.rows, data.plan, data.samples, ranks=processes.ranks)
@@ -61,18 +61,20 @@ def print_report(console: Console, module: AudioLMModule, data: AudioDataModule,
     print_plain(console, _describe_epoch_time(net, stage, epoch))
 
 
-def print_sizes(console: Console, net: AudioLM, stages: Sequence[Stage], load: Load, *, moment_bytes: int = 4) -> None:
+def print_sizes(
+    console: Console, net: AudioLM, stages: Sequence[Stage], workload: Workload, *, moment_bytes: int = 4
+) -> None:
     """Print the numbers of parameters of a model, and the memory that stages of training need.
 
     Args:
         console: Console to print on.
         net: The model.
         stages: Stages of training; each is a row of the table of memory.
-        load: The pack that each GPU computes.
+        workload: The pack that each GPU computes.
         moment_bytes: Bytes of each of the optimizer's two moments, for one trained parameter.
     """
     console.print(make_parameter_table({part: getattr(net, part) for part in identify.PARTS}))
-    console.print(_make_memory_table(net, stages, load, moment_bytes))
+    console.print(_make_memory_table(net, stages, workload, moment_bytes))
 
 
 def make_parameter_table(parts: Mapping[str, nn.Module]) -> Table:
@@ -94,23 +96,23 @@ def make_parameter_table(parts: Mapping[str, nn.Module]) -> Table:
     return table
 
 
-def _make_memory_table(net: AudioLM, stages: Sequence[Stage], load: Load, moment_bytes: int) -> Table:
+def _make_memory_table(net: AudioLM, stages: Sequence[Stage], workload: Workload, moment_bytes: int) -> Table:
     """Return the table of the memory of each stage.
 
     There is a column for each number of GPUs, over which weights, gradients and moments are sharded, and two columns
     with the additional memory of a pack, without and with recomputation of activations.
     """
     title = (
-        f"GiB per GPU; a pack has {load.tokens:,} tokens, {load.frames / ENCODER_RATE:,.0f} s of audio and "
-        f"{load.scored:,} scored positions"
+        f"GiB per GPU; a pack has {workload.tokens:,} tokens, {workload.frames / ENCODER_RATE:,.0f} s of audio and "
+        f"{workload.scored:,} scored positions"
     )
     columns = [f"{n} GPU{'s' if n > 1 else ''}" for n in GPU_COUNTS]
     table = numbers_table("stage", *columns, "+ a pack", "+ a pack, recomputed", title=title)
     for stage in stages:
-        memory = cost.estimate_memory(net, stage, load, moment_bytes=moment_bytes)
+        memory = cost.estimate_memory(net, stage, workload, moment_bytes=moment_bytes)
         sizes = [memory.states / n for n in GPU_COUNTS] + [
-            memory.per_gpu(recompute=False),
-            memory.per_gpu(recompute=True),
+            memory.bytes_without_states(recompute=False),
+            memory.bytes_without_states(recompute=True),
         ]
         table.add_row(stage.name, *(f"{size / GIB:.2f}" for size in sizes))
     table.add_section()
@@ -122,9 +124,9 @@ def _make_memory_table(net: AudioLM, stages: Sequence[Stage], load: Load, moment
 def _make_epoch_table(epoch: EpochStats) -> Table:
     """Return the table of the share of each task in an epoch. The caption describes the balance between the ranks."""
     sampled = "" if epoch.sampled_steps == epoch.steps else f", estimated from {epoch.sampled_steps:,} of these steps"
-    title = f"an epoch: {epoch.rows:,} rows ({epoch.unusable:,} unusable), {epoch.steps:,} steps{sampled}"
+    title = f"an epoch: number of rows {epoch.rows:,} ({epoch.unusable:,} unusable), of steps {epoch.steps:,}{sampled}"
     balance = (
-        f"{epoch.ranks} ranks: {epoch.packs:.2f} packs per rank and step, {100 * epoch.fill:.1f} % full, no padding; "
+        f"ranks: {epoch.ranks}; {epoch.packs:.2f} packs per rank and step, {100 * epoch.fill:.1f} % full, no padding; "
         f"the busiest rank has {epoch.straggler:.3f} times the tokens of the average rank"
     )
     table = numbers_table("task", "rows", "hours", "tokens", "share", title=title, caption=balance)
@@ -139,7 +141,7 @@ def _make_epoch_table(epoch: EpochStats) -> Table:
 
 def _describe_epoch_time(net: AudioLM, stage: Stage, epoch: EpochStats) -> str:
     """Describe the number of operations in an epoch, and the time that they take on H100 GPUs."""
-    operations = cost.count_training_flops(net, stage, Load.of_rows(epoch.total.tokens, epoch.total.seconds))
+    operations = cost.count_training_flops(net, stage, Workload.of_rows(epoch.total.tokens, epoch.total.seconds))
     hours = operations / cost.H100_TRAINING_FLOPS / epoch.ranks / 3600 * epoch.straggler
     return (
         f"arithmetic of an epoch: {operations:.2e} FLOP; {hours:,.2f} h on {epoch.ranks} H100 at "
@@ -149,13 +151,13 @@ def _describe_epoch_time(net: AudioLM, stage: Stage, epoch: EpochStats) -> str:
 
 def print_batch(console: Console, packs: Sequence[Pack], tokenizer: Tokenizer) -> None:
     """Print the size of a step's packs, the skipped rows, and the text of the first row."""
-    loads = [Load.of_pack(pack) for pack in packs]
+    workloads = [Workload.of_pack(pack) for pack in packs]
     n_rows = sum(len(pack["rows"]) for pack in packs)
-    n_tokens, n_scored = sum(load.tokens for load in loads), sum(load.scored for load in loads)
+    n_tokens, n_scored = sum(workload.tokens for workload in workloads), sum(workload.scored for workload in workloads)
     n_audio_tokens = sum(len(pack["audio_index"]) for pack in packs)
     seconds = sum(pack["audio_seconds"] for pack in packs)
-    counts = f"{n_tokens:,} tokens, {n_scored:,} of them scored, {n_audio_tokens:,} audio tokens ({seconds:.1f} s)"
-    print_plain(console, f"first batch: {len(packs)} packs, {n_rows} rows, {counts}")
+    tokens = f"of tokens {n_tokens:,} (scored: {n_scored:,}), of audio tokens {n_audio_tokens:,} ({seconds:.1f} s)"
+    print_plain(console, f"first batch: number of packs {len(packs)}, of rows {n_rows}, {tokens}")
     for row_id, reason in (row for pack in packs for row in pack["skipped"]):
         print_plain(console, f"  skipped {row_id}: {reason}")
     if n_rows:

@@ -41,7 +41,7 @@ from auris.training.task_score import TaskScore
 
 # Names of the sums of a step that are not metrics of the objective. Callbacks receive them.
 _COUNTS = {
-    *("loss", "count", "tasks", *cost.LOAD_FIELDS, "idle", "audio_seconds"),
+    *("loss", "count", "tasks", *cost.WORKLOAD_FIELDS, "idle", "audio_seconds"),
     *("rows_read", "rows_unusable", "lost_workers", "waited", "peak_bytes"),
 }
 
@@ -178,7 +178,7 @@ class AudioLMModule(L.LightningModule):
                 loss, metrics = self.objective(self.net, pack)
                 self.manual_backward(loss)
             pack_sums = {"loss": loss.detach(), "count": self.objective.count(pack), **metrics}
-            for name, value in {**pack_sums, **cost.count_load(pack)}.items():
+            for name, value in {**pack_sums, **cost.count_workload(pack)}.items():
                 sums[name] = sums.get(name, 0) + value
         counts = {
             "audio_seconds": sum(pack["audio_seconds"] for pack in packs),
@@ -263,7 +263,7 @@ class AudioLMModule(L.LightningModule):
             row = self._data.row_to_score(row_number)
             task = tasks.get_task(row.labels["task"])
             if (group_name := group(row)) in self.scores:
-                answer = answers[row_number] = self.tokenizer.decode(ids, keep_control=task.answer.has_tags)
+                answer = answers[row_number] = self.tokenizer.decode(ids, keep_control_tokens=task.answer.has_tags)
                 reference, hypothesis = task.extract(task.render(row.labels)), task.extract(answer)
                 self.scores[group_name].update([hypothesis], [reference], [answer_language(row)])
         return {"skipped": pack["skipped"], "answers": answers}

@@ -107,7 +107,7 @@ class EnvironmentReport(L.Callback):
             if module.device.type == "cuda":
                 peak = f"; peak memory so far {cost.measure_peak_bytes(module.device) / GIB:.2f} GiB"
             duration = _format_duration(seconds)
-            rank_zero_info(f"{_format_tokens(speed)}/s: the remaining {n_left:,} steps take about {duration}{peak}")
+            rank_zero_info(f"{_format_tokens(speed)}/s: remaining steps: {n_left:,}, which take about {duration}{peak}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,7 +188,7 @@ class Environment:
         memory = cost.estimate_memory(
             module.net,
             stage,
-            cost.Load.of_budget(data.token_budget, module.net.geometry.pool),
+            cost.Workload.of_budget(data.token_budget, pool=module.net.geometry.pool),
             activation_bytes=bytes_per_number,
             # Frozen weights that are sharded are stored in the precision of the computation; otherwise they are stored
             # in float32 and cast at each use.
@@ -198,7 +198,7 @@ class Environment:
         )
         speed = measure_matmul_speed(device)
         operations = cost.count_training_flops(
-            module.net, stage, cost.Load.of_rows(run_total.tokens, run_total.seconds)
+            module.net, stage, cost.Workload.of_rows(run_total.tokens, run_total.seconds)
         )
         return cls(
             command=format_command_line("train"),
@@ -220,9 +220,9 @@ class Environment:
             parameters=cost.count_parameters(module.net),
             trained=cost.count_trained_parameters(module.net, stage),
             audio_tokens_per_second=ENCODER_RATE / module.net.geometry.pool,
-            moments=module.optim.get("states", "fp32"),
+            moments=module.optim.get("states", "fp32"),  # the config key `optim.states` is about the moments only
             states_bytes=memory.states / n_shards,
-            pack_bytes=memory.per_gpu(recompute=False) - (0 if is_sharded else memory.gathered),
+            pack_bytes=memory.bytes_without_states(recompute=False) - (0 if is_sharded else memory.gathered),
             operations=operations,
             matmul_speed=speed,
             least_seconds=operations / speed / trainer.world_size,
@@ -242,11 +242,11 @@ class Environment:
         return [
             f"auris {versions['auris']} at {versions['commit']}; python {versions['python']}, "
             + ", ".join(f"{name} {versions[name]}" for name in _PACKAGES),
-            f"{self.ranks} ranks on {self.machines} machines ({self.host}: {self.device}, "
+            f"number of ranks: {self.ranks}, of machines: {self.machines} ({self.host}: {self.device}, "
             f"{self.device_bytes / GIB:.1f} GiB, {self.threads} threads), {self.strategy}, precision {self.precision}",
             f"{self.parameters:,} parameters, {self.trained:,} of them trained",
             f"steps {self.step:,} to {self.steps:,}: {self.epochs:.2f} epochs, {self.rows:,.0f} rows, "
-            f"{self.hours:,.1f} h of audio, {_format_tokens(self.tokens)}; {self.unusable:,} rows cannot be used",
+            f"{self.hours:,.1f} h of audio, {_format_tokens(self.tokens)}; rows that cannot be used: {self.unusable:,}",
             f"hours of audio and share of tokens by task: {'; '.join(shares)}",
             f"estimated memory per device: {self.states_bytes / GIB:.2f} GiB for weights, gradients and moments "
             f"({self.moments}), {self.pack_bytes / GIB:.2f} GiB for a full pack",

@@ -87,7 +87,7 @@ class Processes:
     def __str__(self) -> str:
         settings = {"tensor_parallel": self.tensor_parallel, "replicas": self.replicas}
         groups = "".join(f", {name}={size}" for name, size in settings.items() if size > 1)
-        return f"{self.world} processes, {self.world // self.nodes} on each of {self.nodes} machines{groups}"
+        return f"processes={self.world}, per_machine={self.world // self.nodes}, machines={self.nodes}{groups}"
 
 
 class ShardedPrecision(Precision):

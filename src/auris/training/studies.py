@@ -257,7 +257,7 @@ def run_jobs(jobs: list[Job], max_parallel: int, threads: int = 1, metric: str |
     n_done = sum(job.status == "done" for job in jobs)
     already_done = f" ({n_done} already done)" if n_done else ""
     threads_each = f"{threads} thread{'s'[: threads > 1]} each"
-    console.print(f"{len(jobs)} runs{already_done}, {max_parallel} in parallel, {threads_each}")
+    console.print(f"number of runs: {len(jobs)}{already_done}, {max_parallel} in parallel, {threads_each}")
     try:
         live_table = Live(console=console, refresh_per_second=2, transient=False, auto_refresh=console.is_terminal)
         with _forward_signals(jobs) as signals, live_table:

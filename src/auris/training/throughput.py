@@ -20,7 +20,7 @@ import lightning as L
 from torch import Tensor
 
 from auris.training import cost
-from auris.training.cost import LOAD_FIELDS
+from auris.training.cost import WORKLOAD_FIELDS
 from auris.training.lightning_types import audio_module, is_log_step
 from auris.training.provenance import WINDOW_STEPS, device_name
 
@@ -45,7 +45,7 @@ class Throughput(L.Callback):
     def __init__(self, peak_flops: float | None = None) -> None:
         self.setting = peak_flops
         self.peak, self.peak_note = cost.find_peak_flops("", "", peak_flops)
-        self.flops_per: dict[str, int] = {}  # field of `cost.Load` -> useful operations per token, frame or pair
+        self.flops_per: dict[str, int] = {}  # field of `cost.Workload` -> useful operations per token, frame or pair
         self.totals = dict.fromkeys(("tokens", "audio_seconds", "flops"), 0.0)  # totals of the whole run
         self.recent: list[Totals] = []  # totals after each of the last WINDOW_STEPS + 1 steps
         self.first: Totals | None = None  # totals after the first step of the session
@@ -63,7 +63,7 @@ class Throughput(L.Callback):
         self.peak, self.peak_note = cost.find_peak_flops(name, precision, self.setting)
         stage = cost.Stage.of(module.objective, module.trainable)
         self.flops_per = {
-            name: cost.count_training_flops(module.net, stage, cost.Load(**{name: 1})) for name in LOAD_FIELDS
+            name: cost.count_training_flops(module.net, stage, cost.Workload(**{name: 1})) for name in WORKLOAD_FIELDS
         }
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -96,12 +96,12 @@ class Throughput(L.Callback):
 
     def _count(self, outputs: Mapping[str, Tensor]) -> None:
         """Add a step to the totals."""
-        counts = {name: float(outputs[name]) for name in (*LOAD_FIELDS, "idle", "audio_seconds")}
+        counts = {name: float(outputs[name]) for name in (*WORKLOAD_FIELDS, "idle", "audio_seconds")}
         step = {
             "steps": 1,
             "tokens": counts["tokens"],
             "audio_seconds": counts["audio_seconds"],
-            "flops": sum(self.flops_per.get(name, 0) * counts[name] for name in LOAD_FIELDS),
+            "flops": sum(self.flops_per.get(name, 0) * counts[name] for name in WORKLOAD_FIELDS),
             "computed": counts["tokens"] + counts["frames"] + counts["idle"],
             "idle": counts["idle"],
             # The wait for the first batch after a validation is part of the pause.

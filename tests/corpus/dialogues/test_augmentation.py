@@ -12,7 +12,7 @@ from auris.completions import Endpoint, ReplyLog
 from auris.corpus.dialogues import augmentation
 from auris.corpus.dialogues.augmentation import SHIPPED_REPLIES, WrittenQuestion
 from auris.corpus.grammar import SPLITS
-from support import stand_in
+from support import mock_llm
 
 
 def constant_reply(text: str):
@@ -21,19 +21,19 @@ def constant_reply(text: str):
 
 def test_the_first_line_of_the_shipped_recording_states_that_templates_wrote_it() -> None:
     first = json.loads(SHIPPED_REPLIES.read_text("utf-8").splitlines()[0])
-    assert first["answered by"] == stand_in.MODEL == "a script of templates, not a language model"
+    assert first["answered by"] == mock_llm.MODEL == "a script of templates, not a language model"
 
 
 def test_the_shipped_recording_equals_the_current_replies_of_the_stand_in(tmp_path: Path) -> None:
-    stand_in.record(tmp_path / "again.jsonl")
+    mock_llm.record(tmp_path / "again.jsonl")
     assert (tmp_path / "again.jsonl").read_bytes() == SHIPPED_REPLIES.read_bytes()
 
 
 def test_the_shipped_recording_has_eight_valid_pairs_for_each_label() -> None:
-    written, rejected = augmentation.write_questions(ReplyLog(SHIPPED_REPLIES), stand_in.labels(), stand_in.PAIRS)
+    written, rejected = augmentation.write_questions(ReplyLog(SHIPPED_REPLIES), mock_llm.labels(), mock_llm.PAIRS)
     assert not rejected
     assert set(Counter((entry.task, entry.label) for entry in written).values()) == {8}
-    assert {entry.model for entry in written} == {stand_in.MODEL}
+    assert {entry.model for entry in written} == {mock_llm.MODEL}
 
 
 @pytest.mark.parametrize(
@@ -49,10 +49,10 @@ def test_the_shipped_recording_has_eight_valid_pairs_for_each_label() -> None:
 )
 def test_an_invalid_pair_is_rejected_and_counted(tmp_path: Path, entry: object, reason: str) -> None:
     valid = {"question": "Who barks?", "answer": "It is a dog."}
-    with stand_in.serve(constant_reply(json.dumps([entry, valid]))) as (url, _):
+    with mock_llm.serve(constant_reply(json.dumps([entry, valid]))) as (url, _):
         log = ReplyLog(tmp_path / "record.jsonl", Endpoint(url=url, model="m"))
         written, rejected = augmentation.write_questions(log, [("sec", "dog")], 2)
-    assert written == [WrittenQuestion("sec", "dog", "Who barks?", "It is a dog.", stand_in.MODEL)]
+    assert written == [WrittenQuestion("sec", "dog", "Who barks?", "It is a dog.", mock_llm.MODEL)]
     assert rejected == {reason: 1}
 
 
@@ -68,14 +68,14 @@ def test_an_invalid_pair_is_rejected_and_counted(tmp_path: Path, entry: object, 
 def test_a_code_fence_is_ignored_and_replies_without_a_json_list_are_counted(
     tmp_path: Path, reply: str, n_pairs: int, rejected: dict[str, int]
 ) -> None:
-    with stand_in.serve(constant_reply(reply)) as (url, _):
+    with mock_llm.serve(constant_reply(reply)) as (url, _):
         log = ReplyLog(tmp_path / "record.jsonl", Endpoint(url=url, model="m"))
         written, counts = augmentation.write_questions(log, [("sec", "dog")], 4)
     assert (len(written), counts) == (n_pairs, rejected)
 
 
 def test_the_same_question_about_several_labels_belongs_to_one_split() -> None:
-    written, _ = augmentation.write_questions(ReplyLog(SHIPPED_REPLIES), stand_in.labels(), stand_in.PAIRS)
+    written, _ = augmentation.write_questions(ReplyLog(SHIPPED_REPLIES), mock_llm.labels(), mock_llm.PAIRS)
     questions = {
         split: {entry.question for entry in entries} for split, entries in augmentation.split_questions(written).items()
     }

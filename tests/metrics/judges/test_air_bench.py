@@ -17,7 +17,7 @@ from auris.metrics.judges.air_bench import AirBenchJudge, count_replies, find_fa
 from auris.metrics.measures import score
 from auris.metrics.official import ScriptError
 from auris.metrics.published import published_scores
-from support import air_bench_scripts, stand_in
+from support import air_bench_scripts, mock_llm
 
 LABELS = {"task_name": "sound_QA", "meta_info": "A dog barks.", "question": "What is it?", "answer_gt": "a dog"}
 
@@ -149,7 +149,7 @@ def judge_of(path: Path, url: str, **settings) -> AirBenchJudge:
 def test_both_orders_are_requested_and_replayed(tmp_path: Path):
     path = tmp_path / "judge.jsonl"
     answers = [({**LABELS, "question": f"What is {n}?"}, "a cat") for n in range(20)]
-    with stand_in.serve(lambda messages: "7 3") as (url, requests):
+    with mock_llm.serve(lambda messages: "7 3") as (url, requests):
         judge = judge_of(path, url, workers=4, price={"input": 10, "output": 30})
         estimate = judge.estimate(answers)
         assert estimate.requests == estimate.total == 40 and "40 of 40 requests" in str(estimate)
@@ -163,7 +163,7 @@ def test_both_orders_are_requested_and_replayed(tmp_path: Path):
     replayed = air_bench.recorded(recording=str(path), model=None, temperature="published", max_tokens=1024, seed=0)
     assert replayed.replies(answers) == judge.replies(answers) and replayed.signature == judge.signature
     assert replayed.signatures["judged_official"] == (
-        f"judged_official|1-10|{stand_in.MODEL}|temperature:1 or 2|both orders|failures dropped"
+        f"judged_official|1-10|{mock_llm.MODEL}|temperature:1 or 2|both orders|failures dropped"
     )
     with pytest.raises(ValueError, match="holds no reply with .*'model': 'm'"):
         replayed.replies([(LABELS, "a bird")])
@@ -173,7 +173,7 @@ def test_both_orders_are_requested_and_replayed(tmp_path: Path):
 
 
 def test_no_request_is_sent_if_the_estimated_cost_is_above_max_cost(tmp_path: Path):
-    with stand_in.serve(lambda messages: "7 3") as (url, requests):
+    with mock_llm.serve(lambda messages: "7 3") as (url, requests):
         judge = judge_of(tmp_path / "judge.jsonl", url, price={"input": 10, "output": 30}, max_cost=0.001)
         with pytest.raises(ValueError, match="about 0.00472 USD: the cost exceeds judge.max_cost=0.001"):
             judge.replies([(LABELS, "a cat")])

@@ -10,7 +10,7 @@ import pytest
 from auris import config
 from auris.metrics.judges.judge import UnratedError
 from auris.metrics.judges.rating import LanguageModelJudge, RuleJudge, rating_messages
-from support import stand_in
+from support import mock_llm
 
 LABELS = {
     "messages": [
@@ -50,13 +50,13 @@ def test_a_request_contains_the_question_and_the_reference() -> None:
 
 def test_points_of_a_language_model_are_recorded_and_replayed(tmp_path: Path) -> None:
     path = tmp_path / "judge.jsonl"
-    with stand_in.serve(lambda messages: "8" if "a dog" in messages[-1]["content"] else "3.0") as (url, requests):
+    with mock_llm.serve(lambda messages: "8" if "a dog" in messages[-1]["content"] else "3.0") as (url, requests):
         judge = LanguageModelJudge(recording=str(path), url=url, model="m")
         assert [judge(LABELS, answer) for answer in ("a dog", "a dog", "It is a dog.")] == [8, 8, 8]
     assert len(requests) == 2 and requests[0]["body"]["temperature"] == 0.0
     replayed = LanguageModelJudge(recording=str(path))
     assert replayed(LABELS, "a dog") == 8
-    assert replayed.signature == judge.signature == f"judged|1-10|{stand_in.MODEL}"
+    assert replayed.signature == judge.signature == f"judged|1-10|{mock_llm.MODEL}"
     assert "the judge" in json.loads(path.read_text().splitlines()[0])["recording"]
     with pytest.raises(ValueError, match="holds no reply .*judge.url=.*judge=null"):
         replayed(LABELS, "a cat")
@@ -84,7 +84,7 @@ def test_points_of_a_language_model_are_recorded_and_replayed(tmp_path: Path) ->
     ],
 )
 def test_a_reply_without_a_unique_valid_number_raises_an_error(tmp_path: Path, reply: str) -> None:
-    with stand_in.serve(lambda messages: reply) as (url, _):
+    with mock_llm.serve(lambda messages: reply) as (url, _):
         judge = LanguageModelJudge(recording=str(tmp_path / "judge.jsonl"), url=url, model="m")
         with pytest.raises(UnratedError, match="does not contain exactly one integer from 1 to 10"):
             judge(LABELS, "a dog")
@@ -95,7 +95,7 @@ def test_a_reply_without_a_unique_valid_number_raises_an_error(tmp_path: Path, r
     ["7", " 7\n", "7.0", "Rating: 7.", "7, and again 7", "7/10", "**7 / 10**", "I give it 7 out of 10."],
 )
 def test_a_number_inside_text_is_parsed(tmp_path: Path, reply: str) -> None:
-    with stand_in.serve(lambda messages: reply) as (url, _):
+    with mock_llm.serve(lambda messages: reply) as (url, _):
         assert LanguageModelJudge(recording=str(tmp_path / "judge.jsonl"), url=url, model="m")(LABELS, "a dog") == 7
 
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from auris.audio import Geometry, n_computed_frames
+from auris.audio import Geometry, n_frames_with_padding
 from auris.data.collate import Sample, collate
 from auris.model.audio_lm import AudioLM
 from auris.model.encoder import Encoder
@@ -49,7 +49,7 @@ def objective() -> CTC:
 def sample(number: int, frames: int, target: list[int]) -> Sample:
     ids = np.array(target, dtype=np.int64)
     all_false = np.zeros(len(ids), dtype=bool)
-    mel = torch.randn(8, n_computed_frames(frames), generator=torch.Generator().manual_seed(frames))
+    mel = torch.randn(8, n_frames_with_padding(frames), generator=torch.Generator().manual_seed(frames))
     return Sample(
         row=number,
         ids=ids,
@@ -58,7 +58,7 @@ def sample(number: int, frames: int, target: list[int]) -> Sample:
         mels=(mel,),
         frames=(frames,),
         audio_seconds=0.0,
-        curve_name="asr",
+        loss_curve="asr",
     )
 
 

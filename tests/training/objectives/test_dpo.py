@@ -148,7 +148,7 @@ class FixedLogits(nn.Module):
 def test_logged_values_of_a_pack_equal_the_hand_computed_ones() -> None:
     """One pair over two tokens: the prompt is token 0, chosen is 0 1, rejected is 1."""
     geometry = Geometry(n_mels=2, pool=2)
-    pack = tree([Pair([[0]], [0, 1], [1])], geometry, references=[(-3.0, -0.5)])
+    pack = tree([Pair([[0]], [0, 1], [1])], geometry, reference_logps=[(-3.0, -0.5)])
     assert pack["ids"].tolist() == [0, 0, 1, 0, 1] and pack["labels"].tolist() == [0, 1, IGNORE, 1, IGNORE]
     net = FixedLogits(torch.tensor([[3.0, 1.0], [1.0, 1.0], [9.0, 9.0], [1.0, 3.0], [9.0, 9.0]]).log())
     loss, sums = DPO(beta=2.0)(net, pack)

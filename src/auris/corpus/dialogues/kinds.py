@@ -126,7 +126,7 @@ def make_comparison(rng: Rng, pool: Pool) -> list[Exchange]:
 def make_reasoning(rng: Rng, pool: Pool) -> list[Exchange]:
     """Make one exchange: a question that needs the audio and some knowledge, or a request for a story."""
     task = pick(rng, pool.select_tasks("reasoning", INFERENCES))
-    family, labels_by_answer, conclusion = INFERENCES[task]
+    topic, labels_by_answer, conclusion = INFERENCES[task]
     available = {
         answer: [label for label in labels if label in pool.rows[task]] for answer, labels in labels_by_answer.items()
     }
@@ -137,7 +137,7 @@ def make_reasoning(rng: Rng, pool: Pool) -> list[Exchange]:
     row = pool.draw_row(rng, task, pick(rng, available[right]))
     wrong = pick(rng, [answer for answer in labels_by_answer if answer != right])
     reply = make_reply(f"I hear {noun_phrase(task, answer_text(row))}, so {conclusion}.", right, wrong)
-    return [Exchange(reply, (row,), draw_question(rng, family, pool.split))]
+    return [Exchange(reply, (row,), draw_question(rng, topic, pool.split))]
 
 
 def _make_story(rng: Rng, pool: Pool, row: Row) -> Exchange:

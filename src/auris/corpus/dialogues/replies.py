@@ -18,8 +18,8 @@ from auris.text.tasks import LANGUAGES
 _GENDER_BY_VOICE = {
     voice: gender for voices in speech.VOICES.values() for gender, names in voices.items() for voice in names
 }
-# Conclusions that can be drawn from the label of a sound. For each task: the family of the question, the labels by
-# answer, and the sentence of the conclusion.
+# Conclusions that can be drawn from the label of a sound. For each task: the topic of the question, the labels by
+# answer, and the sentence of the conclusion. A topic is a key of the questions in `wordings.yaml`.
 INFERENCES = {
     "sec": ("source", wordings.SOUND_SOURCES, "it comes from {}"),
     "mic": ("family", wordings.INSTRUMENT_FAMILIES, "it is a {} instrument"),
@@ -58,7 +58,7 @@ def make_reply(template: str, right: str, wrong: str | None, language: str = "en
 
 
 def reply_to_row(rng: Rng, pool: Pool, row: Row) -> Reply:
-    """Return the reply to the question for a row's label."""
+    """Return the reply to the question that asks for a row's label."""
     labels = row.labels
     task, target = labels["task"], labels.get("target_language") or ""
     key_languages = {"asr": labels.get("language"), "s2tt": target}
@@ -102,23 +102,26 @@ def make_follow_up_replies(rng: Rng, pool: Pool, row: Row) -> dict[str, Reply]:
     """Return replies to further questions that can be answered from a row's labels, by family of question."""
     labels, task = row.labels, row.labels["task"]
     if task in INFERENCES:
-        family, labels_by_answer, conclusion = INFERENCES[task]
-        right = next((answer for answer, labels in labels_by_answer.items() if answer_text(row) in labels), None)
+        topic, labels_by_answer, conclusion = INFERENCES[task]
+        right = next((answer for answer, implying in labels_by_answer.items() if answer_text(row) in implying), None)
         if right is None:
             return {}
         wrong = pick(rng, [answer for answer in labels_by_answer if answer != right])
-        return {f"then {family}": make_reply(f"{conclusion.capitalize()}.", right, wrong)}
+        return {f"follow-up {topic}": make_reply(f"{conclusion.capitalize()}.", right, wrong)}
     replies = {}
     language = LANGUAGES.get(labels.get("language") or "")  # rows of some tasks may lack this label
     if language and task != "lid":
         wrong = pick(rng, [name for name in LANGUAGES.values() if name != language])
-        replies["then language"] = make_reply("It is {}.", language, wrong)
+        replies["follow-up language"] = make_reply("It is {}.", language, wrong)
     if task != "sgc" and (gender := _GENDER_BY_VOICE.get(labels.get("speaker") or "")):
-        replies["then gender"] = make_reply("It is a {} voice.", gender, {"male": "female", "female": "male"}[gender])
+        replies["follow-up gender"] = make_reply(
+            "It is a {} voice.", gender, {"male": "female", "female": "male"}[gender]
+        )
     transcript = labels.get("transcript", labels.get("text", ""))
-    for slot, right in parse_slots(transcript).items() if labels.get("language") == "en" else ():
+    slots = parse_slots(transcript) if labels.get("language") == "en" else {}
+    for slot, right in slots.items():
         _, wrong = _draw_slot(rng, pool.split, slot, excluded=right)
-        replies[f"then {slot}"] = make_reply(_SLOT_SENTENCES[slot], right, wrong)
+        replies[f"follow-up {slot}"] = make_reply(_SLOT_SENTENCES[slot], right, wrong)
     return replies
 
 

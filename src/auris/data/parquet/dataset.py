@@ -29,8 +29,8 @@ from auris.data.parquet.reader import (
     ShardError,
     StoredSound,
     UndecodableError,
-    attempt,
     sha256_of,
+    wrap_errors,
 )
 from auris.data.row_index import RowColumns, RowIndex
 from auris.data.rows import FieldMap, Fields, Record, TransientProblem
@@ -128,7 +128,7 @@ def find_files(path: str | Path) -> tuple[Any, list[str]]:
         system, path_in_system = fsspec.url_to_fs(location)
     except ImportError as error:  # the message says what to install
         raise UserError(f"{location} cannot be read: {error}") from error
-    return system, attempt(location, lambda: _find_files(system, path_in_system.rstrip("/"), location))
+    return system, wrap_errors(location, lambda: _find_files(system, path_in_system.rstrip("/"), location))
 
 
 def _find_files(system: Any, path: str, location: str) -> list[str]:
@@ -148,7 +148,7 @@ def _find_files(system: Any, path: str, location: str) -> list[str]:
 COLUMNS = Columns(
     fields=["id", "row", "problem", *(f"audio.list.element.{name}" for name in _SOUND_FIELDS)],
     sound=["audio.list.element.bytes"],
-    name="audio",
+    audio_field="audio",
 )
 
 
@@ -207,7 +207,7 @@ class Shards(FileRows):
             )
         system, [contents_path] = find_files(path)
         folder = contents_path.rpartition("/")[0]
-        text = attempt(contents_path, lambda: system.cat_file(contents_path)).decode(errors="replace")
+        text = wrap_errors(contents_path, lambda: system.cat_file(contents_path)).decode(errors="replace")
         self.contents = Contents.parse(text, contents_path)
         self.reader = shard_reader(system, folder, [*self.contents.shards, self.contents.index])
         self.faults = self._find_faults(folder)
@@ -216,7 +216,7 @@ class Shards(FileRows):
 
     def _find_faults(self, folder: str) -> dict[int, str]:
         """Return {number of a shard: why it cannot be read} for shards that are missing or have a wrong size."""
-        listing = attempt(folder, lambda: self.reader.system.ls(folder, detail=True))
+        listing = wrap_errors(folder, lambda: self.reader.system.ls(folder, detail=True))
         sizes = {entry["name"].rpartition("/")[2]: entry["size"] for entry in listing}
         faults = {}
         for number, file in enumerate(self.contents.shards):
@@ -232,7 +232,7 @@ class Shards(FileRows):
         return sha256_of(self.contents.dump().encode(), json.dumps(self.faults).encode())
 
     def scan(self) -> RowColumns:
-        """Read the columns from the index file. `places` and `names` are empty."""
+        """Read the columns from the index file. `row_positions` and `line_numbers` are empty."""
         file = len(self.contents.shards)
         try:
             groups = range(len(self.reader.open(file).ends))
@@ -247,8 +247,8 @@ class Shards(FileRows):
             tasks=task.indices.to_numpy(zero_copy_only=False).astype(np.uint32),
             codes=np.array(task.dictionary.to_pylist(), dtype=np.str_),
             lacks_duration=np.zeros(len(table), dtype=bool),  # not needed: the digest changes with the audio
-            places=np.zeros(0, dtype=np.int64),
-            names=np.zeros(0, dtype=np.uint32),
+            row_positions=np.zeros(0, dtype=np.int64),
+            line_numbers=np.zeros(0, dtype=np.uint32),
         )
 
     def read_records(self, numbers: np.ndarray) -> Iterator[Record]:

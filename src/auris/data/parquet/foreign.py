@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
 from auris.data.parquet.dataset import FileRows, find_files
-from auris.data.parquet.reader import Columns, Reader, ShardError, StoredSound, as_list, attempt, sha256_of, to_rows
+from auris.data.parquet.reader import Columns, Reader, ShardError, StoredSound, as_list, sha256_of, to_rows, wrap_errors
 from auris.data.row_index import Builder, RowColumns
 from auris.data.rows import FieldMap, Fields, Record, Row, TransientProblem
 
@@ -32,7 +32,7 @@ class ParquetFiles(FileRows):
         self._is_local = isinstance(system, LocalFileSystem)
         self.reader = Reader(system, paths, partial(_columns, field_map=field_map))
         super().__init__(path, Path(paths[0].rpartition("/")[0]), field_map, cache_dir)
-        self.ends = np.cumsum(self.columns.places)
+        self.ends = np.cumsum(self.columns.row_positions)
 
     @cached_property
     def digest(self) -> str:
@@ -43,11 +43,11 @@ class ParquetFiles(FileRows):
         """
         system = self.reader.system
         return sha256_of(
-            *(f"{path} {attempt(path, partial(system.ukey, path))}".encode() for path in self.reader.paths)
+            *(f"{path} {wrap_errors(path, partial(system.ukey, path))}".encode() for path in self.reader.paths)
         )
 
     def scan(self) -> RowColumns:
-        """Compute the columns. `places` contains the number of rows of each file."""
+        """Compute the columns. `row_positions` contains the number of rows of each file."""
         builder = Builder()
         for file in range(len(self.reader.paths)):
             n_rows = 0
@@ -56,7 +56,7 @@ class ParquetFiles(FileRows):
                 # The digest covers the audio that is stored in the files.
                 builder.add(record, self.folder, is_audio_in_digest=bool(record.sounds))
                 n_rows += 1
-            builder.places.append(n_rows)
+            builder.row_positions.append(n_rows)
         return builder.build()
 
     def _scan_file(self, file: int) -> Iterator[Record]:
@@ -91,16 +91,18 @@ class ParquetFiles(FileRows):
     def _record(self, file: int, row: int, fields: Fields) -> Record:
         name, columns = self.reader.row_name(file, row), self.reader.open(file).columns
         values: dict[str, Any] = _without_nulls(fields)
-        if not columns.name:
+        if not columns.audio_field:
             return Record(name, self.field_map.apply(values))
         # Fields that say nothing about the audio belong to a row with one clip.
-        clips = as_list(values.pop(columns.name, [{}] if columns.fields_omit_audio else None))
+        clips = as_list(values.pop(columns.audio_field, [{}] if columns.fields_omit_audio else None))
         paths = [clip.get("path") if isinstance(clip, Mapping) else None for clip in clips]
         if not columns.sound:  # the file contains only paths
-            return Record(name, self.field_map.apply({**values, columns.name: paths}))
-        names = [path or f"{columns.name} {number}" for number, path in enumerate(paths)]
+            return Record(name, self.field_map.apply({**values, columns.audio_field: paths}))
+        names = [path or f"{columns.audio_field} {number}" for number, path in enumerate(paths)]
         sounds = tuple(StoredSound(self.reader, file, row, number, clip) for number, clip in enumerate(names))
-        return Record(name, self.field_map.apply({**values, columns.name: names} if names else values), sounds=sounds)
+        return Record(
+            name, self.field_map.apply({**values, columns.audio_field: names} if names else values), sounds=sounds
+        )
 
 
 def _columns(parquet: pq.ParquetFile, field_map: FieldMap) -> Columns:

@@ -64,8 +64,11 @@ def _open_source(system: Any, path: str) -> pa.NativeFile:
     return pa.PythonFile(system.open(path, "rb", cache_type="none"), mode="r")
 
 
-def attempt(what: str, action: Callable[[], T], kind: type[ShardError] = ShardError) -> T:
-    """Return the result of an action on a file. An exception of any storage library becomes an error of type `kind`."""
+def wrap_errors(what: str, action: Callable[[], T], kind: type[ShardError] = ShardError) -> T:
+    """Return the result of an action on a file, whose name `what` begins the message of an error.
+
+    An exception of any storage library becomes an error of type `kind`.
+    """
     try:
         return action()
     except (ShardError, MissingFileError):
@@ -81,13 +84,13 @@ class Columns:
     Attributes:
         fields: Columns with the fields of a row.
         sound: Columns with the audio.
-        name: Field that the audio belongs to; empty if the file has no audio.
+        audio_field: Field of the row that the audio belongs to; empty if the file has no audio.
         fields_omit_audio: Whether `fields` contains nothing about the audio, not even its path.
     """
 
     fields: list[str]
     sound: list[str]
-    name: str = ""
+    audio_field: str = ""
     fields_omit_audio: bool = False
 
 
@@ -144,7 +147,7 @@ class Reader:
         """
         if self._owner != os.getpid():
             self._reset_caches()
-        return attempt(self.paths[file], lambda: self._open_cached(file))
+        return wrap_errors(self.paths[file], lambda: self._open_cached(file))
 
     def _open(self, file: int) -> _OpenFile:
         source = _open_source(self.system, self.paths[file])
@@ -176,10 +179,10 @@ class Reader:
 
         what = f"{self.paths[file]}, row group {group}"
         try:
-            return attempt(what, read)
+            return wrap_errors(what, read)
         except ShardError:  # if the connection has failed, a new connection may work
             self._open_cached.cache_clear()
-            return attempt(what, read)
+            return wrap_errors(what, read)
 
     def read_fields(self, file: int, row: int) -> Fields:
         """Read the fields of a row without its audio. Raises ShardError."""
@@ -189,7 +192,7 @@ class Reader:
     def read_sound(self, file: int, row: int, clip: int) -> bytes | None:
         """Read the audio file of a clip; None if the row has no such clip. Raises ShardError."""
         table, position = self._row_group(file, row, is_sound=True)
-        clips = as_list(attempt(self.row_name(file, row), lambda: table.column(0)[position].as_py()))
+        clips = as_list(wrap_errors(self.row_name(file, row), lambda: table.column(0)[position].as_py()))
         content = clips[clip] if clip < len(clips) else None
         return content.get("bytes") if isinstance(content, Mapping) else content
 
@@ -241,7 +244,7 @@ class StoredSound:
 
 def to_rows(name: str, table: pa.Table) -> list[Fields]:
     """Convert a table to the fields of its rows. Raises UndecodableError."""
-    return attempt(name, lambda: table.to_pylist(maps_as_pydicts="strict"), UndecodableError)
+    return wrap_errors(name, lambda: table.to_pylist(maps_as_pydicts="strict"), UndecodableError)
 
 
 def as_list(value: Any) -> list[Any]:

@@ -151,7 +151,7 @@ def prepare(rows: Iterable[RowDict], out: Path, *, labels: Labels, jobs: int | N
             progress.advance(bar, len(batch))
         if not summary.rows:
             _print_unusable(summary, console)
-            raise UserError(f"none of the {summary.unusable.total()} rows can be used, no file was written")
+            raise UserError(f"no row can be used, so no file was written; number of rows: {summary.unusable.total()}")
     for path in writer.files:
         print_plain(console, f"wrote {path}")
     _print_summary(summary, console)
@@ -173,12 +173,12 @@ def _save_sounds(rows: Iterable[RowDict], folder: Path) -> Iterator[RowDict]:
 
 def _check(row: RowDict, folder: Path) -> RowDict:
     """Return a row as the manifest contains it: with relative paths, and the duration of its audio or a problem."""
-    output_row = map_audio(row, Path, lambda path: os.path.relpath(path, folder))
+    output_row = map_audio(row, only=Path, change=lambda path: os.path.relpath(path, folder))
     if "problem" in row:
         return output_row
     try:
         json.dumps(output_row, ensure_ascii=False, default=str).encode()  # UnicodeEncodeError is a ValueError
-        decoded = decode_record(Record(row["id"], map_audio(row, Path, str)), Path())
+        decoded = decode_record(Record(row["id"], map_audio(row, only=Path, change=str)), Path())
         if decoded.problem:
             raise UserError(decoded.problem)
         lengths = [clip.n_samples() for clip in decoded.clips]
@@ -206,7 +206,7 @@ def _print_summary(summary: Summary, console: Console) -> None:
 
 def _print_unusable(summary: Summary, console: Console) -> None:
     for kind, number in summary.unusable.most_common():
-        print_plain(console, f"{number:,} rows cannot be used: {kind}")
+        print_plain(console, f"rows that cannot be used: {number:,} ({kind})")
         for example in summary.examples[kind]:
             print_plain(console, f"  {example}")
 

@@ -94,7 +94,7 @@ def read_delimited(
                 elif cells:
                     yield (
                         reader.line_num,
-                        f"{path.name}:{reader.line_num} has {len(cells)} columns, expected {len(names)}",
+                        f"{path.name}:{reader.line_num}: number of columns is {len(cells)}, expected {len(names)}",
                     )
         except (csv.Error, ValueError) as error:
             raise UserError(f"{path}, after line {reader.line_num}: {error}") from error
@@ -262,13 +262,13 @@ def _sound(cell: Any, folder: Path) -> Path | EmbeddedAudio:
     return Path(os.path.normpath(folder / cell))
 
 
-def map_audio(row: RowDict, kind: type, change: Callable[[Any], Any]) -> RowDict:
-    """Return a row with `change` applied to each audio of type `kind` in its `audio`, which may be a list."""
+def map_audio(row: RowDict, *, only: type, change: Callable[[Any], Any]) -> RowDict:
+    """Return a row with `change` applied to each audio of type `only` in its `audio`, which may be a list."""
     if "audio" not in row:
         return dict(row)
     is_list = isinstance(row["audio"], list)
     sources = row["audio"] if is_list else [row["audio"]]
-    changed = [change(source) if isinstance(source, kind) else source for source in sources]
+    changed = [change(source) if isinstance(source, only) else source for source in sources]
     return {**row, "audio": changed if is_list else changed[0]}
 
 
@@ -344,7 +344,9 @@ def files(root: Path, *, pattern: str, **mapping: Any) -> Iterator[RowDict]:
     matches = [(path, match) for path in paths if (match := expression.fullmatch(path.relative_to(root).as_posix()))]
     if not matches:
         example = f", such as {paths[0].relative_to(root)}" if paths else ""
-        raise MissingFileError(f"layout.pattern={pattern} matches none of the {len(paths)} files below {root}{example}")
+        raise MissingFileError(
+            f"layout.pattern={pattern} matches no file below {root} (number of files: {len(paths)}{example})"
+        )
     for path, match in matches:
         file_name = path.relative_to(root).with_suffix("").as_posix()
         yield {**column_map.make_row(match.groupdict(), root, file_name), "audio": path}

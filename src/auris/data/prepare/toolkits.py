@@ -179,4 +179,4 @@ def _read_fields(record: Record, folder: Path) -> RowDict:
     fields = dict(record.fields)
     if not {"messages", "conversations", "chosen"}.isdisjoint(fields):
         return {**fields, "problem": "the row is a dialogue: train on its manifest directly, without `auris prepare`"}
-    return map_audio(fields, str, lambda path: folder / path)
+    return map_audio(fields, only=str, change=lambda path: folder / path)

@@ -96,8 +96,8 @@ def _frames(model: AudioModel, rows: Sequence[Row], limit: int) -> list[torch.Te
         except (RowError, AudioError):
             continue
         n_frames = geometry.n_frames(len(wave))
-        n_computed_frames = geometry.n_computed_frames(n_frames)  # includes frames after the clip, for the convolutions
-        mel = log_mel(wave, geometry.n_mels, n_computed_frames).to(model.device)
+        n_with_padding = geometry.n_frames_with_padding(n_frames)  # the convolutions also read frames after the clip
+        mel = log_mel(wave, geometry.n_mels, n_with_padding).to(model.device)
         clips.append(model.net.encoder(mel, torch.tensor([n_frames]))[0].float().cpu())
     return clips
 

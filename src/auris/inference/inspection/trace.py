@@ -163,7 +163,7 @@ def choose_row(subject: Subject, id: str | None = None) -> Row:
     timed = [row for row in usable if row.labels.get("words")]
     if not usable:
         problem = "no row with one clip and a response" if id is None else f"no such row {id!r} with one clip"
-        raise UserError(f"{problem} among {len(subject.rows)} rows")
+        raise UserError(f"{problem}; number of rows: {len(subject.rows)}")
     return (timed or usable)[0]
 
 
@@ -202,7 +202,7 @@ def trace_row(model: AudioModel, row: Row) -> Trace:
         pooled=_array(rearrange(pooled, "m g d -> m (g d)")),
         token_seconds=net.pooling.k * FRAME_SECONDS,
         tokens=_token_texts(tokenizer, ids),
-        answer=tokenizer.decode(ids, keep_control=True),
+        answer=tokenizer.decode(ids, keep_control_tokens=True),
         attention=_array(attention_weights(net, batch, queries)[..., keys]),
     )
 
@@ -262,7 +262,7 @@ def _pack(sample: Sample, model: AudioModel) -> Pack:
 
 def _token_texts(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
     """Return the text that each token adds. A character of several tokens is added by the last one of them."""
-    decoder = StreamingDecoder(partial(tokenizer.decode, keep_control=True))
+    decoder = StreamingDecoder(partial(tokenizer.decode, keep_control_tokens=True))
     *pieces, last = (decoder.add(token) for token in ids)
     return [*pieces, last + decoder.finish()]
 

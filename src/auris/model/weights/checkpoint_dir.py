@@ -261,7 +261,7 @@ def find_newest(
         warn(f"{errors[0]}; trying the checkpoint before step {step}")
     if available:
         raise UserError(
-            f"all {len(available)} checkpoints in {folder} are damaged: delete this folder to restart the run"
+            f"every checkpoint in {folder} is damaged (number: {len(available)}): delete this folder to restart the run"
         )
     return None
 

@@ -1,6 +1,6 @@
 """Mock language model: a local OpenAI-compatible endpoint that answers from templates.
 
-`python tests/support/stand_in.py` asks it about every label of the synthetic corpus and records the replies. The
+`python tests/support/mock_llm.py` asks it about every label of the synthetic corpus and records the replies. The
 recording ships with auris. The code that asks is the one that would ask a real model.
 """
 
