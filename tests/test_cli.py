@@ -202,6 +202,13 @@ def test_commands_that_only_print_do_not_import_heavy_packages(arguments, code):
     assert completed.stdout.splitlines()[-1] == f"[] {code}", completed.stderr
 
 
+def test_a_closed_pipe_ends_the_help_without_an_error():
+    command = [sys.executable, "-m", "auris", "train", "--help"]
+    process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()
+    assert process.communicate()[1] == "" and process.returncode == 0
+
+
 @pytest.mark.parametrize(("command", "package"), [("results", "pandas"), ("report", "jinja2")])
 def test_the_error_for_a_missing_optional_package_names_the_extra(command, package, tmp_path, monkeypatch, capsys):
     for module in [name for name in sys.modules if name.startswith("auris.results")]:

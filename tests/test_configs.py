@@ -159,6 +159,14 @@ def test_modules_can_be_exchanged_between_the_presets():
     assert v2["prompt"]["_target_"].endswith("NaturalPrompt")
 
 
+@pytest.mark.parametrize(("command", "group"), [("train", "logger"), ("train", "data/augment"), ("evaluate", "judge")])
+def test_null_removes_a_group(command, group):
+    node: Any = compose(command, f"{group}=null")
+    for key in group.split("/"):
+        node = node.get(key)
+    assert node is None
+
+
 def test_the_presets_have_the_settings_of_the_papers():
     v1, v2 = (compose("train", f"experiment={name}_pretrain", "scale=full") for name in ("qwen_audio", "qwen2_audio"))
     encoder = {"width": 1280, "n_layers": 32, "n_heads": 20}

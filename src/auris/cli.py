@@ -164,11 +164,10 @@ def run_job(name: str, cfg: DictConfig) -> float | None:
         if not isinstance(explained, UserError):
             raise
         raise SystemExit(_report(explained, code=1)) from error
-    if isinstance(result, float):
-        return result
-    if result:
+    is_metric = isinstance(result, float)
+    if result and not is_metric:
         raise SystemExit(result)
-    return None
+    return result if is_metric else None
 
 
 def _report(error: UserError, *, code: int) -> int:
