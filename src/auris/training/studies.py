@@ -20,11 +20,13 @@ import sys
 import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
 from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
 from rich import box
 from rich.console import Console
 from rich.live import Live
@@ -151,6 +153,17 @@ def plan_jobs(
         raise UsageError(f"arm={arm}: expected an arm or stage of study {study['study']}: {', '.join(entries)}")
     selected = [arm] if arm is not None else list(study["arms"])
     jobs: dict[tuple[str, int], Job] = {}
+    extra_keys = {override.lstrip("+").partition("=")[0] for override in extra_overrides}
+    compositions: dict[str, DictConfig] = {}
+
+    def compose(name: str) -> DictConfig:
+        """Return the config of an arm or stage without its name, seed and initial weights.
+
+        Hydra takes a third of a second, so all seeds share a composition.
+        """
+        if name not in compositions:
+            compositions[name] = configs.compose([*entries[name]["overrides"], *extra_overrides])
+        return deepcopy(compositions[name])
 
     def add(name: str, seed: int, path: tuple[str, ...] = ()) -> Job:
         """Add the job of an arm or stage after the jobs that it needs.
@@ -178,7 +191,11 @@ def plan_jobs(
         overrides = [*entry["overrides"], *weights, *extra_overrides]
         naming = [f"study={study['study']}", f"arm={name}", f"seed={seed}"]
         try:
-            composed = configs.compose([*overrides, *naming])
+            composed = compose(name)
+            for key, source_job in needed.items():
+                if key not in extra_keys:
+                    OmegaConf.update(composed, key, str(source_job.run_dir))
+            composed.study, composed.arm, composed.seed = study["study"], name, seed
             if not is_arm:
                 composed.study, composed.arm = _SHARED, f"{name}-{_digest(configs.resolve(composed), seed)}"
                 naming = [f"study={_SHARED}", f"arm={composed.arm}", f"seed={seed}"]
