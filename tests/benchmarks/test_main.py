@@ -159,9 +159,9 @@ def test_features_that_differ_are_not_timed(
 def test_a_plan_that_loses_a_row_fails(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     all_packs = packing.Plan.all_packs
 
-    def drop_first_row(self: packing.Plan, k: int, *, world: int) -> list:
-        first, *rest = all_packs(self, k, world=world)
-        return [first[1:] if k == 0 else first, *rest]
+    def drop_first_row(self: packing.Plan, step: int, *, world: int) -> list:
+        first, *rest = all_packs(self, step, world=world)
+        return [first[1:] if step == 0 else first, *rest]
 
     monkeypatch.setattr(packing.Plan, "all_packs", drop_first_row)
     assert __main__.main(SMALLEST["packing"]) == 1

@@ -15,8 +15,8 @@ from auris.evaluation import audio_ablation
 from support.manifests import write_wave
 
 
-def make_row(number: int, recording: str, task: str = "sec", clips: int = 1) -> Row:
-    return Row(f"r{number}", tuple(Clip(Path(f"{recording}{k}.wav")) for k in range(clips)), {"task": task})
+def make_row(number: int, recording: str, task: str = "sec", n_clips: int = 1) -> Row:
+    return Row(f"r{number}", tuple(Clip(Path(f"{recording}{k}.wav")) for k in range(n_clips)), {"task": task})
 
 
 def test_silence_has_the_length_of_the_clip_or_its_segment(tmp_path: Path):

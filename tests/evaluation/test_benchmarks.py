@@ -128,7 +128,7 @@ def test_one_error_lists_all_missing_files_and_their_origin(folder: Path):
     assert "benchmark=covost2" in message and "Chat_meta.json" in message and "librispeech" not in message
 
 
-def test_parts_are_distinguished_by_source_split_languages_and_answers():
+def test_the_parts_of_a_benchmark_are_distinguished_by_source_split_languages_and_answers():
     def parts(name: str, **labels: str) -> list[str]:
         return find_subsets(Row("1", (), labels), config(name)["parts"])
 
@@ -155,8 +155,9 @@ def predict(folder: Path, *rows: tuple[dict, str]) -> tuple[list[Prediction], li
     return score_responses([Response(row, reply) for row, (_, reply) in zip(loaded, rows, strict=True)]), loaded
 
 
-def scores(predictions: list[Prediction], name: str) -> list[ResultRow]:
-    return summary.summarise(predictions, {"study": "s", "arm": "a", "seed": 0, "benchmark": name}, 10, 0, {})
+def result_rows(predictions: list[Prediction], name: str) -> list[ResultRow]:
+    identity = {"study": "s", "arm": "a", "seed": 0, "benchmark": name}
+    return summary.summarise(predictions, identity, samples=10, seed=0, signatures={})
 
 
 def test_predictions_are_grouped_by_part_and_rows_without_a_part_are_kept(folder: Path):
@@ -168,7 +169,7 @@ def test_predictions_are_grouped_by_part_and_rows_without_a_part_are_kept(folder
     assert [prediction.group for prediction in by_subset] == ["asr en dev-clean", "asr en dev-clean", "asr en"]
 
 
-def test_the_strict_word_times_include_rows_on_which_the_official_script_stops(folder: Path):
+def test_the_strict_score_of_word_times_includes_rows_on_which_the_official_script_fails(folder: Path):
     predictions, rows = predict(
         folder,
         ({"source": "srwt_zh", "gt": "<|zh|><|0.00|>我<|0.20|>们<|0.40|>"}, "我<|0.20|>们<|0.44|>"),
@@ -177,7 +178,7 @@ def test_the_strict_word_times_include_rows_on_which_the_official_script_stops(f
     [line] = summary.official_scores("evaluate_srwt", "v1", predictions, rows)
     assert line.stopped == "AssertionError: 2, 1" and line.value is None
     assert summary.format_official_score(line) == "evaluate_srwt.py of v1, srwt_zh: stops (AssertionError: 2, 1) (n=2)"
-    words = {row.metric: row.value for row in scores(predictions, "srwt")}
+    words = {row.metric: row.value for row in result_rows(predictions, "srwt")}
     assert words["word_coverage"] == 0.5 and words["aas_ms"] == pytest.approx(10.0)
 
 
@@ -190,7 +191,7 @@ def test_a_wrong_octave_has_the_right_chroma_only_in_the_strict_score(folder: Pa
     predictions, loaded = predict(folder, *rows)
     lines = summary.official_scores("evaluate_note_analysis", "v1", predictions, loaded)
     official = {line.metric: line.value for line in lines}
-    strict = {row.metric: row.value for row in scores(predictions, "nsynth")}
+    strict = {row.metric: row.value for row in result_rows(predictions, "nsynth")}
     assert official == {"instrument": 1.0, "velocity": 1.0, "qualities": 1.0, "pitch": 0.5, "chroma": 0.5}
     assert strict["chroma_accuracy"] == 1.0 and strict["pitch_accuracy"] == 0.5  # C4 and C5 have the same chroma
 
@@ -205,7 +206,7 @@ def test_multiple_choice_has_strict_official_and_unparsed_scores(folder: Path):
     assert row.clips[0].path == folder / "mood_x/a.wav"
     question = row.labels["messages"][0]["content"][1]["text"]
     assert question.endswith("\nHow does it sound?\nA. happy\nB. sad\nC. None\nD. None")
-    lines = scores(score_responses([Response(row, "sad"), Response(other, "A.")]), "airbench_foundation")
+    lines = result_rows(score_responses([Response(row, "sad"), Response(other, "A.")]), "airbench_foundation")
     values = {(line.task, line.metric): line.value for line in lines}
     assert values["chat mood_x", "choice"] == 0.5 and values["chat mood_x", "choice_unparsed"] == 0.0
     assert values["chat mood_x", "choice_official"] == 0.0  # `sad` has no letter, so the script drops it
@@ -285,8 +286,9 @@ def test_a_group_is_evaluated_and_shown_next_to_its_published_table(
         return answer(self, net, batch, *args, **kwargs)
 
     monkeypatch.setattr(NextToken, "answer", counting_answer)
-    speech = json.loads((run / "answers/librispeech.json").read_text())["parts"][0]["file"]
-    os.truncate(run / "answers" / speech, (run / "answers" / speech).stat().st_size - 9)  # as if killed while writing
+    answers_file = json.loads((run / "answers/librispeech.json").read_text())["parts"][0]["file"]
+    answers_path = run / "answers" / answers_file
+    os.truncate(answers_path, answers_path.stat().st_size - 9)  # as if killed while writing
     runner.evaluate(auris_config.resolve(auris_config.compose(options, "evaluate")))
     assert len(generated) == 1 and [(run / file).read_text() for file in files] == before
     monkeypatch.setattr(NextToken, "answer", None)

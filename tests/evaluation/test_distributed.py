@@ -44,6 +44,7 @@ class Threads(Ranks):
 @pytest.mark.parametrize("world", [1, 2, 3, 5])
 @pytest.mark.parametrize("n_shares", [0, 1, 4, 6])
 def test_each_share_is_answered_once_and_results_are_in_order(world: int, n_shares: int):
+    """A share is a list of row numbers that one rank answers together."""
     shares = [[10 * number, 10 * number + 1] for number in range(n_shares)]
     table, barrier, answered = [None] * world, threading.Barrier(world), []
 
@@ -123,29 +124,29 @@ def trained(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def rows(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write rows of every kind, including a long clip, a missing file and a truncated one."""
+    """Write rows of every kind, including a long clip, a missing file and a truncated file."""
     folder = tmp_path_factory.mktemp("rows")
-    embedded = [json.loads(line) for line in (corpus / "test.jsonl").read_text(encoding="utf-8").splitlines()]
-    records = [
-        {**row, "audio": str(corpus / row["audio"])} for row in embedded if row["task"] in ("asr", "sec", "s2tt")
+    corpus_rows = [json.loads(line) for line in (corpus / "test.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = [
+        {**row, "audio": str(corpus / row["audio"])} for row in corpus_rows if row["task"] in ("asr", "sec", "s2tt")
     ]
-    clips = [{"type": "audio", "audio": row["audio"]} for row in records[:6]]
+    clips = [{"type": "audio", "audio": row["audio"]} for row in rows[:6]]
     write_wave(folder / "long.wav", 40.0)
     write_wave(folder / "broken.wav", 1.0)
     os.truncate(folder / "broken.wav", 2000)  # shorter than its header says
     asr = {"task": "asr", "language": "en", "text": "the red fox"}
-    records += [{"id": "long", "audio": "long.wav", **asr}, {"id": "gone", "audio": "gone.wav", **asr}]
-    records += [{"id": "broken", "audio": "broken.wav", "duration": 1.0, **asr}]
+    rows += [{"id": "long", "audio": "long.wav", **asr}, {"id": "gone", "audio": "gone.wav", **asr}]
+    rows += [{"id": "broken", "audio": "broken.wav", "duration": 1.0, **asr}]
     for number, (clip, next_clip) in enumerate(itertools.pairwise(clips)):
         pair = {"audio": [clip["audio"], next_clip["audio"]], "task": "sv", "text": ("yes", "no")[number % 2]}
         user = [{"role": "user", "content": [clip, {"type": "text", "text": "what is it?"}]}]
         answer = {"role": "assistant", "content": f"it is {number}"}
-        records += [
+        rows += [
             {"id": f"v{number}", **pair},
             {"id": f"d{number}", "messages": [*user, answer], "key": str(number)},
         ]
-        records += [{"id": f"p{number}", "messages": user, "chosen": "a dog barks", "rejected": "no" * (number + 1)}]
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in records), encoding="utf-8")
+        rows += [{"id": f"p{number}", "messages": user, "chosen": "a dog barks", "rejected": "no" * (number + 1)}]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return folder / "rows.jsonl"
 
 
@@ -228,7 +229,7 @@ def test_a_killed_evaluation_resumes_on_another_number_of_processes(trained: Pat
     )
     assert f"{n_cached} cached" in " ".join((tmp_path / "two/0.log").read_text().split())
     for name, content in read_outputs(complete).items():
-        if name.endswith(".jsonl") and name.startswith("answers"):  # in the order in which responses were computed
+        if name.endswith(".jsonl") and name.startswith("answers"):  # lines are in the order of computation
             assert sorted((resumed / name).read_bytes().splitlines()) == sorted(content.splitlines())
         else:
             assert (resumed / name).read_bytes() == content, name

@@ -32,7 +32,7 @@ def judge_rows(path: Path, rows: list[Row], answer) -> tuple[dict, dict[str, str
         judge = air_bench.AirBenchJudge(ReplyLog(path, endpoint, config_key="judge"), model="m", workers=2)
         responses = [Response(row, "an answer") for row in rows]
         predictions, unrated = judging.rate_responses(responses, judge, console)
-    lines = summarise(predictions, RUN, 20, 0, judge.signatures)
+    lines = summarise(predictions, RUN, samples=20, seed=0, signatures=judge.signatures)
     return {(line.task, line.metric): line for line in lines}, unrated, console.file.getvalue()
 
 

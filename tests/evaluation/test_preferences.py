@@ -226,14 +226,14 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for n, text in enumerate(TEXTS)
     ]
     hello = {"role": "user", "content": "hello"}
-    turns = [
+    messages = [
         hello,
         {"role": "assistant", "content": "hi"},
         *audio_question("a.wav"),
         {"role": "assistant", "content": "a dog"},
     ]
     rows += [
-        {"id": "turns", "messages": turns, "key": "dog"},
+        {"id": "turns", "messages": messages, "key": "dog"},
         {"id": "absent", "messages": [*audio_question("b.wav"), {"role": "assistant", "content": "no"}]},
         {"id": "asr", "audio": "a.wav", "task": "asr", "language": "en", "text": "a"},
         {"id": "plain", "task": "text", "text": "a b c"},

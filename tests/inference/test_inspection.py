@@ -55,7 +55,7 @@ def build_batch(model: AudioModel, row: Row) -> dict:
 
 @pytest.fixture(scope="module", params=["qwen2_audio", "qwen_audio"])
 def model(request, tmp_path_factory: pytest.TempPathFactory) -> AudioModel:
-    """Return a model with grouped queries, and a v1 model that scales queries of rows beyond its training length."""
+    """Return a model with grouped queries, and one that scales the queries of rows beyond its training length."""
     path = tmp_path_factory.mktemp("published") / request.param
     if request.param == "qwen2_audio":
         published.qwen2_audio(path)
@@ -164,12 +164,12 @@ def test_the_probe_measures_how_much_variance_pooling_keeps():
     pairs = [torch.randn(60, 8).repeat_interleave(2, dim=0) for _ in range(40)]
     noise = [torch.randn(120, 8) for _ in range(40)]
 
-    def share(clips: list[Tensor], k: int) -> tuple[float, float, float]:
+    def kept_variance(clips: list[Tensor], k: int) -> tuple[float, float, float]:
         return explained_variance(pooling.Mean(k=k, width=8), clips, k, 0)
 
-    assert share(pairs, 2)[0] == pytest.approx(1, abs=1e-3)
-    assert share(pairs, 4)[0] == pytest.approx(0.5, abs=0.03)
-    point, low, high = share(noise, 2)
+    assert kept_variance(pairs, 2)[0] == pytest.approx(1, abs=1e-3)
+    assert kept_variance(pairs, 4)[0] == pytest.approx(0.5, abs=0.03)
+    point, low, high = kept_variance(noise, 2)
     assert point == pytest.approx(0.5, abs=0.03) and low < point < high
 
 

@@ -33,7 +33,7 @@ def tensors(n_q: list[int], n_k: list[int], heads: tuple[int, int]) -> list[Tens
     return [torch.randn(*size, 8, requires_grad=True) for size in sizes]
 
 
-CASES = {
+CASES = {  # the lengths of the sequences: of their queries, and of their keys
     "square": ([5, 1, 9], [5, 1, 9]),
     "decoding": ([1, 1, 1], [7, 1, 4]),
     "chunks": ([3, 2, 1, 2, 4], [8, 5, 6, 2, 5]),

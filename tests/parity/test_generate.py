@@ -36,8 +36,8 @@ def answers(reference: PreTrainedModel, inputs: dict, config: dict[str, Any], **
     """Return the tokens that `generate` appends to each row, up to the stop token."""
     tokens = reference.generate(**inputs, generation_config=GenerationConfig(**config, pad_token_id=0), **overrides)
     stop = config.get("eos_token_id", [])
-    new = tokens[:, inputs["input_ids"].shape[1] :].tolist()
-    return [row[: next((i for i, token in enumerate(row) if token in stop), None)] for row in new]
+    new_tokens = tokens[:, inputs["input_ids"].shape[1] :].tolist()
+    return [row[: next((i for i, token in enumerate(row) if token in stop), None)] for row in new_tokens]
 
 
 def check_greedy(net: AudioLM, reference: PreTrainedModel, rows: list[Row], inputs: dict, config: dict) -> None:

@@ -236,7 +236,7 @@ def test_loading_and_exporting_qwen_audio_tensors_is_lossless(tmp_path: Path, dt
 
 
 def test_qwen_7b_is_loaded_as_a_language_model_only():
-    """Qwen-Audio starts from Qwen-7B, which has the same tensors without the audio module, and fewer rows."""
+    """Qwen-Audio starts from Qwen-7B, which has the same tensors except the audio module, and fewer vocabulary rows."""
     torch.manual_seed(0)
     source_net, net = nets.build("qwen_audio", vocab=30), nets.build("qwen_audio")
     released = rename_to_qwen_audio({n: t for n, t in source_net.state_dict().items() if n.startswith("llm.")})
@@ -247,7 +247,7 @@ def test_qwen_7b_is_loaded_as_a_language_model_only():
     )
 
 
-def test_a_model_without_a_counterpart_is_not_exported():
+def test_a_model_with_a_part_that_the_layout_lacks_is_not_exported():
     state = nets.build("qwen_audio").state_dict()
     with pytest.raises(ValueError, match="no counterpart in the qwen2_audio layout: boundary.weight$"):
         list(export_tensors(state, "qwen2_audio"))
@@ -319,13 +319,13 @@ OPENAI = {
 def test_openai_names_and_transformers_names_give_the_same_encoder(
     whisper: WhisperForConditionalGeneration, tmp_path: Path
 ):
-    def openai(name: str) -> str:
+    def openai_name(name: str) -> str:
         for openai_part, transformers_part in OPENAI.items():
             name = name.replace(transformers_part, openai_part)
         return name
 
     model: WhisperModel = whisper.model
-    state = {openai(f"encoder.{name}"): tensor for name, tensor in model.encoder.state_dict().items()}
+    state = {openai_name(f"encoder.{name}"): tensor for name, tensor in model.encoder.state_dict().items()}
     assert {"encoder.blocks.0.attn.query.weight", "encoder.positional_embedding", "encoder.ln_post.bias"} <= set(state)
     file = tmp_path / "tiny.pt"
     torch.save({"model_state_dict": {**state, "decoder.token_embedding.weight": torch.zeros(2, 2)}}, file)
@@ -339,7 +339,7 @@ def test_openai_names_and_transformers_names_give_the_same_encoder(
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("family", ["qwen2", "llama"])
 def test_a_language_model_is_read_from_its_directory(tmp_path: Path, family: str, tied: bool):
-    """The language model has 30 rows where ours has 41. Files with tied embeddings lack the head."""
+    """The language model has 30 vocabulary rows and ours has 41. Files with tied embeddings lack the head."""
     torch.manual_seed(0)
     net = nets.build(model_type=family, tie_word_embeddings=tied)
     config = type(net.llm.config)(**{**net.llm.config.to_dict(), "vocab_size": 30})

@@ -54,6 +54,6 @@ def test_the_small_scale_has_the_sizes_of_whisper_small_and_qwen2_0_5b():
     assert net.llm.lm_head.weight is net.llm.model.embed_tokens.weight
 
 
-def test_a_table_with_fewer_rows_than_the_tokenizer_needs_is_refused():
+def test_an_embedding_table_with_fewer_rows_than_the_tokenizer_needs_is_refused():
     with pytest.raises(ValueError, match="model.vocab_rows=4999: expected at least 5000"):
         build_net("model.vocab_rows=4999")

@@ -47,8 +47,8 @@ def test_loss_and_gradients_equal_those_of_transformers(models: tuple, rows: lis
     net.zero_grad()
     reference.zero_grad()
     batch = pack(rows, net.geometry)
-    scored = batch["labels"] != IGNORE
-    loss = F.cross_entropy(net.head(net(batch)[scored]), batch["labels"][scored])
+    has_label = batch["labels"] != IGNORE
+    loss = F.cross_entropy(net.head(net(batch)[has_label]), batch["labels"][has_label])
     inputs = processor_output(rows, net, "right")
     expected = reference(**inputs, labels=padded_labels(batch, inputs["input_ids"])).loss
     torch.testing.assert_close(loss, expected, atol=1e-5, rtol=0)

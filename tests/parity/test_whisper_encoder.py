@@ -69,14 +69,14 @@ def test_valid_frames_equal_those_of_the_padded_qwen2_audio_encoder(clips: tuple
     assert x_lengths.tolist() == lengths.tolist()
     for actual, expected, n in zip(x.split(x_lengths.tolist()), before_pooling[0], lengths, strict=True):
         torch.testing.assert_close(actual, expected[:n], atol=1e-5, rtol=1e-5)
-    pooled_frames, tokens = pooling.Mean(k=2, width=32)(x, x_lengths)
+    pooled_frames, n_tokens = pooling.Mean(k=2, width=32)(x, x_lengths)
     pooled_frames = encoder.norm(pooled_frames[:, 0])
-    for actual, expected, n in zip(pooled_frames.split(tokens.tolist()), pooled, tokens, strict=True):
+    for actual, expected, n in zip(pooled_frames.split(n_tokens.tolist()), pooled, n_tokens, strict=True):
         torch.testing.assert_close(actual, expected[:n], atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
-def test_a_clip_of_30_s_equals_whisper(clips: tuple) -> None:
+def test_the_encoding_of_a_clip_of_30_s_equals_that_of_whisper(clips: tuple) -> None:
     n_mels, _waves, features, _ = clips
     torch.manual_seed(0)
     config = WhisperConfig(num_mel_bins=n_mels, decoder_layers=1, decoder_attention_heads=2, init_std=0.2, **SIZES)

@@ -378,7 +378,7 @@ def test_missing_write_permission_prevents_saving_but_not_training_and_is_counte
     finished = json.loads((run / "finished.json").read_text())
     assert finished["faults/checkpoints"] == 1 and finished["faults/event_files"] >= 1
     assert_equal(weights(undisturbed), weights(run_config))
-    # Step 2 was logged, but could not be written.
+    # Steps 2 and 3 (counted from 0) were logged while writes failed.
     assert [step for step, _ in curves(run_config)["train/loss"]] == [0, 1, 4, 5]
 
 
@@ -437,7 +437,7 @@ def test_a_run_in_progress_cannot_be_started_a_second_time(compose_run, undistur
     finally:
         os.kill(holder.pid, signal.SIGKILL)
         holder.join()
-    train.train(undisturbed)  # already finished
+    train.train(undisturbed)  # the lock is free again, and the run has nothing left to do
 
 
 # --- processes ----------------------------------------------------------------------------------------------------

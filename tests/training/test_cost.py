@@ -95,12 +95,12 @@ def test_memory_of_a_pack_equals_the_performance_notes(released_net: nn.Module):
     assert (with_audio.activations - text.activations) / GIB == pytest.approx(0.061, abs=0.001)
     # A frozen encoder stores no activations.
     assert estimate_memory(released_net, fine_tuning, Workload(tokens=8192, frames=50, scored=0)) == text
-    scored = [
+    logits = [
         estimate_memory(released_net, fine_tuning, Workload(tokens=8192, frames=0, scored=n)).logits
         for n in (0, 1024, 4096, 8192)
     ]
-    assert scored[0] == 0 and scored[1] / GIB == pytest.approx(2 * 0.595, abs=0.01)
-    assert scored[2] == scored[3] == 4 * scored[1]  # logits are computed in chunks
+    assert logits[0] == 0 and logits[1] / GIB == pytest.approx(2 * 0.595, abs=0.01)
+    assert logits[2] == logits[3] == 4 * logits[1]  # logits are computed in chunks
 
 
 def test_adapters_count_as_trainable_and_their_base_model_as_frozen():

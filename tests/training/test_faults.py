@@ -136,7 +136,7 @@ def test_nonfinite_set_to_stop_stops_at_the_first_fault_and_set_to_skip_continue
 
 
 def assert_same_fault(single: dict, pair: dict) -> None:
-    """Check that one process and two processes skipped the same step, named the same rows and learned the same."""
+    """Check that one process and two processes skipped the same step, named the same rows and have equal weights."""
     assert_equal(weights(single), weights(pair), tolerance=1e-6)
     [first_fault], [second_fault] = (
         list(Path(run_config["run_dir"]).glob("faults/*.json")) for run_config in (single, pair)

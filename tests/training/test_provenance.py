@@ -117,11 +117,16 @@ def test_the_estimated_memory_of_states_equals_the_allocated_memory(compose_run,
     train.train(run_config)
     facts = json.loads((Path(run_config["run_dir"]) / "environment.json").read_text())
     checkpoint = checkpoint_dir.find(run_config["run_dir"], kinds=checkpoint_dir.KINDS)
-    tables = [checkpoint.tensors(kind).read_all() for kind in checkpoint_dir.KINDS]
-    sizes = {name: tensor.nbytes for table in tables for name, tensor in table.items() if not name.startswith("step.")}
+    tensors_by_kind = [checkpoint.tensors(kind).read_all() for kind in checkpoint_dir.KINDS]
+    sizes = {
+        name: tensor.nbytes
+        for tensors in tensors_by_kind
+        for name, tensor in tensors.items()
+        if not name.startswith("step.")
+    }
     del sizes["net.encoder.positions"]
-    gradients = sum(size for name, size in sizes.items() if name.startswith("exp_avg."))
-    assert facts["states_bytes"] == sum(sizes.values()) + gradients
+    gradient_bytes = sum(size for name, size in sizes.items() if name.startswith("exp_avg."))
+    assert facts["states_bytes"] == sum(sizes.values()) + gradient_bytes
 
 
 def test_ddp_needs_extra_memory_for_gradient_buckets():

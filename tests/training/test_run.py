@@ -53,7 +53,7 @@ class RowRecorder(L.Callback):
         self.steps.append(outputs["rows"])
 
 
-# Slow, because test_checkpointing kills runs at every step, and with active workers.
+# Marked slow, because fast tests of test_checkpointing already kill runs at every step and with active workers.
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_killed_run_resumes_to_the_weights_of_an_uninterrupted_one(compose_run, workers: int):
@@ -170,14 +170,14 @@ def test_a_finished_run_is_skipped_and_another_config_for_its_name_is_refused(co
         train.train(compose_run("max_steps=2", "optim.lr=0.5"))
 
 
-@pytest.mark.parametrize("mode", [["data.rows_per_step=7"], ["data.rows_per_step=null", "data.token_budget=700"]])
-def test_every_row_reaches_training_step_once_per_data_epoch(compose_run, mode: list[str]):
-    probe = compose_run("max_steps=2", *mode, "arm=probe")
+@pytest.mark.parametrize("batching", [["data.rows_per_step=7"], ["data.rows_per_step=null", "data.token_budget=700"]])
+def test_every_row_reaches_training_step_once_per_data_epoch(compose_run, batching: list[str]):
+    probe = compose_run("max_steps=2", *batching, "arm=probe")
     _, data = train.build(probe)
     data.setup("fit")
     steps = data.plan.n_steps(3)
     recorder = RowRecorder()
-    fit(compose_run(f"max_steps={steps}", *mode, "+trainer.limit_val_batches=0"), recorder)
+    fit(compose_run(f"max_steps={steps}", *batching, "+trainer.limit_val_batches=0"), recorder)
     rows = [row for step in recorder.steps for row in step]
     assert len(recorder.steps) == steps
     counts = torch.bincount(torch.tensor(rows), minlength=data.plan.epoch_rows)

@@ -231,7 +231,7 @@ def test_an_llm_that_cannot_be_split_by_tensor_parallelism_is_named():
 
 
 @pytest.mark.parametrize("max_norm", [0.1, 1e6])
-def test_clipping_equals_torch_after_scaling(max_norm):
+def test_clipping_with_a_scale_equals_clipping_by_torch_after_scaling(max_norm):
     nets = []
     for _ in range(2):
         torch.manual_seed(0)

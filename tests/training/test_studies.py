@@ -1,4 +1,7 @@
-"""The study runner: the order of runs, shared stages, refused studies, resuming, and failed arms."""
+"""The study runner: the order of runs, shared stages, refused studies, resuming, and failed arms.
+
+An arm is a variant of a run that the study compares. A stage is a run from whose weights arms start.
+"""
 
 from __future__ import annotations
 
@@ -54,15 +57,15 @@ def test_an_arm_starts_from_the_stage_with_the_same_seed():
 
 
 def test_studies_share_the_run_of_a_stage_only_if_its_config_is_equal():
-    def stage_digests(study: dict, **options: object) -> set[str]:
-        stages = {"renamed": {"overrides": ["experiment=encoder_ctc", *options.get("more", [])]}}
+    def stage_digests(study: dict, extra_overrides: tuple[str, ...] = ()) -> set[str]:
+        stages = {"renamed": {"overrides": ["experiment=encoder_ctc", *extra_overrides]}}
         arms = {name: {**arm, "after": {"encoder": "renamed"}} for name, arm in STUDY["arms"].items()}
         jobs = studies.plan_jobs({**study, "study": "other", "stages": stages, "arms": arms})
         return {str(job.run_dir.parent).rpartition("-")[2] for job in jobs if job.name == "renamed"}
 
     [digest] = {str(job.run_dir.parent) for job in studies.plan_jobs(STUDY) if job.name == "encoder"}
     assert stage_digests(STUDY) == {digest.rpartition("-")[2]}  # both seeds share the digest
-    assert stage_digests(STUDY, more=["max_steps=7"]) != stage_digests(STUDY)
+    assert stage_digests(STUDY, ("max_steps=7",)) != stage_digests(STUDY)
 
 
 def test_a_selected_arm_and_seed_are_planned_with_their_dependencies():

@@ -66,8 +66,8 @@ def test_token_pairs_of_a_tree_include_the_prompt_for_both_answers():
     assert int(counts["token_pairs"]) == (1 + 2 + 3 + 4 + 5) + (3 + 4 + 5 + 6 + 7)
 
 
-def test_padding_tokens_count_as_idle():
-    """An empty pack has one token and a clip of 4 mel frames, which are 2 encoder frames."""
+def test_dummy_tokens_and_dummy_frames_count_as_idle():
+    """An empty pack has one token and a clip of 4 mel frames (2 encoder frames). A pack of text has the same clip."""
     geometry = nets.build_meta().geometry
     empty, text_only = collate([], geometry=geometry), pack([[text(7)]], geometry)
     counts = {name: int(value) for name, value in cost.count_workload(empty).items()}
@@ -102,7 +102,7 @@ def test_useful_flops_equal_the_count_of_torch(trainable: tuple[str, ...], toler
 
 
 @pytest.mark.parametrize("kind", [pooling.Mean, pooling.Conv, partial(pooling.Attention, n_heads=4), pooling.Stack])
-def test_the_cost_of_each_pooling_and_projector_equals_torch_s_count(kind: Callable[..., nn.Module]):
+def test_the_cost_of_each_pooling_and_projector_equals_the_count_of_torch(kind: Callable[..., nn.Module]):
     net = SimpleNamespace(pooling=kind(k=2, width=64), geometry=SimpleNamespace(pool=2))
     net.projector = projector.Linear(in_width=64 * net.pooling.vectors_per_token, out_width=32)
     frames = torch.randn(60, 64, requires_grad=True)
@@ -127,7 +127,7 @@ def test_attention_costs_four_flops_per_pair_and_channel_forward_and_eight_backw
     assert cost.count_training_flops(net, frozen, pairs) == 4 * 10 * 2 * 24
 
 
-# --- the peak of a device ---
+# --- the peak FLOP/s of a device ---
 
 
 @pytest.mark.parametrize(
@@ -147,12 +147,14 @@ def test_attention_costs_four_flops_per_pair_and_channel_forward_and_eight_backw
         ("x86_64", "32-true", None),
     ],
 )
-def test_the_peak_depends_on_device_and_precision_and_may_be_unknown(device: str, precision: str, peak: float | None):
+def test_the_peak_flops_depend_on_device_and_precision_and_may_be_unknown(
+    device: str, precision: str, peak: float | None
+):
     actual, reason = find_peak_flops(device, precision)
     assert actual == peak and device in reason
 
 
-def test_the_peak_can_be_set():
+def test_the_peak_flops_can_be_set():
     assert find_peak_flops("x86_64", "32-true", 5e10) == (5e10, "peak_flops")
     for invalid in (0, -1.0, "fast", True, float("nan")):
         with pytest.raises(ValueError, match="peak_flops=.*: expected the FLOP/s of one device"):
@@ -311,7 +313,7 @@ def planned_counts(run_config: dict) -> dict[str, float]:
     return {"tokens": workload.tokens, "flops": cost.count_training_flops(module.net, stage, workload)}
 
 
-def rates(run_config: dict) -> dict[str, float]:
+def read_speeds(run_config: dict) -> dict[str, float]:
     finished = json.loads((Path(run_config["run_dir"]) / "finished.json").read_text())
     return {name.removeprefix("speed/"): value for name, value in finished.items() if name.startswith("speed/")}
 
@@ -320,7 +322,7 @@ def test_a_run_logs_its_speed_and_saves_it_in_finished_json(compose_run):
     run_config = compose_run()
     train.train(run_config)
     logged = curves(Path(run_config["run_dir"]).parents[1])
-    speeds = rates(run_config)
+    speeds = read_speeds(run_config)
     names = {"tokens_per_s", "audio_hours_per_hour", "seconds_per_step", "useful_tflops", "mfu", "padding", "data_wait"}
     assert speeds.keys() == names | {"peak_memory_gib"}
     assert {tag for tag in logged["tag"] if tag.startswith("speed/")} == {f"speed/{name}" for name in speeds}

@@ -123,7 +123,7 @@ def test_losses_of_three_pairs_equal_the_hand_computed_ones(case: str) -> None:
 
 
 def test_the_gradient_equals_equation_7_of_the_dpo_paper() -> None:
-    """It is -beta * sigmoid(-x) for the chosen log-probability and beta * sigmoid(-x) for the rejected one."""
+    """With the reward margin x, it is -beta * sigmoid(-x) for a chosen and beta * sigmoid(-x) for a rejected answer."""
     logps = torch.tensor(LOGPS, requires_grad=True)
     objective, ones = DPO(beta=0.5), torch.ones(3, 2)
     objective.losses(objective.rewards(logps, torch.tensor(REFERENCE_LOGPS), ones), logps, ones).sum().backward()
@@ -146,7 +146,7 @@ class FixedLogits(nn.Module):
 
 
 def test_logged_values_of_a_pack_equal_the_hand_computed_ones() -> None:
-    """One pair over two tokens: the prompt is token 0, chosen is 0 1, rejected is 1."""
+    """One pair, with a vocabulary of two tokens: the prompt is token 0, chosen is 0 1, rejected is 1."""
     geometry = Geometry(n_mels=2, pool=2)
     pack = tree([Pair([[0]], [0, 1], [1])], geometry, reference_logps=[(-3.0, -0.5)])
     assert pack["ids"].tolist() == [0, 0, 1, 0, 1] and pack["labels"].tolist() == [0, 1, IGNORE, 1, IGNORE]
@@ -271,7 +271,7 @@ def test_the_chunk_size_does_not_change_loss_or_gradients(net: AudioLM, monkeypa
     assert_close(chunked[2], unchunked[2])
 
 
-def test_an_empty_pack_contributes_nothing_but_reaches_every_part(net: AudioLM) -> None:
+def test_an_empty_pack_gives_a_loss_and_gradients_of_zero(net: AudioLM) -> None:
     """All ranks of a sharded model must run the same backward pass and log the same names."""
     empty = collate([], geometry=net.geometry)
     loss, sums, _ = run(DPO(), net, empty)
