@@ -100,7 +100,7 @@ def test_training_with_lightning_is_compared_with_plain_torch(
     assert "differ in" in capsys.readouterr().err
 
 
-def test_a_run_reports_parity_and_ratio_as_json(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+def test_a_benchmark_reports_parity_and_ratio_as_json(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
     assert __main__.main(COMMAND) == 0
     last = capsys.readouterr().out.splitlines()[-1]
     result = json.loads(last)

@@ -196,7 +196,7 @@ def test_a_wrong_octave_has_the_right_chroma_only_in_the_strict_score(folder: Pa
     assert strict["chroma_accuracy"] == 1.0 and strict["pitch_accuracy"] == 0.5  # C4 and C5 have the same chroma
 
 
-def test_multiple_choice_has_strict_official_and_unparsed_scores(folder: Path):
+def test_multiple_choice_has_a_strict_score_an_official_score_and_a_rate_of_unparsed_answers(folder: Path):
     fields = {"path": "a.wav", "question": "How does it sound?", "task_name": "mood", "dataset_name": "x"}
     options = {"choice_a": "happy", "choice_b": "sad", "answer_gt": "sad"}
     wrong_answer = {**fields, **options, "answer_gt": "bored"}

@@ -68,7 +68,7 @@ def test_a_language_without_spaces_is_scored_by_characters_as_cer():
     assert lines["asr zh", "cer"].value == 1 / 3
 
 
-def test_an_answer_outside_the_classes_is_wrong_and_unparsed():
+def test_an_answer_outside_the_classes_counts_as_wrong_and_as_unparsed():
     lines = results(
         {
             "1": (row("1", task="sec", text="dog"), " Dog"),

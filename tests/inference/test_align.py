@@ -73,7 +73,7 @@ def test_an_empty_text_is_refused():
         token_frames(scores([0, 1]), [], BLANK)
 
 
-def test_dividing_by_priors_widens_tokens_beyond_their_spikes():
+def test_dividing_by_priors_extends_the_times_of_tokens_beyond_their_spikes():
     """Each token has a raised probability for five frames, but exceeds the blank in only one of them."""
     spiky = torch.full((12, BLANK + 1), 1e-4)
     spiky[:, BLANK] = 1.0

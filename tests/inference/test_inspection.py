@@ -95,7 +95,9 @@ def test_traced_attention_reproduces_the_output_of_the_attention_layers(model: A
     assert torch.equal(model.net.hidden_states(batch), before)
 
 
-def test_a_trace_has_features_pooled_frames_attention_and_the_answer(model: AudioModel, subject: inspection.Subject):
+def test_a_trace_has_the_features_the_pooled_frames_the_attention_and_the_answer(
+    model: AudioModel, subject: inspection.Subject
+):
     trace = inspection.trace_row(model, subject.rows[0])
     config = model.net.llm.config
     frames = round(trace.seconds * 100)

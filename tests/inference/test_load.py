@@ -104,7 +104,7 @@ def test_greedy_answers_equal_those_of_transformers(model: AudioModel, reference
     assert list(streamed.values()) == expected
 
 
-def test_a_chat_equals_that_of_transformers(model: AudioModel, reference, model_dir: Path, files: list[Path]):
+def test_a_chat_response_equals_that_of_transformers(model: AudioModel, reference, model_dir: Path, files: list[Path]):
     messages = [
         {"role": "user", "content": [{"type": "audio", "audio": str(files[0])}]},
         {"role": "assistant", "content": "the cat"},

@@ -74,7 +74,7 @@ def test_attaching_adapters_does_not_change_the_logits(net: AudioLM, names: list
     }
 
 
-def test_adapters_are_attached_only_if_trainable_names_them(net: AudioLM):
+def test_adapters_are_attached_only_if_the_setting_trainable_names_them(net: AudioLM):
     before = set(net.state_dict())
     adapters.attach(net, ["encoder", "projector"], token_ids=NEW_IDS, lora=LORA_SETTINGS)
     assert set(net.state_dict()) == before
@@ -107,7 +107,7 @@ def test_merging_accepts_a_checkpoint_that_stores_tied_tables_once(net: AudioLM)
 
 
 @pytest.mark.parametrize("names", [["llm.new_tokens"], ["llm.lora"], ["llm.new_tokens", "llm.lora"]])
-def test_merged_weights_compute_the_same_as_the_adapters(net: AudioLM, names: list[str]):
+def test_a_net_with_merged_weights_computes_the_same_as_one_with_adapters(net: AudioLM, names: list[str]):
     plain, pack = deepcopy(net), batch(net)
     attach(net, *names)
     train(net, lr=0.02)

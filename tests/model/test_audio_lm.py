@@ -186,7 +186,7 @@ def test_a_model_built_on_the_meta_device_equals_one_built_in_memory(pool: str) 
 
 
 @torch.no_grad()
-def test_learned_boundaries_enclose_each_clip() -> None:
+def test_learned_boundary_vectors_enclose_each_clip() -> None:
     torch.manual_seed(0)
     net = build(qwen_audio=True)
     batch = pack(rows(), net.geometry)

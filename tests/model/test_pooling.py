@@ -42,7 +42,7 @@ def clips() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(int(lengths.sum()), WIDTH, generator=torch.Generator().manual_seed(1)), lengths
 
 
-def test_the_number_of_tokens_is_that_of_the_geometry(pool: torch.nn.Module, clips: tuple) -> None:
+def test_the_number_of_tokens_equals_that_of_geometry_n_tokens(pool: torch.nn.Module, clips: tuple) -> None:
     out, n_tokens = pool(*clips)
     geometry = Geometry(n_mels=80, pool=pool.k)
     assert n_tokens.tolist() == [geometry.n_tokens(n) for n in MEL_FRAMES]

@@ -183,9 +183,8 @@ def test_features_and_lengths_equal_the_released_ones(clips: dict[str, np.ndarra
     for samples, n, status in zip(clips["probe_samples"], clips["probe_n"], clips["probe_single_status"], strict=True):
         n_tokens = geometry.n_tokens(geometry.n_frames(int(samples)))
         assert n_tokens == max(n, 0)
-        assert (n_tokens > 0) == (status == 1), (
-            samples
-        )  # a clip that the released code cannot encode is an unusable row
+        # A clip that the released code cannot encode is an unusable row.
+        assert (n_tokens > 0) == (status == 1), samples
 
 
 @pytest.mark.parametrize("audio_module", ["zero"], indirect=True)

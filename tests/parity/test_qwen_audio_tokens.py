@@ -163,7 +163,7 @@ def process(processor: Qwen2AudioProcessor, text: str, clips: list[str]) -> tupl
 
 
 @pytest.mark.parametrize("name", DIALOGUES)
-def test_dialogues_equal_the_chat_template_of_the_processor(processor, name):
+def test_dialogues_are_rendered_as_by_the_chat_template_of_the_processor(processor, name):
     messages, chat = DIALOGUES[name], Qwen2AudioChat()
     ends_with_question = messages[-1]["role"] == "user"
     text = processor.apply_chat_template(messages, add_generation_prompt=ends_with_question, tokenize=False)

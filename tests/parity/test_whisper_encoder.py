@@ -87,7 +87,7 @@ def test_the_encoding_of_a_clip_of_30_s_equals_that_of_whisper(clips: tuple) -> 
     torch.testing.assert_close(encoder.norm(x), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_positions_equal_those_of_whisper() -> None:
+def test_the_position_table_equals_that_of_whisper() -> None:
     config = WhisperConfig(num_mel_bins=80, decoder_layers=1, decoder_attention_heads=2, **SIZES)
     expected = WhisperModel(config).encoder.embed_positions.weight
     assert torch.equal(Encoder(n_mels=80, width=32, n_layers=1, n_heads=4).positions, expected)

@@ -296,7 +296,7 @@ def test_a_signal_to_one_process_stops_all_processes_and_the_run_resumes(
     assert_runs_close(undisturbed, run_config)
 
 
-def test_a_signal_before_training_ends_the_process_and_handlers_are_restored(monkeypatch, tmp_path: Path):
+def test_before_training_a_signal_stops_the_process_and_the_signal_handlers_are_restored(monkeypatch, tmp_path: Path):
     monkeypatch.setenv("AURIS_REQUEUE", str(tmp_path / "requeue"))
     before = [signal.getsignal(signal_number) for signal_number in Preemption.SIGNALS]
 
@@ -382,7 +382,7 @@ def test_missing_write_permission_prevents_saving_but_not_training_and_is_counte
     assert [step for step, _ in curves(run_config)["train/loss"]] == [0, 1, 4, 5]
 
 
-def test_a_run_whose_checkpoint_folder_is_a_file_is_not_finished(compose_run, monkeypatch):
+def test_a_run_whose_checkpoint_folder_is_a_file_is_not_marked_as_finished(compose_run, monkeypatch):
     run_config = compose_run("file")
     run = begin(run_config)
     with pytest.raises(Killed):
@@ -393,7 +393,7 @@ def test_a_run_whose_checkpoint_folder_is_a_file_is_not_finished(compose_run, mo
     assert not (run / "finished.json").exists()
 
 
-def test_a_run_whose_final_weights_cannot_be_saved_is_not_finished(compose_run, undisturbed, monkeypatch):
+def test_a_run_whose_final_weights_cannot_be_saved_is_not_marked_as_finished(compose_run, undisturbed, monkeypatch):
     run_config = compose_run("unsaved")
 
     def full(*_: object) -> None:

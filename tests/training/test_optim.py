@@ -170,7 +170,7 @@ def test_the_schedule_keeps_the_ratio_of_learning_rates_between_groups(net):
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([lr / 10 for lr in before])
 
 
-def test_the_error_for_a_too_long_warm_up_names_existing_settings():
+def test_the_error_for_a_too_long_warm_up_names_settings_of_the_config():
     from auris import config
 
     with pytest.raises(ValueError, match="=") as error:

@@ -108,7 +108,7 @@ class CustomCallback(L.Callback):
         Path(trainer.default_root_dir, "parts.json").write_text(json.dumps(parts))
 
 
-def test_data_module_optimizer_callbacks_and_logger_are_replaced_by_overrides(corpus: Path, tmp_path: Path):
+def test_overrides_replace_the_data_module_the_optimizer_the_callbacks_and_the_logger(corpus: Path, tmp_path: Path):
     custom_parts = [
         f"data._target_={__name__}.CustomData",
         "+data.extra=3",
@@ -139,7 +139,7 @@ def test_a_run_that_fails_before_its_first_step_leaves_no_directory(compose_run,
     assert not Path(run_config["runs_dir"]).exists()
 
 
-def test_a_directory_that_existed_before_or_has_a_step_is_kept(compose_run):
+def test_a_run_directory_is_kept_if_it_existed_before_or_its_run_has_made_a_step(compose_run):
     run_config = compose_run("max_steps=2", "data.train=[nowhere.jsonl]")
     run_dir = Path(run_config["run_dir"])
     run_dir.mkdir(parents=True)

@@ -113,7 +113,7 @@ def test_the_cost_of_each_pooling_and_projector_equals_the_count_of_torch(kind: 
     assert counter.get_total_flops() == pytest.approx(expected, rel=0.02)  # torch does not count biases
 
 
-def test_attention_costs_four_flops_per_pair_and_channel_forward_and_eight_backward():
+def test_attention_costs_four_flops_per_pair_and_channel_in_the_forward_pass_and_eight_in_the_backward_pass():
     net = nets.build_meta(layers=2)  # 24 channels in the encoder, 32 in the LLM
     workload = {"tokens": 0, "frames": 0, "scored": 0}
     pairs, frozen = cost.Workload(**workload, token_pairs=10), cost.Stage(name="", trainable=("projector",))

@@ -324,7 +324,7 @@ def test_saving_a_step_again_replaces_its_checkpoint(tmp_path: Path):
     assert states_equal(restored, build_trained(seed=2)[0]) and files(tmp_path) == [path]
 
 
-def test_pruning_keeps_the_newest_and_the_best_and_sets_later_steps_aside(tmp_path: Path):
+def test_pruning_keeps_the_newest_and_the_best_checkpoints_and_sets_those_of_later_steps_aside(tmp_path: Path):
     for step in (2, 4, 6, 8, 12):
         save_checkpoint(tmp_path, step)
     checkpoint_dir.prune(tmp_path, 8, keep=2, best=2)  # step 12 is later than the newest saved step

@@ -99,7 +99,7 @@ def test_fused_attention_tensors_are_split_by_rows():
         assert torch.equal(getattr(attention, part).weight, fused[rows])
 
 
-def test_tied_tensors_need_one_name_and_must_agree_if_both_are_present():
+def test_one_name_of_tied_tensors_suffices_and_tensors_of_both_names_must_agree():
     torch.manual_seed(0)
     source, net = nets.build(tie_word_embeddings=True), nets.build(tie_word_embeddings=True)
     both = source.state_dict()
@@ -150,14 +150,14 @@ def test_missing_and_unexpected_tensors_are_named(net: AudioLM, source_net: Audi
     loading.load(net, StateTensors(state), layout="auris", parts=["llm"], label="another part")
 
 
-def test_names_unknown_to_the_layout_are_unexpected_for_every_part(net: AudioLM, source_net: AudioLM):
+def test_tensors_with_names_unknown_to_the_layout_are_reported_for_every_part(net: AudioLM, source_net: AudioLM):
     state = dict(export_tensors(source_net.state_dict(), "qwen2_audio"))
     state["audio_tower.conv3.weight"] = torch.zeros(1)
     message = load_error(net, state, "qwen2_audio", parts=["llm"])
     assert "(qwen2_audio layout)" in message and message.endswith("model: audio_tower.conv3.weight is unexpected")
 
 
-def test_extra_layers_are_unexpected(net: AudioLM):
+def test_extra_layers_are_reported_as_unexpected(net: AudioLM):
     deeper = dict(export_tensors(nets.build(layers=3).state_dict(), "qwen2_audio"))
     message = load_error(net, deeper, "qwen2_audio", parts=["encoder"])
     assert "audio_tower.layers.2.self_attn.q_proj.weight is unexpected" in message and message.endswith("; and 10 more")
@@ -240,7 +240,7 @@ def test_vocabulary_tables_never_shrink_and_grow_only_for_a_language_model(net: 
 # --- files --------------------------------------------------------------------------------------------------------
 
 
-def test_a_file_is_read_by_name_and_by_slice(source_net: AudioLM, tmp_path: Path):
+def test_tensors_of_files_are_read_by_name_and_by_slice(source_net: AudioLM, tmp_path: Path):
     state = {**source_net.state_dict(), "half": torch.randn(3, 4).bfloat16(), "scalar": torch.tensor(2.0)}
     files = TensorFiles.open(write(tmp_path, state, 3))
     assert set(files.keys()) == set(state)

@@ -175,7 +175,9 @@ def test_logged_values_of_a_pack_equal_the_hand_computed_ones() -> None:
 
 
 @pytest.mark.parametrize("arguments", [{}, {"average": True, "nll_weight": 0.3}], ids=["sum", "average"])
-def test_the_prompt_tree_equals_two_separate_sequences(net: AudioLM, arguments: dict) -> None:
+def test_loss_and_gradients_of_a_prompt_tree_equal_those_of_two_separate_sequences(
+    net: AudioLM, arguments: dict
+) -> None:
     objective = DPO(beta=0.3, **arguments)
     tree_result = run(objective, net, tree(build_pairs(), net.geometry, REFERENCES))
     sequences_result = run(
