@@ -67,8 +67,8 @@ def entry_point(work: Callable[[Ranks], object]) -> Callable[[], None]:
     def entry() -> None:
         os.environ["RANK"] = os.environ.get("LOCAL_RANK", "0")
         try:
-            with join_ranks("cpu") as job:
-                work(job)
+            with join_ranks("cpu") as ranks:
+                work(ranks)
         except ValueError as error:
             print(f"error: {error}")
             sys.exit(1)
@@ -80,24 +80,24 @@ def test_an_error_on_any_rank_ends_all_ranks_and_is_reported_once(tmp_path: Path
     def run(name: str, work: Callable[[Ranks], object]) -> tuple[list, str]:
         return in_processes(entry_point(work), 2, tmp_path / name), read_logs(tmp_path / name).strip()
 
-    def second_fails(job: Ranks) -> None:
-        assert job.exchange(job.rank) == [0, 1]
-        if not job.is_first:
+    def second_fails(ranks: Ranks) -> None:
+        assert ranks.exchange(ranks.rank) == [0, 1]
+        if not ranks.is_first:
             raise ValueError("an unreadable file")
-        job.exchange(None)
+        ranks.exchange(None)
         raise AssertionError("the first rank continued")
 
-    def first_fails(job: Ranks) -> None:  # the other rank has finished
-        if job.is_first:
+    def first_fails(ranks: Ranks) -> None:  # the other rank has finished
+        if ranks.is_first:
             raise ValueError("no judge")
 
-    def both_fail(job: Ranks) -> None:
+    def both_fail(ranks: Ranks) -> None:
         raise ValueError("no such checkpoint")
 
     assert run("second", second_fails) == ([0, 1], "error: an unreadable file")
     assert run("first", first_fails) == ([1, 0], "error: no judge")
     assert run("both", both_fail) == ([1, 0], "error: no such checkpoint")
-    assert run("none", lambda job: job.exchange(1)) == ([0, 0], "")
+    assert run("none", lambda ranks: ranks.exchange(1)) == ([0, 0], "")
 
 
 def test_each_process_uses_a_separate_gpu(monkeypatch: pytest.MonkeyPatch):
@@ -216,12 +216,12 @@ def test_a_killed_evaluation_resumes_on_another_number_of_processes(trained: Pat
     assert in_processes(evaluation(*evaluate_options(complete, *options)), 1, tmp_path / "one") == [0], read_logs(
         tmp_path / "one"
     )
-    jobs = start(evaluation(*evaluate_options(resumed, *options)), 3, tmp_path / "three")
+    processes = start(evaluation(*evaluate_options(resumed, *options)), 3, tmp_path / "three")
     while not list(resumed.glob("answers/task-*.jsonl")):  # some rows are answered
-        assert all(job.is_alive() for job in jobs), read_logs(tmp_path / "three")
-    for job in jobs:
-        job.kill()
-        job.join()
+        assert all(process.is_alive() for process in processes), read_logs(tmp_path / "three")
+    for process in processes:
+        process.kill()
+        process.join()
     n_cached = len(next(resumed.glob("answers/task-*.jsonl")).read_text(encoding="utf-8").splitlines()) - 1
     assert 0 < n_cached < 20 and not (resumed / "predictions").exists()
     assert in_processes(evaluation(*evaluate_options(resumed, *options)), 2, tmp_path / "two") == [0, 0], read_logs(

@@ -42,6 +42,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def subject(folder: Path) -> inspection.Subject:
+    """Return the model of a run, with its rows and the run that aligns words."""
     return inspection.load(folder / "runs/s/a/seed_0")
 
 

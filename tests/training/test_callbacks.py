@@ -70,7 +70,7 @@ class CurveLogger(dict[str, dict[int, float]]):
 
 
 def run_step(callback: TaskLosses, curves: CurveLogger, step: int, **sums: tuple[float, float]) -> None:
-    """Run the callback for one step, given the sum of losses and the number of tokens of tasks."""
+    """Run the callback for one step, given the sum of losses and the number of tokens of each task."""
     values = torch.tensor([sums.get(code, (0.0, 0.0)) for code in LOSS_CURVES]).T
     state = trainer(global_step=step, log_every_n_steps=2, loggers=[curves])
     callback.on_train_batch_end(state, MODULE, {"tasks": values})

@@ -243,7 +243,7 @@ def test_bfloat16_moments_resume_exactly_on_two_processes(compose_run, tmp_path:
 
 
 def test_a_signalled_run_saves_and_asks_to_be_requeued(compose_run, undisturbed, monkeypatch, tmp_path: Path):
-    """Signal after a step, in a validation, in the repeated validation, and in the last validation."""
+    """The signal comes after a step, in a validation, in its repetition, and in the last validation."""
     run_config = compose_run("stopped", "checkpoint_every=100")
     monkeypatch.setenv("AURIS_REQUEUE", str(tmp_path / "requeue"))
     run = begin(run_config)
@@ -367,12 +367,12 @@ def test_missing_write_permission_prevents_saving_but_not_training_and_is_counte
         fit(run_config, KillAt(3))
     build = train.build_trainer
 
-    def disturbed(*arguments: object) -> L.Trainer:
+    def build_disturbed(*arguments: object) -> L.Trainer:
         trainer = build(*arguments)
         trainer.callbacks.append(BrokenDisk(monkeypatch, PermissionError(13, "Permission denied"), 0, 4))
         return trainer
 
-    monkeypatch.setattr(train, "build_trainer", disturbed)
+    monkeypatch.setattr(train, "build_trainer", build_disturbed)
     with pytest.warns(UserWarning, match=r"event file .*Permission denied"):
         train.train(run_config)
     finished = json.loads((run / "finished.json").read_text())
@@ -396,11 +396,11 @@ def test_a_run_whose_checkpoint_folder_is_a_file_is_not_marked_as_finished(compo
 def test_a_run_whose_final_weights_cannot_be_saved_is_not_marked_as_finished(compose_run, undisturbed, monkeypatch):
     run_config = compose_run("unsaved")
 
-    def full(*_: object) -> None:
+    def refuse_write(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint_io, "_write_tensors", full)
+        patch.setattr(checkpoint_io, "_write_tensors", refuse_write)
         with pytest.raises(checkpoint_io.SaveError, match="the trained weights could not be saved"):
             train.train(run_config)
     assert not (Path(run_config["run_dir"]) / "finished.json").exists()
@@ -418,17 +418,17 @@ def test_zero_for_a_checkpoint_setting_is_refused(compose_run, key: str):
 
 
 def test_a_run_in_progress_cannot_be_started_a_second_time(compose_run, undisturbed, tmp_path: Path):
-    run, locked = Path(undisturbed["run_dir"]), tmp_path / "locked"
+    run, locked_file = Path(undisturbed["run_dir"]), tmp_path / "locked"
 
     def hold() -> None:
         with run_lock(run):
             os.fork()  # like loader workers, the child survives when its parent is killed
-            locked.touch()
+            locked_file.touch()
             time.sleep(20)
 
     (holder,) = runs.start(hold, 1, tmp_path)
     try:
-        wait_for(locked, holder.is_alive)
+        wait_for(locked_file, holder.is_alive)
         with (
             pytest.raises(ValueError, match=rf"is already being trained, by process {holder.pid} on "),
             run_lock(run, 0),

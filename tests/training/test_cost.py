@@ -75,9 +75,9 @@ def test_parameter_counts_by_component_equal_those_of_the_released_system(releas
     ],
 )
 def test_memory_of_states_equals_the_performance_notes(released_net: nn.Module, stage: str, expected: tuple):
-    need = estimate_memory(released_net, find_stage(stage), Workload.of_budget(8192, pool=2))
+    memory = estimate_memory(released_net, find_stage(stage), Workload.of_budget(8192, pool=2))
     for gpus, gib in zip(dry_run.GPU_COUNTS, expected, strict=True):
-        assert need.states / gpus / GIB == pytest.approx(gib, abs=0.06 if gib > 2 else 0.006)
+        assert memory.states / gpus / GIB == pytest.approx(gib, abs=0.06 if gib > 2 else 0.006)
 
 
 def test_memory_of_a_pack_equals_the_performance_notes(released_net: nn.Module):
@@ -121,17 +121,17 @@ def test_adapters_count_as_trainable_and_their_base_model_as_frozen():
     assert count_trained_parameters(net, stage) == trainable_count and count_parameters(net) == base_count + sum(
         added_counts.values()
     )
-    need = estimate_memory(net, stage, workload)
-    assert need.states - frozen.states == 16 * sum(added_counts.values())
-    assert need.activations == frozen.activations
+    memory = estimate_memory(net, stage, workload)
+    assert memory.states - frozen.states == 16 * sum(added_counts.values())
+    assert memory.activations == frozen.activations
     tables = Stage(name="", trainable=("llm.model.embed_tokens",))
     assert count_trained_parameters(net, tables) == 639_107_072
 
 
 def test_training_only_the_encoder_needs_no_memory_for_llm_activations(released_net: nn.Module):
     stage = Stage(name="", trainable=("encoder",), runs_llm=False)
-    need = estimate_memory(released_net, stage, Workload(tokens=8192, frames=0, scored=0))
-    assert need.activations == 0 and need.gathered == 0
+    memory = estimate_memory(released_net, stage, Workload(tokens=8192, frames=0, scored=0))
+    assert memory.activations == 0 and memory.gathered == 0
 
 
 def test_training_flops_equal_the_performance_notes(released_net: nn.Module):

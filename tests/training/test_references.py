@@ -184,9 +184,17 @@ def test_the_cache_digest_depends_on_weights_architecture_template_audio_and_pre
     assert digest(other) == digest()  # independent of where the weights came from
     with torch.no_grad():
         next(other.parameters()).flatten()[0] += 1e-6
-    released, sample = (samples_of(PairSamples, prompt=QwenAudioChat(spacing=s)) for s in ("released", "sft_sample"))
+    released_spacing, sample_spacing = (
+        samples_of(PairSamples, prompt=QwenAudioChat(spacing=s)) for s in ("released", "sft_sample")
+    )
     windowed = samples_of(PairSamples, prompt=Qwen2AudioChat(), long_audio="window")
-    digests = [digest(), digest(other), digest(samples=released), digest(samples=sample), digest(samples=windowed)]
+    digests = [
+        digest(),
+        digest(other),
+        digest(samples=released_spacing),
+        digest(samples=sample_spacing),
+        digest(samples=windowed),
+    ]
     digests += [digest(model="qwen_audio"), digest(precision="bf16-mixed")]
     assert len(set(digests)) == len(digests)
 

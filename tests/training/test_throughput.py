@@ -215,13 +215,13 @@ def test_speeds_exclude_the_first_step(clock):
     callback.on_train_start(trainer(log, world=2), log)
     run_step(callback, log, clock, 60, tokens=7.0)  # warm-up
     assert not log.points and "tokens/s" not in log.values
-    first = {"tokens": 100.0, "frames": 50.0, "scored": 8.0, "token_pairs": 300.0, "frame_pairs": 900.0}
+    counts = {"tokens": 100.0, "frames": 50.0, "scored": 8.0, "token_pairs": 300.0, "frame_pairs": 900.0}
     rank_values = {"waited": [0.1, 0.5], "peak_bytes": [2.0**30, 2.0**31]}
-    run_step(callback, log, clock, 2, audio_seconds=30.0, idle=50.0, **first, **rank_values)
+    run_step(callback, log, clock, 2, audio_seconds=30.0, idle=50.0, **counts, **rank_values)
     run_step(callback, log, clock, 3, step=4, tokens=400.0, audio_seconds=20.0, waited=[0.25, 0.0])
     logged = log.points[3]
     stage = cost.Stage(name="", trainable=("encoder", "projector", "llm"))
-    numbers = {name: int(value) for name, value in first.items()}
+    numbers = {name: int(value) for name, value in counts.items()}
     useful = cost.count_training_flops(log.net, stage, cost.Workload(**numbers | {"tokens": 500}))
     expected = {
         "tokens_per_s": 500 / 5,

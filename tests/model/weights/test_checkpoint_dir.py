@@ -229,7 +229,7 @@ def test_nothing_in_a_checkpoint_is_executed(tmp_path: Path):
 
 
 class ProcessKilled(BaseException):
-    """The end of a killed process: no handler may catch it."""
+    """The end of a killed process. As a BaseException, it passes every `except Exception`."""
 
 
 @contextmanager
@@ -292,11 +292,11 @@ def test_a_process_killed_while_replacing_a_checkpoint_loses_no_checkpoint(
 def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path: Path, monkeypatch):
     save_checkpoint(tmp_path, 2)
 
-    def full(*_: object) -> None:
+    def refuse_write(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint_io.os, "fsync", full)
+        patch.setattr(checkpoint_io.os, "fsync", refuse_write)
         with pytest.raises(SaveError, match="No space left"):
             save_checkpoint(tmp_path, 4)
     assert [path.name for path in files(tmp_path)] == ["step_00000002"]  # the failed save leaves no files behind
