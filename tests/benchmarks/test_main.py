@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: auris and its peer are timed if their results are equal, and not if they differ."""
+"""`python -m benchmarks`: auris and its peer (another implementation) are timed only if their results are equal."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ def at_root(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def extended_corpus(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write the small corpus and add tasks with word times or event times, dialogues, and preference pairs."""
+    """Write the small corpus, extended by rows with word times or event times, dialogues, and preference pairs."""
     folder = tmp_path_factory.mktemp("all")
     for split in ("train", "valid", "test"):
         rows = [json.loads(line) for line in (corpus / f"{split}.jsonl").read_text().splitlines()]

@@ -55,7 +55,7 @@ def test_a_truncated_line_is_dropped_and_can_be_added_again(tmp_path: Path):
     assert "k" in reloaded and "l" not in reloaded
     reloaded.add({"l": answer_cache.Response(ROW, "a fox")})
     assert answer_cache.AnswerCache(tmp_path, SETTINGS)["l"].content == "a fox"
-    os.truncate(cache.path, 7)  # within the first line
+    os.truncate(cache.path, 7)  # within the first line, which contains the settings
     empty = answer_cache.AnswerCache(tmp_path, SETTINGS)
     empty.add({"k": answer_cache.Response(ROW, "a bear")})
     assert answer_cache.AnswerCache.open(empty.path)["k"].content == "a bear"

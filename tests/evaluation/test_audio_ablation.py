@@ -27,7 +27,7 @@ def test_silence_has_the_length_of_the_clip_or_its_segment(tmp_path: Path):
     assert [len(wave) for wave in waves] == [24_000, 4_000] and not any(wave.any() for wave in waves)
     assert audio.n_samples(silent.clips[0].path) == 24_000
     missing = Row("r", (Clip(tmp_path / "none.wav"),), {"task": "sec"})
-    assert audio_ablation.with_silence(missing) == missing  # reported later, when its length is read
+    assert audio_ablation.with_silence(missing) == missing  # the missing file is reported later
 
 
 @pytest.mark.parametrize("seed", range(5))

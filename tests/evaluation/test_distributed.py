@@ -87,7 +87,7 @@ def test_an_error_on_any_rank_ends_all_ranks_and_is_reported_once(tmp_path: Path
         ranks.exchange(None)
         raise AssertionError("the first rank continued")
 
-    def first_fails(ranks: Ranks) -> None:  # the other rank has finished
+    def first_fails(ranks: Ranks) -> None:  # the other rank finishes without an error
         if ranks.is_first:
             raise ValueError("no judge")
 
@@ -217,7 +217,7 @@ def test_a_killed_evaluation_resumes_on_another_number_of_processes(trained: Pat
         tmp_path / "one"
     )
     processes = start(evaluation(*evaluate_options(resumed, *options)), 3, tmp_path / "three")
-    while not list(resumed.glob("answers/task-*.jsonl")):  # some rows are answered
+    while not list(resumed.glob("answers/task-*.jsonl")):  # wait until some rows are answered
         assert all(process.is_alive() for process in processes), read_logs(tmp_path / "three")
     for process in processes:
         process.kill()

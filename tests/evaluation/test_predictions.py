@@ -38,6 +38,7 @@ RUN = {"study": "s", "arm": "a", "seed": 0, "benchmark": "bench"}
 
 
 def row(name: str, **labels: object) -> Row:
+    """Return a row of synthetic speech (provenance `tts`), unless the labels state another origin."""
     return Row(name, (Clip("x.wav", duration=2.0),), {"provenance": "tts", **labels})
 
 

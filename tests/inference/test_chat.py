@@ -343,7 +343,7 @@ def test_an_existing_output_or_a_missing_input_is_refused(model: AudioModel, dia
 
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path) -> Callable[..., Any]:
-    """Call the command in an empty folder with piped lines. Return exit code, standard output and standard error."""
+    """Return a function that calls the command in an empty folder and returns exit code, stdout and stderr."""
     monkeypatch.chdir(tmp_path)
 
     def call(*arguments: str, lines: str = "") -> tuple[Any, str, str]:

@@ -151,7 +151,7 @@ def test_the_newest_run_that_responds_to_prompts_is_loaded_with_rows_and_aligner
         inspection.load(runs=folder / "runs")
     for arm in ("a", "ctc"):  # the newer run does not respond to prompts
         (folder / f"runs/s/{arm}/seed_0/finished.json").write_text("{}")
-    subject = inspection.load(runs=folder / "runs")  # paths of the run are relative to its working directory
+    subject = inspection.load(runs=folder / "runs")  # its config has paths relative to the directory where it started
     assert subject.model.config["run_dir"] == "runs/s/a/seed_0"
     assert len(subject.rows) == 6 and subject.aligner == folder / "runs/s/ctc/seed_0"
     with pytest.raises(ValueError, match="does not respond to prompts"):

@@ -89,7 +89,9 @@ def test_lengths_that_do_not_cover_the_tokens_are_refused() -> None:
 def test_autocast_sets_the_dtype_of_the_output() -> None:
     q, k, v = tensors([4, 3], [4, 3], (2, 2))
     exact = attention.attend_packed(q, k, v, cu([4, 3]), cu([4, 3]), causal=True)
-    with torch.autocast("cpu", dtype=torch.bfloat16):  # as in a net, where rotation makes q and k float32
+    with torch.autocast(
+        "cpu", dtype=torch.bfloat16
+    ):  # only v is bfloat16, as in a net, where rotation makes q and k float32
         half = attention.attend_packed(q, k, v.bfloat16(), cu([4, 3]), cu([4, 3]), causal=True)
     assert half.dtype == torch.bfloat16
     torch.testing.assert_close(half.to(exact.dtype), exact, atol=2e-2, rtol=2e-2)

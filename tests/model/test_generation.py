@@ -268,7 +268,7 @@ def test_finished_rows_are_not_computed(net: AudioLM, monkeypatch: pytest.Monkey
     answers = generate(
         net, batch, GenerationSettings(max_new_tokens=10, stop=frozenset({unstopped[0][3], unstopped[2][6]}))
     )
-    running = [sum(len(answer) > i for answer in answers) for i in range(9)]  # the last token is never an input
+    running = [sum(len(answer) > i for answer in answers) for i in range(9)]  # the last of 10 tokens is never an input
     assert computed == [len(batch["ids"]), *(n for n in running if n)]
     assert sum(running) < 9 * len(answers)
 
@@ -309,7 +309,7 @@ def test_rows_that_refill_slots_are_answered_as_in_one_batch(net: AudioLM, setti
         next_pack=next_pack,
     )
     assert answers == expected == list(streamed.values())
-    # One call per step: more steps than one pack needs, but at least two rows per step on average.
+    # Each step calls `next_pack`. There are more steps than one pack needs, but on average at least two rows in each.
     assert max(lengths) < len(running_counts) < sum(lengths) / 2
 
 

@@ -65,7 +65,7 @@ def test_the_logits_of_a_packed_row_equal_those_of_transformers(config: dict) ->
 @pytest.mark.parametrize("selection", [[0, 6, 7, 11, 23], [23, 3], [], list(range(24))], ids=str)
 def test_hidden_states_of_selected_tokens_equal_those_of_a_full_pass(config: dict, selection: list[int]) -> None:
     torch.manual_seed(0)
-    llm = lm.build_llm(config, VOCAB).eval()  # GPT-2 has dropout
+    llm = lm.build_llm(config, VOCAB).eval()  # `eval`, because GPT-2 has dropout
     indices = torch.tensor(selection, dtype=torch.long)
     embeds = lm.embed(llm, torch.cat(rows())).detach().requires_grad_()
     cu, weights = attention.cumulative_lengths(torch.tensor(LENGTHS)), torch.randn(len(indices), 32)
@@ -154,7 +154,7 @@ def test_decoding_with_the_cache_equals_a_full_forward_pass(config: dict) -> Non
     begin([2], [11])  # longer than all earlier rows, while slots are free
     extend({0, 2})
     assert cache.lengths.tolist() == [7, 12]
-    assert all(len(keys) == 3 for keys in cache.keys.values())  # slots are reused
+    assert all(len(keys) == 3 for keys in cache.keys.values())  # 3 slots for 6 prompts, because free slots are reused
 
 
 def test_a_model_built_on_the_meta_device_is_initialised_like_one_built_in_memory(config: dict) -> None:

@@ -22,7 +22,8 @@ from auris.model.weights.layouts import LAYOUTS
 pytestmark = pytest.mark.usefixtures("float64")
 
 SIZES = {"d_model": 32, "encoder_layers": 2, "encoder_attention_heads": 4, "encoder_ffn_dim": 48}
-# In samples: 0.03 s, odd and even numbers of frames, lengths that are not multiples of a hop, one frame, 29.99 s, 30 s.
+# In samples: 0.03 s, 37 and 38 frames, two lengths that are not multiples of a hop, one frame, 29.99 s, 29.99 s and a
+# sample, 30 s.
 LENGTHS = [480, 160 * 37, 160 * 38, 16_001, 33_333, 100, 479_840, 479_841, 480_000]
 
 

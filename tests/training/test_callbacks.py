@@ -211,7 +211,7 @@ def test_too_many_unusable_rows_on_all_ranks_together_stop_the_run(tmp_path):
     callback = UnusableRows(tmp_path, max_unusable=0.1)
     for _ in range(9):
         skip(callback, *[(f"r{n}", "bad") for n in range(10)], n_read=100)
-        skip(callback, n_read=1000)  # the share is of the last 1000 rows, not of all rows
+        skip(callback, n_read=1000)  # with these, none of the last 1000 rows, which alone count, is unusable
     skip(callback, *[(f"r{n}", "bad") for n in range(10)], n_read=100, n_unusable_elsewhere=90)
     with pytest.raises(RunStopped, match=r"121 of the last \d+ rows could not be used, .*max_unusable=0.1 of 1000"):
         skip(callback, ("one", "more"), n_read=100, n_unusable_elsewhere=20)
@@ -279,9 +279,8 @@ def test_a_non_finite_step_is_saved_with_its_rows_and_weights(tmp_path, report):
     fake_trainer.step(callback, module)
     fake_trainer.step(callback, module, loss=INF)
     weight_dirs = [path.name for path in sorted((tmp_path / "faults").iterdir()) if path.is_dir()]
-    assert weight_dirs == [
-        "step_00000004"
-    ]  # only the weights of the last series of faults are kept, because they are large
+    # Only the weights of the last series of faults are kept, because they are large.
+    assert weight_dirs == ["step_00000004"]
 
 
 def test_many_consecutive_non_finite_steps_stop_the_run(tmp_path, report):

@@ -27,7 +27,7 @@ from support import runs
 from support.recipes import smallest_run, with_run_dir
 from support.runs import ROOT, KillAt, Killed, assert_equal, environment, fit, in_processes, read_logs, weights
 
-STEPS = 6  # validated after 3 and 6, saved after 2 and 4, and at the end
+STEPS = 6  # validated after steps 3 and 6; saved after steps 2 and 4, and at the end
 TAGS = ("train/loss", "train/grad_norm", "train/lr", "train/audio_hours", "val/loss")
 
 
@@ -378,7 +378,7 @@ def test_missing_write_permission_prevents_saving_but_not_training_and_is_counte
     finished = json.loads((run / "finished.json").read_text())
     assert finished["faults/checkpoints"] == 1 and finished["faults/event_files"] >= 1
     assert_equal(weights(undisturbed), weights(run_config))
-    # Steps 2 and 3 (counted from 0) were logged while writes failed.
+    # Steps 2 and 3 (counted from 0) are missing: after a failed write, nothing is logged until the next checkpoint.
     assert [step for step, _ in curves(run_config)["train/loss"]] == [0, 1, 4, 5]
 
 

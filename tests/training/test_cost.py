@@ -100,7 +100,7 @@ def test_memory_of_a_pack_equals_the_performance_notes(released_net: nn.Module):
         for n in (0, 1024, 4096, 8192)
     ]
     assert logits[0] == 0 and logits[1] / GIB == pytest.approx(2 * 0.595, abs=0.01)
-    assert logits[2] == logits[3] == 4 * logits[1]  # logits are computed in chunks
+    assert logits[2] == logits[3] == 4 * logits[1]  # logits are computed in chunks of 4096 positions
 
 
 def test_adapters_count_as_trainable_and_their_base_model_as_frozen():

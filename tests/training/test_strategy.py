@@ -100,7 +100,7 @@ def compose_runs(corpus: Path, folder: Path):
         f"runs_dir={folder}/runs",
         f"data.root={corpus}",
         f"data.cache_dir={folder}/cache",
-        "data.rows_per_step=9",  # an odd number
+        "data.rows_per_step=9",  # odd, so that two processes have different numbers of rows
         "data.token_budget=180",
         *SMALLEST_MODEL,
         f"max_steps={STEPS}",
@@ -168,7 +168,7 @@ def assert_same_run(run: Record, expected: Record) -> None:
     for name, tensor in expected.weights.items():
         assert run.weights[name].dtype == tensor.dtype, name
         assert (run.weights[name] - tensor).abs().max() <= 1e-5, name
-    # Accuracies change abruptly if two tokens are equally likely.
+    # Accuracies are not compared: they change abruptly if two tokens are equally likely.
     compared = expected.metrics.keys() - {"train/accuracy", "val/accuracy"}
     assert run.metrics.keys() == expected.metrics.keys() and any(name.startswith("val/") for name in compared)
     for name in compared:
