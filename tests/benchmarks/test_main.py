@@ -59,12 +59,12 @@ def few_rows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.mark.parametrize("arguments", SMALLEST.values(), ids=SMALLEST)
 def test_both_sides_agree_and_are_measured(arguments: list[str], capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
     assert __main__.main(arguments) == 0
-    last = capsys.readouterr().out.splitlines()[-1]
-    result = json.loads(last)
+    last_line = capsys.readouterr().out.splitlines()[-1]
+    result = json.loads(last_line)
     assert result["benchmark"] == arguments[0] and result["parity"]
     assert result["versions"]["torch"] == torch.__version__.partition("+")[0] and result["machine"]["threads"] == 1
     [path] = (tmp_path / "runs/benchmarks").iterdir()
-    assert path.read_text(encoding="utf-8") == last + "\n"
+    assert path.read_text(encoding="utf-8") == last_line + "\n"
 
 
 @pytest.mark.slow
@@ -102,8 +102,8 @@ def test_training_with_lightning_is_compared_with_plain_torch(
 
 def test_a_benchmark_reports_parity_and_ratio_as_json(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
     assert __main__.main(COMMAND) == 0
-    last = capsys.readouterr().out.splitlines()[-1]
-    result = json.loads(last)
+    last_line = capsys.readouterr().out.splitlines()[-1]
+    result = json.loads(last_line)
     expected = "benchmark preset settings peer ratio rounds cpu_seconds parity targets versions machine"
     assert list(result) == expected.split()
     assert (result["benchmark"], result["preset"], result["rounds"]) == ("train_step", "tiny", 1)

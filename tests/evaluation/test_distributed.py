@@ -112,7 +112,7 @@ def test_each_process_uses_a_separate_gpu(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.fixture(scope="module")
-def trained(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained_run(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
@@ -178,11 +178,11 @@ def read_outputs(run: Path) -> dict[str, bytes]:
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [["audio=all", "judge=rule"], SAMPLED], ids=["greedy", "sampled"])
 def test_any_number_of_processes_writes_the_same_files_as_one(
-    trained: Path, rows: Path, tmp_path: Path, options: list[str]
+    trained_run: Path, rows: Path, tmp_path: Path, options: list[str]
 ):
     outputs = {}
     for world in (1, 2, 3):
-        run = shutil.copytree(trained, tmp_path / f"{world}/{trained.name}")
+        run = shutil.copytree(trained_run, tmp_path / f"{world}/{trained_run.name}")
         arguments = evaluate_options(run, f"benchmark.test=[{rows}]", *options)
         assert in_processes(evaluation(*arguments), world, tmp_path / f"log{world}") == [0] * world, read_logs(tmp_path)
         outputs[world] = read_outputs(run)
@@ -210,8 +210,10 @@ def task_cache(outputs: dict[str, bytes]) -> str:
 
 
 @pytest.mark.slow
-def test_a_killed_evaluation_resumes_on_another_number_of_processes(trained: Path, rows: Path, tmp_path: Path):
-    complete, resumed = (shutil.copytree(trained, tmp_path / f"{name}/{trained.name}") for name in ("whole", "halves"))
+def test_a_killed_evaluation_resumes_on_another_number_of_processes(trained_run: Path, rows: Path, tmp_path: Path):
+    complete, resumed = (
+        shutil.copytree(trained_run, tmp_path / f"{name}/{trained_run.name}") for name in ("whole", "halves")
+    )
     options = [f"benchmark.test=[{rows}]", *SAMPLED]
     assert in_processes(evaluation(*evaluate_options(complete, *options)), 1, tmp_path / "one") == [0], read_logs(
         tmp_path / "one"
@@ -236,14 +238,14 @@ def test_a_killed_evaluation_resumes_on_another_number_of_processes(trained: Pat
 
 
 @pytest.mark.slow
-def test_torchrun_starts_an_evaluation(trained: Path, rows: Path, tmp_path: Path):
+def test_torchrun_starts_an_evaluation(trained_run: Path, rows: Path, tmp_path: Path):
     def torchrun(*options: str) -> subprocess.CompletedProcess:
         command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "auris", "evaluate"]
         return subprocess.run(
             [*command, *options], env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=240
         )
 
-    one, two = (shutil.copytree(trained, tmp_path / f"{name}/{trained.name}") for name in ("one", "two"))
+    one, two = (shutil.copytree(trained_run, tmp_path / f"{name}/{trained_run.name}") for name in ("one", "two"))
     options = [f"benchmark.test=[{rows}]", *SAMPLED]
     assert in_processes(evaluation(*evaluate_options(one, *options)), 1, tmp_path / "log") == [0], read_logs(
         tmp_path / "log"

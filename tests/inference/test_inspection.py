@@ -68,7 +68,7 @@ def model(request, tmp_path_factory: pytest.TempPathFactory) -> AudioModel:
 @torch.no_grad()
 def test_traced_attention_reproduces_the_output_of_the_attention_layers(model: AudioModel, subject: inspection.Subject):
     batch = build_batch(model, subject.rows[0])
-    n = len(batch["ids"])
+    n_tokens = len(batch["ids"])
     values_and_outputs: list[tuple[Tensor, Tensor]] = []
 
     def record(module, arguments, keyword_arguments, out):
@@ -82,15 +82,15 @@ def test_traced_attention_reproduces_the_output_of_the_attention_layers(model: A
     before = model.net.hidden_states(batch)
     for hook in hooks:
         hook.remove()
-    weights = inspection.attention_weights(model.net, batch, torch.arange(n))
-    assert weights.shape == (len(layers), model.net.llm.config.num_attention_heads, n, n)
+    weights = inspection.attention_weights(model.net, batch, torch.arange(n_tokens))
+    assert weights.shape == (len(layers), model.net.llm.config.num_attention_heads, n_tokens, n_tokens)
     torch.testing.assert_close(weights.sum(-1), torch.ones_like(weights[..., 0]))
     assert not weights.triu(1).any()
     for layer, (value, out), layer_weights in zip(layers, values_and_outputs, weights, strict=True):
         value = value.repeat_interleave(len(layer_weights) // len(value), dim=0)
         recomputed = layer.o_proj(rearrange(layer_weights @ value, "h t d -> t (h d)"))
         torch.testing.assert_close(recomputed, out, atol=1e-5, rtol=1e-5)
-    positions = torch.tensor([3, n - 1])
+    positions = torch.tensor([3, n_tokens - 1])
     torch.testing.assert_close(inspection.attention_weights(model.net, batch, positions), weights[:, :, positions])
     assert model.net.llm.config._attn_implementation == "packed"
     assert torch.equal(model.net.hidden_states(batch), before)
@@ -101,16 +101,16 @@ def test_a_trace_has_the_features_the_pooled_frames_the_attention_and_the_answer
 ):
     trace = inspection.trace_row(model, subject.rows[0])
     config = model.net.llm.config
-    frames = round(trace.seconds * 100)
-    assert trace.mel.shape == (model.net.geometry.n_mels, frames) and trace.seconds == 2.5
-    assert trace.frames.shape == (frames // 2, model.net.encoder.width)
-    assert trace.pooled.shape == (frames // 4, model.net.encoder.width) and trace.token_seconds == 0.04
+    n_frames = round(trace.seconds * 100)
+    assert trace.mel.shape == (model.net.geometry.n_mels, n_frames) and trace.seconds == 2.5
+    assert trace.frames.shape == (n_frames // 2, model.net.encoder.width)
+    assert trace.pooled.shape == (n_frames // 4, model.net.encoder.width) and trace.token_seconds == 0.04
     np.testing.assert_allclose(
-        trace.pooled, trace.frames[: frames // 4 * 2].reshape(-1, 2, trace.frames.shape[1]).mean(1), atol=1e-5
+        trace.pooled, trace.frames[: n_frames // 4 * 2].reshape(-1, 2, trace.frames.shape[1]).mean(1), atol=1e-5
     )
-    n = len(trace.tokens)
-    assert trace.attention.shape == (config.num_hidden_layers, config.num_attention_heads, n, frames // 4)
-    assert n >= 1 and (trace.attention.sum(-1) > 0).all() and (trace.attention.sum(-1) < 1).all()
+    n_tokens = len(trace.tokens)
+    assert trace.attention.shape == (config.num_hidden_layers, config.num_attention_heads, n_tokens, n_frames // 4)
+    assert n_tokens >= 1 and (trace.attention.sum(-1) > 0).all() and (trace.attention.sum(-1) < 1).all()
     assert "".join(trace.tokens) == trace.answer
     assert model.net.llm.config._attn_implementation == "packed"  # tracing restores the attention implementation
 

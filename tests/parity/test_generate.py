@@ -110,12 +110,12 @@ def test_processed_scores_equal_those_of_transformers_at_every_sampled_token(mod
         return_dict_in_generate=True,
         output_scores=True,
     )
-    answers = out.sequences[:, inputs["input_ids"].shape[1] :].tolist()
-    batch = pack([[*row, answer] for row, answer in zip(rows, answers, strict=True)], net.geometry)
+    sampled_answers = out.sequences[:, inputs["input_ids"].shape[1] :].tolist()
+    batch = pack([[*row, answer] for row, answer in zip(rows, sampled_answers, strict=True)], net.geometry)
     logits = net.logits(batch).split(batch["cu_seqlens"].diff().tolist())
     settings = GenerationSettings.from_config(config)
     compared = 0
-    for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+    for row, (prompt, answer) in enumerate(zip(prompts, sampled_answers, strict=True)):
         for step in range(len(answer)):
             seen = torch.zeros(1, VOCAB, dtype=torch.bool)
             seen[0, prompt + answer[:step]] = True

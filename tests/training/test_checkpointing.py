@@ -62,7 +62,7 @@ def undisturbed(compose_run) -> dict:
     return run_config
 
 
-def begin(run_config: dict) -> Path:
+def claim_run_dir(run_config: dict) -> Path:
     run = Path(run_config["run_dir"])
     train.claim_run_dir(run, run_config)
     return run
@@ -130,7 +130,7 @@ def send_sigterm() -> None:
 
 def test_a_run_killed_at_every_step_and_validation_ends_like_an_undisturbed_run(compose_run, undisturbed):
     run_config = compose_run("killed")
-    begin(run_config)
+    claim_run_dir(run_config)
     for moment in (1, 2, 3, "validation", 4, 5, 6, "validation"):
         with pytest.raises(Killed):
             fit(run_config, RunAction(die, validations=(1,)) if moment == "validation" else KillAt(moment))
@@ -141,7 +141,7 @@ def test_a_run_killed_at_every_step_and_validation_ends_like_an_undisturbed_run(
 def test_a_run_killed_with_active_loader_workers_has_curves_without_a_gap(compose_run, undisturbed, tmp_path: Path):
     """SIGKILL: the process flushes nothing and prints nothing."""
     run_config = compose_run("sigkill", "data.num_workers=2")
-    begin(run_config)
+    claim_run_dir(run_config)
     assert in_processes(lambda: fit(run_config, KillAt(5, rank=0)), 1, tmp_path) == [-signal.SIGKILL], read_logs(
         tmp_path
     )
@@ -158,7 +158,7 @@ def test_a_sharded_run_resumes_after_one_process_is_killed(compose_run, tmp_path
     assert in_processes(lambda: train.train(reference_config), 2, tmp_path / "undisturbed") == [0, 0], read_logs(
         tmp_path
     )
-    begin(run_config)
+    claim_run_dir(run_config)
     exit_codes = in_processes(lambda: fit(run_config, KillAt(5, rank=rank)), 2, tmp_path / "killed")
     assert exit_codes[rank] == -signal.SIGKILL and exit_codes[1 - rank] == 1, read_logs(tmp_path / "killed")
     assert checkpoint_dir.list_steps(Path(run_config["run_dir"]) / "checkpoints")[0] == 4
@@ -170,7 +170,7 @@ def test_a_sharded_run_resumes_after_one_process_is_killed(compose_run, tmp_path
 
 def test_a_damaged_checkpoint_is_named_and_the_previous_one_is_used(compose_run, undisturbed):
     run_config = compose_run("damaged")
-    run = begin(run_config)
+    run = claim_run_dir(run_config)
     with pytest.raises(Killed):
         fit(run_config, KillAt(5))
     file = run / "checkpoints/step_00000004/weights-00000-of-00001.safetensors"
@@ -186,7 +186,7 @@ def test_a_damaged_checkpoint_is_named_and_the_previous_one_is_used(compose_run,
 def test_a_run_killed_repeatedly_at_random_times_ends_like_an_undisturbed_run(compose_run, undisturbed, folder: Path):
     """The kill may hit the start, training, validation or saving."""
     run_config = compose_run("again", "checkpoint_every=1", "data.num_workers=1")
-    run, rng = begin(run_config), random.Random(3)
+    run, rng = claim_run_dir(run_config), random.Random(3)
     for _ in range(5):
         process = start(run_config, folder, slow=True)
         before = checkpoint_dir.list_steps(run / "checkpoints")
@@ -207,7 +207,7 @@ def test_a_run_resumes_on_another_number_of_processes_with_the_same_rows(
     compose_run, undisturbed, tmp_path: Path, strategy: str
 ):
     run_config = compose_run(f"grown-{strategy}")
-    begin(run_config)
+    claim_run_dir(run_config)
     with pytest.raises(Killed):
         fit(run_config, KillAt(3))
     grown = compose_run(f"grown-{strategy}", f"strategy={strategy}", "trainer.devices=2")
@@ -226,7 +226,7 @@ def test_bfloat16_moments_resume_exactly_on_two_processes(compose_run, tmp_path:
     assert in_processes(lambda: train.train(reference_config), 2, tmp_path / "undisturbed") == [0, 0], read_logs(
         tmp_path
     )
-    begin(run_config)
+    claim_run_dir(run_config)
     exit_codes = in_processes(lambda: fit(run_config, KillAt(5, rank=1)), 2, tmp_path / "killed")
     assert exit_codes[1] == -signal.SIGKILL, read_logs(tmp_path / "killed")
     checkpoint = checkpoint_dir.find(run_config["run_dir"])
@@ -246,7 +246,7 @@ def test_a_signalled_run_saves_and_asks_to_be_requeued(compose_run, undisturbed,
     """The signal comes after a step, in a validation, in its repetition, and in the last validation."""
     run_config = compose_run("stopped", "checkpoint_every=100")
     monkeypatch.setenv("AURIS_REQUEUE", str(tmp_path / "requeue"))
-    run = begin(run_config)
+    run = claim_run_dir(run_config)
     for action_times, saved_step in (
         ({"steps": (1,)}, 1),
         ({"validations": (1,)}, 3),
@@ -267,7 +267,7 @@ def test_a_signalled_run_saves_and_asks_to_be_requeued(compose_run, undisturbed,
 def test_a_job_whose_processes_are_all_signalled_saves_and_asks_to_be_requeued(compose_run, undisturbed, folder: Path):
     """A cluster also signals the workers of the data loader."""
     run_config = compose_run("job", "data.num_workers=2", "checkpoint_every=100", "trainer.val_check_interval=1.0")
-    begin(run_config)
+    claim_run_dir(run_config)
     process = start(run_config, folder, slow=True)
     wait_for(Path(run_config["run_dir"]) / "progress.json", lambda: process.poll() is None)
     os.killpg(process.pid, signal.SIGUSR1)
@@ -284,7 +284,7 @@ def test_a_signal_to_one_process_stops_all_processes_and_the_run_resumes(
     compose_run, undisturbed, folder: Path, strategy: str
 ):
     run_config = compose_run(f"pair-{strategy}", f"strategy={strategy}", "trainer.devices=2", "checkpoint_every=100")
-    begin(run_config)
+    claim_run_dir(run_config)
     process = start(run_config, folder, slow=True)
     wait_for(Path(run_config["run_dir"]) / "progress.json", lambda: process.poll() is None)
     children = [int(line) for line in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
@@ -340,7 +340,7 @@ class BrokenDisk(L.Callback):
 
 def test_a_full_disk_prevents_saving_but_not_training(compose_run, undisturbed, monkeypatch):
     run_config = compose_run("full")
-    run = begin(run_config)
+    run = claim_run_dir(run_config)
     with pytest.warns(UserWarning, match="could not be saved") as warnings:
         trainer = fit(run_config, BrokenDisk(monkeypatch, OSError(28, "No space left on device"), 2, 4))
     messages = " ".join(str(warning.message) for warning in warnings)
@@ -362,7 +362,7 @@ def test_missing_write_permission_prevents_saving_but_not_training_and_is_counte
 ):
     """Writes fail from the start of a resumed run until its second checkpoint."""
     run_config = compose_run("forbidden")
-    run = begin(run_config)
+    run = claim_run_dir(run_config)
     with pytest.raises(Killed):
         fit(run_config, KillAt(3))
     build = train.build_trainer
@@ -384,7 +384,7 @@ def test_missing_write_permission_prevents_saving_but_not_training_and_is_counte
 
 def test_a_run_whose_checkpoint_folder_is_a_file_is_not_marked_as_finished(compose_run, monkeypatch):
     run_config = compose_run("file")
-    run = begin(run_config)
+    run = claim_run_dir(run_config)
     with pytest.raises(Killed):
         fit(run_config, KillAt(1))
     (run / "checkpoints").write_text("not a folder")

@@ -142,7 +142,9 @@ def test_training_flops_equal_the_performance_notes(released_net: nn.Module):
     last layer, which are computed only at scored positions.
     """
     last_layer = 2 * (2 * 4096 * 4096 + 3 * 4096 * 11008) / 1e9
-    text, audio, scored = (Workload(**{"tokens": 0, "frames": 0, "scored": 0} | workload) for workload in WORKLOADS)
+    one_token, one_frame, one_scored = (
+        Workload(**{"tokens": 0, "frames": 0, "scored": 0} | workload) for workload in WORKLOADS
+    )
     everything, fine_tuning = find_stage("everything trained"), find_stage("fine-tuning (encoder frozen)")
     pre_training = find_stage("pre-training (LLM frozen)")
     for stage, passes, encoder_passes, projector_passes in (
@@ -150,14 +152,14 @@ def test_training_flops_equal_the_performance_notes(released_net: nn.Module):
         (fine_tuning, 3, 1, 2),
         (pre_training, 2, 3, 3),
     ):
-        assert count_training_flops(released_net, stage, text) / 1e9 == pytest.approx(
+        assert count_training_flops(released_net, stage, one_token) / 1e9 == pytest.approx(
             passes * (12.95 - last_layer), rel=1e-3
         )
-        assert count_training_flops(released_net, stage, scored) / 1e9 == pytest.approx(
+        assert count_training_flops(released_net, stage, one_scored) / 1e9 == pytest.approx(
             passes * (1.278 + last_layer), rel=1e-3
         )
         expected = encoder_passes * 1.271 + projector_passes * 0.0105 / 2
-        assert count_training_flops(released_net, stage, audio) / 1e9 == pytest.approx(expected, rel=1e-3)
+        assert count_training_flops(released_net, stage, one_frame) / 1e9 == pytest.approx(expected, rel=1e-3)
 
 
 WORKLOADS = ({"tokens": 1}, {"frames": 1}, {"scored": 1})  # one LLM token, one encoder frame, one scored position

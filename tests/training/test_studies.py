@@ -63,8 +63,8 @@ def test_studies_share_the_run_of_a_stage_only_if_its_config_is_equal():
         jobs = studies.plan_jobs({**study, "study": "other", "stages": stages, "arms": arms})
         return {str(job.run_dir.parent).rpartition("-")[2] for job in jobs if job.name == "renamed"}
 
-    [digest] = {str(job.run_dir.parent) for job in studies.plan_jobs(STUDY) if job.name == "encoder"}
-    assert stage_digests(STUDY) == {digest.rpartition("-")[2]}  # both seeds share the digest
+    [encoder_dir] = {str(job.run_dir.parent) for job in studies.plan_jobs(STUDY) if job.name == "encoder"}
+    assert stage_digests(STUDY) == {encoder_dir.rpartition("-")[2]}  # both seeds share the digest
     assert stage_digests(STUDY, ("max_steps=7",)) != stage_digests(STUDY)
 
 

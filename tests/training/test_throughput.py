@@ -76,12 +76,6 @@ def test_dummy_tokens_and_dummy_frames_count_as_idle():
     assert (counts["tokens"], counts["frames"], counts["idle"]) == (7, 0, 2)
 
 
-def useful_flops(net: nn.Module, stage: cost.Stage, batch: dict) -> int:
-    return cost.count_training_flops(
-        net, stage, cost.Workload(**{name: int(cost.count_workload(batch)[name]) for name in WORKLOAD_FIELDS})
-    )
-
-
 @pytest.mark.parametrize(("trainable", "tolerance"), [(("encoder", "projector", "llm"), 0.01), (("projector",), 0.02)])
 def test_useful_flops_equal_the_count_of_torch(trainable: tuple[str, ...], tolerance: float):
     """torch does not count norms, element-wise products, or attention on a CPU."""

@@ -77,7 +77,7 @@ def run(objective: DPO, net: nn.Module, pack: dict) -> tuple[Tensor, dict[str, T
     return loss.detach(), sums, gradients
 
 
-def assert_close(left: list[Tensor], right: list[Tensor], tolerance: float = 1e-5) -> None:
+def assert_gradients_close(left: list[Tensor], right: list[Tensor], tolerance: float = 1e-5) -> None:
     """Compare gradients relative to the largest one, because the smallest are differences of large numbers."""
     scale = max(float(gradient.abs().max()) for gradient in right)
     assert scale > 0
@@ -184,7 +184,7 @@ def test_loss_and_gradients_of_a_prompt_tree_equal_those_of_two_separate_sequenc
         objective, net, sequences(build_pairs(), net.geometry) | {"reference": torch.tensor(REFERENCES)}
     )
     torch.testing.assert_close(tree_result[0], sequences_result[0], atol=1e-5, rtol=0, check_dtype=False)
-    assert_close(tree_result[2], sequences_result[2])
+    assert_gradients_close(tree_result[2], sequences_result[2])
     for name in sequences_result[1]:
         torch.testing.assert_close(
             tree_result[1][name], sequences_result[1][name], atol=1e-4, rtol=1e-5, check_dtype=False
@@ -207,7 +207,7 @@ def test_loss_and_gradients_equal_those_of_a_plain_implementation(net: AudioLM) 
     gradients = [p.grad.clone() if p.grad is not None else torch.zeros_like(p) for p in net.parameters()]
     result = run(DPO(beta=0.3), net, tree(build_pairs(), net.geometry, REFERENCES))
     torch.testing.assert_close(result[0], loss.detach(), atol=1e-5, rtol=1e-6, check_dtype=False)
-    assert_close(result[2], gradients)
+    assert_gradients_close(result[2], gradients)
 
 
 def test_each_clip_and_each_prompt_is_computed_once(net: AudioLM) -> None:
@@ -260,7 +260,9 @@ def test_the_sums_of_a_pack_are_the_sums_over_its_pairs(net: AudioLM) -> None:
     for name in packed[1]:
         expected = sum(result[1][name] for result in single_results)
         torch.testing.assert_close(packed[1][name].float(), expected.float(), atol=1e-4, rtol=1e-5)
-    assert_close(packed[2], [sum(parts) for parts in zip(*(result[2] for result in single_results), strict=True)])
+    assert_gradients_close(
+        packed[2], [sum(parts) for parts in zip(*(result[2] for result in single_results), strict=True)]
+    )
     assert objective.count(tree(build_pairs(), net.geometry)) == 4
 
 
@@ -270,7 +272,7 @@ def test_the_chunk_size_does_not_change_loss_or_gradients(net: AudioLM, monkeypa
     monkeypatch.setattr(logps_module, "POSITIONS_PER_CHUNK", 4)
     chunked = run(DPO(), net, pack)
     torch.testing.assert_close(chunked[0], unchunked[0])
-    assert_close(chunked[2], unchunked[2])
+    assert_gradients_close(chunked[2], unchunked[2])
 
 
 def test_an_empty_pack_gives_a_loss_and_gradients_of_zero(net: AudioLM) -> None:
@@ -296,7 +298,7 @@ def test_a_live_reference_equals_its_cached_log_probabilities(net: AudioLM) -> N
     live_result = run(live, net, tree(build_pairs(), net.geometry))
     cached_result = run(DPO(), net, tree(build_pairs(), net.geometry, [tuple(pair) for pair in reference.tolist()]))
     torch.testing.assert_close(live_result[0], cached_result[0], atol=1e-6, rtol=0)
-    assert_close(live_result[2], cached_result[2], 1e-6)
+    assert_gradients_close(live_result[2], cached_result[2], 1e-6)
     assert float(live_result[1]["reward_margin"].abs()) > 1e-3
 
 
