@@ -18,11 +18,11 @@ from support.recipes import SMALLEST_MODEL
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# `*small` stands for the overrides of SMALL_RUN and for the data of the test.
 EVALUATION = """\
 evaluate:
   - ["benchmark.test=[{corpus}/test.jsonl]", benchmark.name=tiny, generation.max_new_tokens=4, bootstrap=50]
 """
+# Templates of `str.format`, in which `*small` stands for the overrides of SMALL_RUN and for the data of the test.
 SHORT_STUDY = """\
 # @package _global_
 study: smoke

@@ -113,6 +113,6 @@ def test_attention_pooling_selects_the_frame_that_matches_the_query(clips: tuple
     torch.testing.assert_close(part(frames, torch.tensor([2]))[0][0], frames[:1])
 
 
-def test_heads_must_divide_the_width() -> None:
+def test_the_number_of_heads_must_divide_the_width() -> None:
     with pytest.raises(ValueError, match="n_heads"):
         pooling.Attention(k=2, width=10, n_heads=3)
