@@ -74,6 +74,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_benchmark_prompts_like_its_official_script():
+    """The key `v1` stands for Qwen-Audio, and `v2` for Qwen2-Audio."""
     for name, code in TASKS.items():
         run_config, task = config(name), tasks.get_task(code)
         tags = task.tags.replace("{caption_style}", "clotho")

@@ -251,6 +251,7 @@ def test_a_model_can_be_prompted_in_another_style(view):
 
 
 def test_results_with_a_changed_prompt_are_marked_and_not_comparable():
+    """The key `v2` stands for the published settings of Qwen2-Audio."""
     with_settings = Benchmark(prompt={"v2": "What?"}, generation={"v2": {"max_new_tokens": 256}})
     unset = dict.fromkeys(("max_new_tokens", "top_k")) | {"do_sample": False}
 
