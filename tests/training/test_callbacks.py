@@ -79,7 +79,7 @@ def run_step(callback: TaskLosses, curves: CurveLogger, step: int, **sums: tuple
 def test_the_loss_of_a_task_is_the_mean_over_its_tokens_since_the_last_log():
     callback, curves = TaskLosses(), CurveLogger()
     run_step(callback, curves, 1, asr=(8.0, 2))
-    run_step(callback, curves, 2, asr=(1.0, 4), aac=(5.0, 2))  # the mean of means would be 2.125
+    run_step(callback, curves, 2, asr=(1.0, 4), aac=(5.0, 2))  # for asr, the mean of the two means would be 2.125
     run_step(callback, curves, 3)
     run_step(callback, curves, 4, asr=(3.0, 2))
     assert curves == {"train/loss/asr": {1: 1.5, 3: 1.5}, "train/loss/aac": {1: 2.5}}
