@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: auris and its peer are timed if their results are equal, and not if they differ."""
+"""`python -m benchmarks`: auris and its peer (another implementation) are timed only if their results are equal."""
 
 from __future__ import annotations
 
@@ -59,12 +59,12 @@ def few_rows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.mark.parametrize("arguments", SMALLEST.values(), ids=SMALLEST)
 def test_both_sides_agree_and_are_measured(arguments: list[str], capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
     assert __main__.main(arguments) == 0
-    last = capsys.readouterr().out.splitlines()[-1]
-    result = json.loads(last)
+    last_line = capsys.readouterr().out.splitlines()[-1]
+    result = json.loads(last_line)
     assert result["benchmark"] == arguments[0] and result["parity"]
     assert result["versions"]["torch"] == torch.__version__.partition("+")[0] and result["machine"]["threads"] == 1
     [path] = (tmp_path / "runs/benchmarks").iterdir()
-    assert path.read_text(encoding="utf-8") == last + "\n"
+    assert path.read_text(encoding="utf-8") == last_line + "\n"
 
 
 @pytest.mark.slow
@@ -100,10 +100,10 @@ def test_training_with_lightning_is_compared_with_plain_torch(
     assert "differ in" in capsys.readouterr().err
 
 
-def test_a_run_reports_parity_and_ratio_as_json(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+def test_a_benchmark_reports_parity_and_ratio_as_json(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
     assert __main__.main(COMMAND) == 0
-    last = capsys.readouterr().out.splitlines()[-1]
-    result = json.loads(last)
+    last_line = capsys.readouterr().out.splitlines()[-1]
+    result = json.loads(last_line)
     expected = "benchmark preset settings peer ratio rounds cpu_seconds parity targets versions machine"
     assert list(result) == expected.split()
     assert (result["benchmark"], result["preset"], result["rounds"]) == ("train_step", "tiny", 1)
@@ -159,9 +159,9 @@ def test_features_that_differ_are_not_timed(
 def test_a_plan_that_loses_a_row_fails(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     all_packs = packing.Plan.all_packs
 
-    def drop_first_row(self: packing.Plan, k: int, *, world: int) -> list:
-        first, *rest = all_packs(self, k, world=world)
-        return [first[1:] if k == 0 else first, *rest]
+    def drop_first_row(self: packing.Plan, step: int, *, world: int) -> list:
+        first, *rest = all_packs(self, step, world=world)
+        return [first[1:] if step == 0 else first, *rest]
 
     monkeypatch.setattr(packing.Plan, "all_packs", drop_first_row)
     assert __main__.main(SMALLEST["packing"]) == 1

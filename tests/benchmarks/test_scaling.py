@@ -1,4 +1,7 @@
-"""The cost model of a training run: the figures of the performance notes, and the effect of more GPUs."""
+"""The cost model of a training run: the figures of the performance notes, and the effect of more GPUs.
+
+The performance notes are a document that is not part of the repository.
+"""
 
 from __future__ import annotations
 
@@ -33,15 +36,16 @@ def test_memory_per_gpu_equals_the_performance_notes(released_net, workload):
     step = plan(released_net, FINE_TUNING, workload, Processes(world=8), MACHINE)
     states = step.weights + step.gradients + step.moments
     assert states / GIB == pytest.approx(14.6, abs=0.1) and step.activations / GIB == pytest.approx(37.5, abs=0.1)
-    half = plan(released_net, FINE_TUNING, workload, Processes(world=8), MACHINE, moment=2)
-    assert half.moments == step.moments / 2 and half.memory == step.memory - half.moments
+    bfloat16_moments = plan(released_net, FINE_TUNING, workload, Processes(world=8), MACHINE, moment=2)
+    assert bfloat16_moments.moments == step.moments / 2
+    assert bfloat16_moments.memory == step.memory - bfloat16_moments.moments
     assert step.seconds == step.compute > step.communication
 
 
 def test_replicas_reduce_traffic_between_nodes(released_net, workload):
     one_node, eight_nodes, replicas = (
-        plan(released_net, FINE_TUNING, workload, layout, MACHINE)
-        for layout in (
+        plan(released_net, FINE_TUNING, workload, processes, MACHINE)
+        for processes in (
             Processes(world=8),
             Processes(world=64),
             Processes(world=64, replicas=8),

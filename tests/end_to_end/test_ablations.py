@@ -28,14 +28,14 @@ def at_root(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def rows(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write the small corpus and add tasks with word times or event times, dialogues, and preference pairs."""
+def extended_corpus(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write the small corpus, extended by rows with word times or event times, dialogues, and preference pairs."""
     folder = tmp_path_factory.mktemp("all")
     for split in ("train", "valid", "test"):
-        records = [json.loads(line) for line in (corpus / f"{split}.jsonl").read_text().splitlines()]
-        records = [row | {"audio": str(corpus / row["audio"])} for row in records]
+        rows = [json.loads(line) for line in (corpus / f"{split}.jsonl").read_text().splitlines()]
+        rows = [row | {"audio": str(corpus / row["audio"])} for row in rows]
         timed = []
-        for row in records:
+        for row in rows:
             end = row["duration"]
             if row["task"] == "asr" and row["language"] == "en":
                 words = [{"word": row["text"].split()[0], "start": 0.0, "end": round(end, 2)}]
@@ -43,7 +43,7 @@ def rows(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             elif row["task"] == "sec":
                 events = [{"label": row["text"], "start": 0.0, "end": round(end, 2)}]
                 timed.append(row | {"id": f"sed {row['id']}", "task": "sed", "events": events})
-        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*records, *timed]))
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, *timed]))
     (folder / "tokenizer").symlink_to(corpus / "tokenizer")
     (folder / "text.txt").symlink_to(corpus / "text.txt")
     sizes = [f"dialogues.{kind}.{split}=8" for kind in ("rows", "preferences") for split in ("train", "valid", "test")]
@@ -54,10 +54,17 @@ def rows(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", STUDIES)
-def test_every_arm_trains_for_two_steps(name: str, rows: Path, tmp_path: Path):
+def test_every_arm_trains_for_two_steps(name: str, extended_corpus: Path, tmp_path: Path):
     study = OmegaConf.to_container(config.compose([f"ablations={name}"]), resolve=False)
-    overrides = [*smallest_run(rows, tmp_path), "max_steps=2", "+trainer.limit_val_batches=1", "data.num_workers=0"]
-    for job in studies.plan_jobs(study, [*overrides, f"++data.dialogues={rows}/dialogues"], seed=study["seeds"][0]):
+    overrides = [
+        *smallest_run(extended_corpus, tmp_path),
+        "max_steps=2",
+        "+trainer.limit_val_batches=1",
+        "data.num_workers=0",
+    ]
+    for job in studies.plan_jobs(
+        study, [*overrides, f"++data.dialogues={extended_corpus}/dialogues"], seed=study["seeds"][0]
+    ):
         finished = json.loads((train.train(job.config) / "finished.json").read_text())
         assert finished["steps"] == 2 and finished["train/loss"] > 0, job.key
         _, data = train.build(job.config)

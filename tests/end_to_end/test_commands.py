@@ -18,11 +18,11 @@ from support.recipes import SMALLEST_MODEL
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# `*small` stands for the overrides of SMALL_RUN and for the data of the test.
 EVALUATION = """\
 evaluate:
   - ["benchmark.test=[{corpus}/test.jsonl]", benchmark.name=tiny, generation.max_new_tokens=4, bootstrap=50]
 """
+# Templates of `str.format`, in which `*small` stands for the overrides of SMALL_RUN and for the data of the test.
 SHORT_STUDY = """\
 # @package _global_
 study: smoke
@@ -94,7 +94,7 @@ def train_study(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def folder(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def short_study(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a user's directory with a completed study of one arm."""
     return train_study(write_study(tmp_path_factory.mktemp("user"), corpus, SHORT_STUDY))
 
@@ -106,11 +106,11 @@ def full_study(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def working_dir(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def working_dir(short_study: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Change to the directory of the short study, for commands that run in the test process."""
-    monkeypatch.chdir(folder)
+    monkeypatch.chdir(short_study)
     monkeypatch.setenv("COLUMNS", "200")
-    return folder
+    return short_study
 
 
 def assert_evaluated(folder: Path, arm: str) -> None:
@@ -123,8 +123,8 @@ def assert_evaluated(folder: Path, arm: str) -> None:
     assert (run / "recipe.yaml").is_file() and checkpoint_dir.find(run, "best").step > 0
 
 
-def test_a_study_trains_and_evaluates_its_arm(folder: Path):
-    assert_evaluated(folder, "tags")
+def test_a_study_trains_and_evaluates_its_arm(short_study: Path):
+    assert_evaluated(short_study, "tags")
 
 
 @pytest.mark.slow

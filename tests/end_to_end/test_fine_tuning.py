@@ -43,7 +43,8 @@ def dialogues(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def smallest(corpus: Path, dialogues: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def compose_run(corpus: Path, dialogues: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Compose a config small enough for a test, with dialogues if it fine-tunes."""
     monkeypatch.chdir(ROOT)
     size = [
         f"runs_dir={tmp_path}/runs",
@@ -62,8 +63,8 @@ def smallest(corpus: Path, dialogues: Path, tmp_path: Path, monkeypatch: pytest.
     def compose(*overrides: str) -> dict:
         chat_data = [f"data.train=[{dialogues}]", f"data.valid=[{{path: '{dialogues}', limit: 3}}]"]
         audio_data = [f"data.valid=[{{path: '{corpus}/valid.jsonl', tasks: [ks], limit: 2}}]"]
-        chat = any("_sft" in override for override in overrides)
-        return config.resolve(config.compose([*size, *(chat_data if chat else audio_data), *overrides]))
+        is_chat = any("_sft" in override for override in overrides)
+        return config.resolve(config.compose([*size, *(chat_data if is_chat else audio_data), *overrides]))
 
     return compose
 
@@ -73,10 +74,10 @@ def weights_of(path: str) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
-def test_a_pretrained_model_is_fine_tuned_evaluated_and_prompted(smallest, dialogues: Path, system: str, capsys):
-    base = smallest(f"experiment={system}_pretrain", "arm=base")
+def test_a_pretrained_model_is_fine_tuned_evaluated_and_prompted(compose_run, dialogues: Path, system: str, capsys):
+    base = compose_run(f"experiment={system}_pretrain", "arm=base")
     train.train(base)
-    run_config = smallest(f"experiment={system}_sft", f"checkpoint={base['run_dir']}")
+    run_config = compose_run(f"experiment={system}_sft", f"checkpoint={base['run_dir']}")
     train.train(run_config)
     before, after = weights_of(base["run_dir"]), weights_of(run_config["run_dir"])
     assert all(torch.equal(before[name], after[name]) for name in before if name.startswith("net.encoder."))
@@ -108,16 +109,16 @@ def test_a_pretrained_model_is_fine_tuned_evaluated_and_prompted(smallest, dialo
     assert sum(row.n for row in rows if row.metric == "contains") == n_rows
 
 
-def test_generation_stops_at_the_end_of_the_assistant_message(smallest):
-    run_config = smallest("experiment=qwen2_audio_sft")
+def test_generation_stops_at_the_end_of_the_assistant_message(compose_run):
+    run_config = compose_run("experiment=qwen2_audio_sft")
     train.train(run_config)
     model = pretrained.load(run_config["run_dir"])
     end = model.tokenizer.id("<|im_end|>")
     assert end in model.settings(chat=True).stop
 
 
-def test_a_run_with_adapters_resumes_and_is_loaded_with_merged_weights(smallest, tmp_path: Path):
-    base = smallest("experiment=qwen2_audio_pretrain", "arm=base")
+def test_a_run_with_adapters_resumes_and_is_loaded_with_merged_weights(compose_run, tmp_path: Path):
+    base = compose_run("experiment=qwen2_audio_pretrain", "arm=base")
     train.train(base)
     options = [
         "experiment=qwen2_audio_sft",
@@ -127,7 +128,10 @@ def test_a_run_with_adapters_resumes_and_is_loaded_with_merged_weights(smallest,
         "optim.lr=0.01",
         "max_steps=4",
     ]
-    uninterrupted, resumed = smallest(*options, "arm=whole"), smallest(*options, "arm=halves", "checkpoint_every=2")
+    uninterrupted, resumed = (
+        compose_run(*options, "arm=whole"),
+        compose_run(*options, "arm=halves", "checkpoint_every=2"),
+    )
     train.train(uninterrupted)
     train.claim_run_dir(Path(resumed["run_dir"]), resumed)
     module, data = train.build(resumed)

@@ -84,7 +84,6 @@ def test_the_model_inspection_runs_on_any_run(tmp_path: Path, monkeypatch: pytes
     output = execute(
         "03_inside_the_model", monkeypatch, ROWS=str(write_manifest(tmp_path / "rows.jsonl", rows)), **runs
     )
-    assert (
-        output.count("image/png") == 5 and output.count("text/html") >= 4
-    )  # an audio player, two tables and a page of players
+    assert output.count("image/png") == 5
+    assert output.count("text/html") >= 4  # an audio player, two tables and a page of players
     assert "forced alignment" in output and "as initialised" in output

@@ -41,7 +41,7 @@ def test_cached_responses_equal_the_original_ones(tmp_path: Path):
 
 
 @pytest.mark.parametrize("change", [{"weights": "v"}, {"prompt": "q"}, {"decoding": {"max_new_tokens": 4}}])
-def test_weights_prompts_and_decoding_select_the_cache_file(tmp_path: Path, change: dict):
+def test_the_weights_the_prompt_and_the_decoding_select_the_cache_file(tmp_path: Path, change: dict):
     answer_cache.AnswerCache(tmp_path, SETTINGS).add({"k": answer_cache.Response(ROW, "a bear")})
     assert "k" not in answer_cache.AnswerCache(tmp_path, SETTINGS | change)
 
@@ -55,7 +55,7 @@ def test_a_truncated_line_is_dropped_and_can_be_added_again(tmp_path: Path):
     assert "k" in reloaded and "l" not in reloaded
     reloaded.add({"l": answer_cache.Response(ROW, "a fox")})
     assert answer_cache.AnswerCache(tmp_path, SETTINGS)["l"].content == "a fox"
-    os.truncate(cache.path, 7)  # within the first line
+    os.truncate(cache.path, 7)  # within the first line, which contains the settings
     empty = answer_cache.AnswerCache(tmp_path, SETTINGS)
     empty.add({"k": answer_cache.Response(ROW, "a bear")})
     assert answer_cache.AnswerCache.open(empty.path)["k"].content == "a bear"
@@ -90,7 +90,7 @@ def test_the_evaluation_lock_excludes_other_processes(tmp_path: Path):
     assert count.read_text() == "120"
 
 
-def test_without_file_locks_responses_are_written_with_a_warning(tmp_path: Path, monkeypatch):
+def test_responses_are_written_with_a_warning_if_files_cannot_be_locked(tmp_path: Path, monkeypatch):
     def lockf(*_: object) -> None:
         raise OSError(errno.ENOLCK, "no locks available")
 

@@ -15,8 +15,8 @@ from auris.evaluation import audio_ablation
 from support.manifests import write_wave
 
 
-def make_row(number: int, recording: str, task: str = "sec", clips: int = 1) -> Row:
-    return Row(f"r{number}", tuple(Clip(Path(f"{recording}{k}.wav")) for k in range(clips)), {"task": task})
+def make_row(number: int, recording: str, task: str = "sec", n_clips: int = 1) -> Row:
+    return Row(f"r{number}", tuple(Clip(Path(f"{recording}{k}.wav")) for k in range(n_clips)), {"task": task})
 
 
 def test_silence_has_the_length_of_the_clip_or_its_segment(tmp_path: Path):
@@ -27,7 +27,7 @@ def test_silence_has_the_length_of_the_clip_or_its_segment(tmp_path: Path):
     assert [len(wave) for wave in waves] == [24_000, 4_000] and not any(wave.any() for wave in waves)
     assert audio.n_samples(silent.clips[0].path) == 24_000
     missing = Row("r", (Clip(tmp_path / "none.wav"),), {"task": "sec"})
-    assert audio_ablation.with_silence(missing) == missing  # reported later, when its length is read
+    assert audio_ablation.with_silence(missing) == missing  # the missing file is reported later
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -74,6 +74,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_benchmark_prompts_like_its_official_script():
+    """The key `v1` stands for Qwen-Audio, and `v2` for Qwen2-Audio."""
     for name, code in TASKS.items():
         run_config, task = config(name), tasks.get_task(code)
         tags = task.tags.replace("{caption_style}", "clotho")
@@ -128,7 +129,7 @@ def test_one_error_lists_all_missing_files_and_their_origin(folder: Path):
     assert "benchmark=covost2" in message and "Chat_meta.json" in message and "librispeech" not in message
 
 
-def test_parts_are_distinguished_by_source_split_languages_and_answers():
+def test_the_parts_of_a_benchmark_are_distinguished_by_source_split_languages_and_answers():
     def parts(name: str, **labels: str) -> list[str]:
         return find_subsets(Row("1", (), labels), config(name)["parts"])
 
@@ -155,8 +156,9 @@ def predict(folder: Path, *rows: tuple[dict, str]) -> tuple[list[Prediction], li
     return score_responses([Response(row, reply) for row, (_, reply) in zip(loaded, rows, strict=True)]), loaded
 
 
-def scores(predictions: list[Prediction], name: str) -> list[ResultRow]:
-    return summary.summarise(predictions, {"study": "s", "arm": "a", "seed": 0, "benchmark": name}, 10, 0, {})
+def result_rows(predictions: list[Prediction], name: str) -> list[ResultRow]:
+    identity = {"study": "s", "arm": "a", "seed": 0, "benchmark": name}
+    return summary.summarise(predictions, identity, samples=10, seed=0, signatures={})
 
 
 def test_predictions_are_grouped_by_part_and_rows_without_a_part_are_kept(folder: Path):
@@ -168,7 +170,7 @@ def test_predictions_are_grouped_by_part_and_rows_without_a_part_are_kept(folder
     assert [prediction.group for prediction in by_subset] == ["asr en dev-clean", "asr en dev-clean", "asr en"]
 
 
-def test_the_strict_word_times_include_rows_on_which_the_official_script_stops(folder: Path):
+def test_the_strict_score_of_word_times_includes_rows_on_which_the_official_script_fails(folder: Path):
     predictions, rows = predict(
         folder,
         ({"source": "srwt_zh", "gt": "<|zh|><|0.00|>我<|0.20|>们<|0.40|>"}, "我<|0.20|>们<|0.44|>"),
@@ -177,7 +179,7 @@ def test_the_strict_word_times_include_rows_on_which_the_official_script_stops(f
     [line] = summary.official_scores("evaluate_srwt", "v1", predictions, rows)
     assert line.stopped == "AssertionError: 2, 1" and line.value is None
     assert summary.format_official_score(line) == "evaluate_srwt.py of v1, srwt_zh: stops (AssertionError: 2, 1) (n=2)"
-    words = {row.metric: row.value for row in scores(predictions, "srwt")}
+    words = {row.metric: row.value for row in result_rows(predictions, "srwt")}
     assert words["word_coverage"] == 0.5 and words["aas_ms"] == pytest.approx(10.0)
 
 
@@ -190,12 +192,12 @@ def test_a_wrong_octave_has_the_right_chroma_only_in_the_strict_score(folder: Pa
     predictions, loaded = predict(folder, *rows)
     lines = summary.official_scores("evaluate_note_analysis", "v1", predictions, loaded)
     official = {line.metric: line.value for line in lines}
-    strict = {row.metric: row.value for row in scores(predictions, "nsynth")}
+    strict = {row.metric: row.value for row in result_rows(predictions, "nsynth")}
     assert official == {"instrument": 1.0, "velocity": 1.0, "qualities": 1.0, "pitch": 0.5, "chroma": 0.5}
     assert strict["chroma_accuracy"] == 1.0 and strict["pitch_accuracy"] == 0.5  # C4 and C5 have the same chroma
 
 
-def test_multiple_choice_has_strict_official_and_unparsed_scores(folder: Path):
+def test_multiple_choice_has_a_strict_score_an_official_score_and_a_rate_of_unparsed_answers(folder: Path):
     fields = {"path": "a.wav", "question": "How does it sound?", "task_name": "mood", "dataset_name": "x"}
     options = {"choice_a": "happy", "choice_b": "sad", "answer_gt": "sad"}
     wrong_answer = {**fields, **options, "answer_gt": "bored"}
@@ -205,7 +207,7 @@ def test_multiple_choice_has_strict_official_and_unparsed_scores(folder: Path):
     assert row.clips[0].path == folder / "mood_x/a.wav"
     question = row.labels["messages"][0]["content"][1]["text"]
     assert question.endswith("\nHow does it sound?\nA. happy\nB. sad\nC. None\nD. None")
-    lines = scores(score_responses([Response(row, "sad"), Response(other, "A.")]), "airbench_foundation")
+    lines = result_rows(score_responses([Response(row, "sad"), Response(other, "A.")]), "airbench_foundation")
     values = {(line.task, line.metric): line.value for line in lines}
     assert values["chat mood_x", "choice"] == 0.5 and values["chat mood_x", "choice_unparsed"] == 0.0
     assert values["chat mood_x", "choice_official"] == 0.0  # `sad` has no letter, so the script drops it
@@ -230,11 +232,12 @@ def test_published_numbers_are_shown_next_to_results_and_marked_if_not_comparabl
         console.print(summary.make_published_table(name, table_lines(own_results, name)))
         return console.file.getvalue().splitlines()
 
-    [v1], [v2] = (
+    [qwen_audio_line], [qwen2_audio_line] = (
         [line for line in printed_lines(name, 200) if "test-clean" in line]
         for name in ("qwen_audio_table3", "qwen2_audio_table2")
     )
-    assert re.search(r"1\.8 +1\.6 +SpeechVerse 2\.1", v2) and "≠" not in v2 and re.search(r"1\.8 ≠ +2\.0", v1)
+    assert re.search(r"1\.8 +1\.6 +SpeechVerse 2\.1", qwen2_audio_line) and "≠" not in qwen2_audio_line
+    assert re.search(r"1\.8 ≠ +2\.0", qwen_audio_line)
     assert re.search("ours +Qwen2-Audio +others", "".join(printed_lines("qwen2_audio_table2", 200)))
     own_results[0] = replace(own_results[0], provenance="tts")
     assert any("1.8 †" in line for line in printed_lines("qwen2_audio_table2", 80))
@@ -263,7 +266,8 @@ def test_a_group_is_evaluated_and_shown_next_to_its_published_table(
     lines = {(row.benchmark, row.task, row.metric): row for row in rows}
     assert {key[1] for key in lines if key[0] == "librispeech"} == {"asr en test-clean", "asr en test-other"}
     assert lines["meld", "er test", "accuracy_raw"].n == 1
-    assert "max_new_tokens=3" in output and "min_new_tokens=1" in output  # set by the user and by the benchmark
+    assert "max_new_tokens=3" in output  # set by the user
+    assert "min_new_tokens=1" in output  # set by the benchmark
     assert lines["meld", "er test", "accuracy_raw"].signature.endswith("|max_new_tokens:3")
     assert (
         "qwen2_audio_table2: published and ours" in output and "qwen2_audio_transformers: published and ours" in output
@@ -285,8 +289,9 @@ def test_a_group_is_evaluated_and_shown_next_to_its_published_table(
         return answer(self, net, batch, *args, **kwargs)
 
     monkeypatch.setattr(NextToken, "answer", counting_answer)
-    speech = json.loads((run / "answers/librispeech.json").read_text())["parts"][0]["file"]
-    os.truncate(run / "answers" / speech, (run / "answers" / speech).stat().st_size - 9)  # as if killed while writing
+    answers_file = json.loads((run / "answers/librispeech.json").read_text())["parts"][0]["file"]
+    answers_path = run / "answers" / answers_file
+    os.truncate(answers_path, answers_path.stat().st_size - 9)  # as if killed while writing
     runner.evaluate(auris_config.resolve(auris_config.compose(options, "evaluate")))
     assert len(generated) == 1 and [(run / file).read_text() for file in files] == before
     monkeypatch.setattr(NextToken, "answer", None)

@@ -44,6 +44,7 @@ class Threads(Ranks):
 @pytest.mark.parametrize("world", [1, 2, 3, 5])
 @pytest.mark.parametrize("n_shares", [0, 1, 4, 6])
 def test_each_share_is_answered_once_and_results_are_in_order(world: int, n_shares: int):
+    """A share is a list of row numbers that one rank answers together."""
     shares = [[10 * number, 10 * number + 1] for number in range(n_shares)]
     table, barrier, answered = [None] * world, threading.Barrier(world), []
 
@@ -66,8 +67,8 @@ def entry_point(work: Callable[[Ranks], object]) -> Callable[[], None]:
     def entry() -> None:
         os.environ["RANK"] = os.environ.get("LOCAL_RANK", "0")
         try:
-            with join_ranks("cpu") as job:
-                work(job)
+            with join_ranks("cpu") as ranks:
+                work(ranks)
         except ValueError as error:
             print(f"error: {error}")
             sys.exit(1)
@@ -79,24 +80,24 @@ def test_an_error_on_any_rank_ends_all_ranks_and_is_reported_once(tmp_path: Path
     def run(name: str, work: Callable[[Ranks], object]) -> tuple[list, str]:
         return in_processes(entry_point(work), 2, tmp_path / name), read_logs(tmp_path / name).strip()
 
-    def second_fails(job: Ranks) -> None:
-        assert job.exchange(job.rank) == [0, 1]
-        if not job.is_first:
+    def second_fails(ranks: Ranks) -> None:
+        assert ranks.exchange(ranks.rank) == [0, 1]
+        if not ranks.is_first:
             raise ValueError("an unreadable file")
-        job.exchange(None)
+        ranks.exchange(None)
         raise AssertionError("the first rank continued")
 
-    def first_fails(job: Ranks) -> None:  # the other rank has finished
-        if job.is_first:
+    def first_fails(ranks: Ranks) -> None:  # the other rank finishes without an error
+        if ranks.is_first:
             raise ValueError("no judge")
 
-    def both_fail(job: Ranks) -> None:
+    def both_fail(ranks: Ranks) -> None:
         raise ValueError("no such checkpoint")
 
     assert run("second", second_fails) == ([0, 1], "error: an unreadable file")
     assert run("first", first_fails) == ([1, 0], "error: no judge")
     assert run("both", both_fail) == ([1, 0], "error: no such checkpoint")
-    assert run("none", lambda job: job.exchange(1)) == ([0, 0], "")
+    assert run("none", lambda ranks: ranks.exchange(1)) == ([0, 0], "")
 
 
 def test_each_process_uses_a_separate_gpu(monkeypatch: pytest.MonkeyPatch):
@@ -111,7 +112,7 @@ def test_each_process_uses_a_separate_gpu(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.fixture(scope="module")
-def trained(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained_run(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
@@ -123,29 +124,29 @@ def trained(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def rows(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write rows of every kind, including a long clip, a missing file and a truncated one."""
+    """Write rows of every kind, including a long clip, a missing file and a truncated file."""
     folder = tmp_path_factory.mktemp("rows")
-    embedded = [json.loads(line) for line in (corpus / "test.jsonl").read_text(encoding="utf-8").splitlines()]
-    records = [
-        {**row, "audio": str(corpus / row["audio"])} for row in embedded if row["task"] in ("asr", "sec", "s2tt")
+    corpus_rows = [json.loads(line) for line in (corpus / "test.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = [
+        {**row, "audio": str(corpus / row["audio"])} for row in corpus_rows if row["task"] in ("asr", "sec", "s2tt")
     ]
-    clips = [{"type": "audio", "audio": row["audio"]} for row in records[:6]]
+    clips = [{"type": "audio", "audio": row["audio"]} for row in rows[:6]]
     write_wave(folder / "long.wav", 40.0)
     write_wave(folder / "broken.wav", 1.0)
     os.truncate(folder / "broken.wav", 2000)  # shorter than its header says
     asr = {"task": "asr", "language": "en", "text": "the red fox"}
-    records += [{"id": "long", "audio": "long.wav", **asr}, {"id": "gone", "audio": "gone.wav", **asr}]
-    records += [{"id": "broken", "audio": "broken.wav", "duration": 1.0, **asr}]
+    rows += [{"id": "long", "audio": "long.wav", **asr}, {"id": "gone", "audio": "gone.wav", **asr}]
+    rows += [{"id": "broken", "audio": "broken.wav", "duration": 1.0, **asr}]
     for number, (clip, next_clip) in enumerate(itertools.pairwise(clips)):
         pair = {"audio": [clip["audio"], next_clip["audio"]], "task": "sv", "text": ("yes", "no")[number % 2]}
         user = [{"role": "user", "content": [clip, {"type": "text", "text": "what is it?"}]}]
         answer = {"role": "assistant", "content": f"it is {number}"}
-        records += [
+        rows += [
             {"id": f"v{number}", **pair},
             {"id": f"d{number}", "messages": [*user, answer], "key": str(number)},
         ]
-        records += [{"id": f"p{number}", "messages": user, "chosen": "a dog barks", "rejected": "no" * (number + 1)}]
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in records), encoding="utf-8")
+        rows += [{"id": f"p{number}", "messages": user, "chosen": "a dog barks", "rejected": "no" * (number + 1)}]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return folder / "rows.jsonl"
 
 
@@ -177,11 +178,11 @@ def read_outputs(run: Path) -> dict[str, bytes]:
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [["audio=all", "judge=rule"], SAMPLED], ids=["greedy", "sampled"])
 def test_any_number_of_processes_writes_the_same_files_as_one(
-    trained: Path, rows: Path, tmp_path: Path, options: list[str]
+    trained_run: Path, rows: Path, tmp_path: Path, options: list[str]
 ):
     outputs = {}
     for world in (1, 2, 3):
-        run = shutil.copytree(trained, tmp_path / f"{world}/{trained.name}")
+        run = shutil.copytree(trained_run, tmp_path / f"{world}/{trained_run.name}")
         arguments = evaluate_options(run, f"benchmark.test=[{rows}]", *options)
         assert in_processes(evaluation(*arguments), world, tmp_path / f"log{world}") == [0] * world, read_logs(tmp_path)
         outputs[world] = read_outputs(run)
@@ -209,18 +210,20 @@ def task_cache(outputs: dict[str, bytes]) -> str:
 
 
 @pytest.mark.slow
-def test_a_killed_evaluation_resumes_on_another_number_of_processes(trained: Path, rows: Path, tmp_path: Path):
-    complete, resumed = (shutil.copytree(trained, tmp_path / f"{name}/{trained.name}") for name in ("whole", "halves"))
+def test_a_killed_evaluation_resumes_on_another_number_of_processes(trained_run: Path, rows: Path, tmp_path: Path):
+    complete, resumed = (
+        shutil.copytree(trained_run, tmp_path / f"{name}/{trained_run.name}") for name in ("whole", "halves")
+    )
     options = [f"benchmark.test=[{rows}]", *SAMPLED]
     assert in_processes(evaluation(*evaluate_options(complete, *options)), 1, tmp_path / "one") == [0], read_logs(
         tmp_path / "one"
     )
-    jobs = start(evaluation(*evaluate_options(resumed, *options)), 3, tmp_path / "three")
-    while not list(resumed.glob("answers/task-*.jsonl")):  # some rows are answered
-        assert all(job.is_alive() for job in jobs), read_logs(tmp_path / "three")
-    for job in jobs:
-        job.kill()
-        job.join()
+    processes = start(evaluation(*evaluate_options(resumed, *options)), 3, tmp_path / "three")
+    while not list(resumed.glob("answers/task-*.jsonl")):  # wait until some rows are answered
+        assert all(process.is_alive() for process in processes), read_logs(tmp_path / "three")
+    for process in processes:
+        process.kill()
+        process.join()
     n_cached = len(next(resumed.glob("answers/task-*.jsonl")).read_text(encoding="utf-8").splitlines()) - 1
     assert 0 < n_cached < 20 and not (resumed / "predictions").exists()
     assert in_processes(evaluation(*evaluate_options(resumed, *options)), 2, tmp_path / "two") == [0, 0], read_logs(
@@ -228,21 +231,21 @@ def test_a_killed_evaluation_resumes_on_another_number_of_processes(trained: Pat
     )
     assert f"{n_cached} cached" in " ".join((tmp_path / "two/0.log").read_text().split())
     for name, content in read_outputs(complete).items():
-        if name.endswith(".jsonl") and name.startswith("answers"):  # in the order in which responses were computed
+        if name.endswith(".jsonl") and name.startswith("answers"):  # lines are in the order of computation
             assert sorted((resumed / name).read_bytes().splitlines()) == sorted(content.splitlines())
         else:
             assert (resumed / name).read_bytes() == content, name
 
 
 @pytest.mark.slow
-def test_torchrun_starts_an_evaluation(trained: Path, rows: Path, tmp_path: Path):
+def test_torchrun_starts_an_evaluation(trained_run: Path, rows: Path, tmp_path: Path):
     def torchrun(*options: str) -> subprocess.CompletedProcess:
         command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "auris", "evaluate"]
         return subprocess.run(
             [*command, *options], env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=240
         )
 
-    one, two = (shutil.copytree(trained, tmp_path / f"{name}/{trained.name}") for name in ("one", "two"))
+    one, two = (shutil.copytree(trained_run, tmp_path / f"{name}/{trained_run.name}") for name in ("one", "two"))
     options = [f"benchmark.test=[{rows}]", *SAMPLED]
     assert in_processes(evaluation(*evaluate_options(one, *options)), 1, tmp_path / "log") == [0], read_logs(
         tmp_path / "log"

@@ -25,14 +25,14 @@ def make_row(number: int, task: str, **labels: object) -> Row:
     return Row(f"q{number}", (), {"task": "chat", "mode": "audio_analysis", "text": "right", **fields, **labels})
 
 
-def judge_rows(path: Path, rows: list[Row], answer) -> tuple[dict, dict[str, str], str]:
+def judge_rows(path: Path, rows: list[Row], reply) -> tuple[dict, dict[str, str], str]:
     console = Console(file=StringIO(), width=200)
-    with mock_llm.serve(answer) as (url, _):
+    with mock_llm.serve(reply) as (url, _):
         endpoint = Endpoint(url=url, model="m", accept_empty=True, stand_in="a test's script", config_key="judge")
         judge = air_bench.AirBenchJudge(ReplyLog(path, endpoint, config_key="judge"), model="m", workers=2)
         responses = [Response(row, "an answer") for row in rows]
         predictions, unrated = judging.rate_responses(responses, judge, console)
-    lines = summarise(predictions, RUN, 20, 0, judge.signatures)
+    lines = summarise(predictions, RUN, samples=20, seed=0, signatures=judge.signatures)
     return {(line.task, line.metric): line for line in lines}, unrated, console.file.getvalue()
 
 

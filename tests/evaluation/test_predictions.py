@@ -38,6 +38,7 @@ RUN = {"study": "s", "arm": "a", "seed": 0, "benchmark": "bench"}
 
 
 def row(name: str, **labels: object) -> Row:
+    """Return a row of synthetic speech (provenance `tts`), unless the labels state another origin."""
     return Row(name, (Clip("x.wav", duration=2.0),), {"provenance": "tts", **labels})
 
 
@@ -46,7 +47,7 @@ def responses(answered: dict[str, tuple[Row, str]]) -> list[Response]:
 
 
 def results(answered: dict[str, tuple[Row, str]]) -> dict[tuple[str, str], ResultRow]:
-    lines = summarise(score_responses(responses(answered)), RUN, 50, 0, {})
+    lines = summarise(score_responses(responses(answered)), RUN, samples=50, seed=0, signatures={})
     return {(line.task, line.metric): line for line in lines}
 
 
@@ -68,7 +69,7 @@ def test_a_language_without_spaces_is_scored_by_characters_as_cer():
     assert lines["asr zh", "cer"].value == 1 / 3
 
 
-def test_an_answer_outside_the_classes_is_wrong_and_unparsed():
+def test_an_answer_outside_the_classes_counts_as_wrong_and_as_unparsed():
     lines = results(
         {
             "1": (row("1", task="sec", text="dog"), " Dog"),
@@ -93,7 +94,7 @@ def test_slots_and_intent_are_scored_separately():
     assert lines["sf", "intent_accuracy"].value == 1.0
 
 
-def test_a_line_lists_all_provenances_of_its_rows():
+def test_a_result_line_lists_the_provenance_of_all_its_rows():
     mixed = {
         "1": (row("1", task="sec", text="dog"), "dog"),
         "2": (row("2", task="sec", text="dog", provenance="real"), "dog"),
@@ -146,11 +147,11 @@ def test_the_points_of_a_judge_become_a_result_line():
     answered = {"q0": (rows["q0"], "cat"), "q1": (rows["q1"], "a dog"), "q2": (rows["q2"], "")}
     predictions, unrated = rate_responses(responses(answered), judge, Console(quiet=True))
     assert unrated == {"q2": "no points"}
-    [line] = summarise(predictions, RUN, 10, 0, {"judged": judge.signature})
+    [line] = summarise(predictions, RUN, samples=10, seed=0, signatures={"judged": judge.signature})
     assert (line.metric, line.value, line.n, line.signature) == ("judged", 4.0, 2, "judged|by length")
 
 
-def test_a_dialogue_s_skill_and_mode_each_have_a_line():
+def test_the_skill_and_the_mode_of_a_dialogue_each_have_a_result_line():
     common = {"task": "chat", "messages": [], "key": "dog"}
     rows = [
         row("1", mode="audio_analysis", text="It is a dog.", skill="sec", **common),
@@ -202,16 +203,16 @@ def test_a_table_fits_into_eighty_columns():
     rows[0] = replace(rows[0], units="24 speakers")
     rows[3] = replace(rows[3], provenance="real")
 
-    def printed(results: list[ResultRow]) -> str:
+    def printed(result_rows: list[ResultRow]) -> str:
         console = Console(file=StringIO(), width=80)
-        print_results(console, "b@silence", results, {}, [])
+        print_results(console, "b@silence", result_rows, {}, [])
         return console.file.getvalue()
 
     table, _, footer = printed(rows).partition("audio:")
     assert max(map(len, table.splitlines())) <= 80 and "…" not in table
     assert "112.5 [100.0, 125.0]" in table and "1200/24" in table and table.count("mna") == 1
     assert "tts of dialect_asr Caribbean English, mna; real of srwt zh" in footer and "after the slash" in footer
-    # Drops (scores lost without the own audio) replace the column of the MDD (minimum detectable difference).
+    # Drops (what is lost without the row's own audio) replace the column of the MDD (minimum detectable difference).
     drops = [replace(row, split="drop", p=p) for row, p in zip(rows, (0.001, 0.9), strict=False)]
     table, _, footer = printed([*rows, *drops]).partition("audio:")
     assert (
@@ -236,10 +237,10 @@ def test_captions_are_scored_against_all_their_references():
     assert 2.5 < results(answered)["aac", "cider"].value < 5, "the answer equals one of the references"
 
 
-@pytest.mark.parametrize("stage", ["audio", "chat"])
-def test_a_model_can_be_prompted_in_another_style(stage):
+@pytest.mark.parametrize("view", ["audio", "chat"])
+def test_a_model_can_be_prompted_in_another_style(view):
     net, style = nets.build(vocab=tokenizer().size), {"_target_": "auris.text.prompts.TagPrompt"}
-    config = {"data": {"view": stage, "augment": None}, "seed": 0, "prompt": style}
+    config = {"data": {"view": view, "augment": None}, "seed": 0, "prompt": style}
     model = SimpleNamespace(net=net, tokenizer=tokenizer(), config=config, prompt=TagPrompt(), dialogue=None)
     natural = {"_target_": "auris.text.prompts.NaturalPrompt", "wordings": "unseen"}
     assert isinstance(build_samples(model, "task", "error").prompt, TagPrompt)
@@ -250,6 +251,7 @@ def test_a_model_can_be_prompted_in_another_style(stage):
 
 
 def test_results_with_a_changed_prompt_are_marked_and_not_comparable():
+    """The key `v2` stands for the published settings of Qwen2-Audio."""
     with_settings = Benchmark(prompt={"v2": "What?"}, generation={"v2": {"max_new_tokens": 256}})
     unset = dict.fromkeys(("max_new_tokens", "top_k")) | {"do_sample": False}
 

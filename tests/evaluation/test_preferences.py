@@ -208,7 +208,7 @@ TEXTS = ["cat", "a", "mat", "..."]
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write an untrained dialogue model and the dialogues to which it responds."""
     folder = tmp_path_factory.mktemp("sampling")
     vocabulary = Tokenizer(vocabularies.qwen2_audio())  # has few control tokens, so a random model generates text
@@ -226,14 +226,14 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for n, text in enumerate(TEXTS)
     ]
     hello = {"role": "user", "content": "hello"}
-    turns = [
+    messages = [
         hello,
         {"role": "assistant", "content": "hi"},
         *audio_question("a.wav"),
         {"role": "assistant", "content": "a dog"},
     ]
     rows += [
-        {"id": "turns", "messages": turns, "key": "dog"},
+        {"id": "turns", "messages": messages, "key": "dog"},
         {"id": "absent", "messages": [*audio_question("b.wav"), {"role": "assistant", "content": "no"}]},
         {"id": "asr", "audio": "a.wav", "task": "asr", "language": "en", "text": "a"},
         {"id": "plain", "task": "text", "text": "a b c"},
@@ -242,14 +242,21 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def sample_pairs(command: Callable[..., Any], model: Path, out: str, *arguments: str) -> list[dict[str, Any]]:
-    base = [f"checkpoint={model}/run", f"data.test=[{model}/rows/dialogues.jsonl]", f"out={out}", "metric=wer"]
+def sample_pairs(command: Callable[..., Any], model_folder: Path, out: str, *arguments: str) -> list[dict[str, Any]]:
+    base = [
+        f"checkpoint={model_folder}/run",
+        f"data.test=[{model_folder}/rows/dialogues.jsonl]",
+        f"out={out}",
+        "metric=wer",
+    ]
     assert command(*base, "generation.max_new_tokens=16", *arguments) == 0
     return read_lines(Path(out))
 
 
-def test_responses_of_a_model_become_pairs(command: Callable[..., Any], model: Path, capsys: pytest.CaptureFixture):
-    rows = sample_pairs(command, model, "pairs.jsonl", "n_samples=5")
+def test_responses_of_a_model_become_pairs(
+    command: Callable[..., Any], model_folder: Path, capsys: pytest.CaptureFixture
+):
+    rows = sample_pairs(command, model_folder, "pairs.jsonl", "n_samples=5")
     output = capsys.readouterr().out
     report = json.loads(Path("pairs.statistics.json").read_text())
     assert report["rows"] == 8 and report["pairs"] == len(rows) >= 3
@@ -278,23 +285,25 @@ def test_responses_of_a_model_become_pairs(command: Callable[..., Any], model: P
         assert all(clip.path.is_file() for clip in row.clips)
 
 
-def test_sampling_is_reproducible_and_does_not_depend_on_batching(command: Callable[..., Any], model: Path):
-    pairs = sample_pairs(command, model, "once.jsonl")
-    assert pairs == sample_pairs(command, model, "repeated.jsonl", "token_budget=90")
-    assert pairs != sample_pairs(command, model, "other.jsonl", "seed=1")
+def test_sampling_is_reproducible_and_does_not_depend_on_batching(command: Callable[..., Any], model_folder: Path):
+    pairs = sample_pairs(command, model_folder, "once.jsonl")
+    assert pairs == sample_pairs(command, model_folder, "repeated.jsonl", "token_budget=90")
+    assert pairs != sample_pairs(command, model_folder, "other.jsonl", "seed=1")
 
 
-def test_a_margin_reduces_the_number_of_pairs(command: Callable[..., Any], model: Path, capsys: pytest.CaptureFixture):
-    all_pairs = sample_pairs(command, model, "all.jsonl")
+def test_a_margin_reduces_the_number_of_pairs(
+    command: Callable[..., Any], model_folder: Path, capsys: pytest.CaptureFixture
+):
+    all_pairs = sample_pairs(command, model_folder, "all.jsonl")
     gaps = sorted(row["scores"][1] - row["scores"][0] for row in all_pairs)
     assert gaps[0] < gaps[-1]
-    remaining = sample_pairs(command, model, "some.jsonl", f"margin={(gaps[0] + gaps[-1]) / 2}")
+    remaining = sample_pairs(command, model_folder, "some.jsonl", f"margin={(gaps[0] + gaps[-1]) / 2}")
     assert 0 < len(remaining) < len(all_pairs) and all(row in all_pairs for row in remaining)
     report = json.loads(Path("some.statistics.json").read_text())
     assert report["without_pair"][CLOSE] == len(all_pairs) - len(remaining)
     base = [
-        f"checkpoint={model}/run",
-        f"data.test=[{model}/rows/dialogues.jsonl]",
+        f"checkpoint={model_folder}/run",
+        f"data.test=[{model_folder}/rows/dialogues.jsonl]",
         "out=none.jsonl",
         "metric=accuracy",
     ]
@@ -303,9 +312,9 @@ def test_a_margin_reduces_the_number_of_pairs(command: Callable[..., Any], model
     assert "there is no pair to write" in err and TIE in out and not Path("none.jsonl").exists()
 
 
-def test_a_judge_can_rank_the_responses(command: Callable[..., Any], model: Path):
+def test_a_judge_can_rank_the_responses(command: Callable[..., Any], model_folder: Path):
     """The rows and the statistics name the judge, which is a rule here."""
-    rows = sample_pairs(command, model, "judged.jsonl", "metric=judged", "judge=rule", "n_samples=6")
+    rows = sample_pairs(command, model_folder, "judged.jsonl", "metric=judged", "judge=rule", "n_samples=6")
     assert rows
     for row in rows:
         better, worse = row["scores"]
@@ -336,11 +345,11 @@ def test_a_judge_can_rank_the_responses(command: Callable[..., Any], model: Path
     ],
 )
 def test_invalid_settings_are_rejected(
-    command: Callable[..., int], model: Path, arguments: list[str], reason: str, capsys
+    command: Callable[..., int], model_folder: Path, arguments: list[str], reason: str, capsys
 ):
     if "generation.do_sample=false" in arguments:  # greedy decoding allows no sampling options
         arguments = [*arguments, "generation.temperature=null", "generation.top_k=null", "generation.top_p=null"]
-    assert command("out=pairs.jsonl", *(argument.replace("RUN", f"{model}/run") for argument in arguments)) != 0
+    assert command("out=pairs.jsonl", *(argument.replace("RUN", f"{model_folder}/run") for argument in arguments)) != 0
     output = capsys.readouterr().err
     assert output.startswith("error: ") and reason in output
     assert not list(Path().glob("pairs*"))
@@ -353,7 +362,7 @@ def test_an_existing_file_is_not_overwritten(
     assert f"out={annotated_file}: the file exists" in capsys.readouterr().err
 
 
-def test_the_default_is_to_sample_from_the_unmodified_distribution(model: Path):
+def test_the_default_is_to_sample_from_the_unmodified_distribution(model_folder: Path):
     """Pairs should cover everything the model may generate, not only its most likely responses."""
     run_config = config.resolve(config.compose(["out=x"], "prefer"))["generation"]
     assert (run_config["do_sample"], run_config["temperature"], run_config["top_k"], run_config["top_p"]) == (

@@ -73,7 +73,7 @@ def test_an_empty_text_is_refused():
         token_frames(scores([0, 1]), [], BLANK)
 
 
-def test_dividing_by_priors_widens_tokens_beyond_their_spikes():
+def test_dividing_by_priors_extends_the_times_of_tokens_beyond_their_spikes():
     """Each token has a raised probability for five frames, but exceeds the blank in only one of them."""
     spiky = torch.full((12, BLANK + 1), 1e-4)
     spiky[:, BLANK] = 1.0
@@ -170,14 +170,14 @@ def test_the_command_writes_word_times_and_lists_unusable_rows(
 def test_a_model_that_cannot_align_is_refused(run: Path, rows: Path, tmp_path: Path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
 
-    def fail(*arguments: str) -> str:
+    def run_and_fail(*arguments: str) -> str:
         options = {"checkpoint": run, "data.test": f"[{rows}]", "out": "timed.jsonl"}
         options |= dict(argument.split("=", 1) for argument in arguments)
         assert cli.main(["align", *(f"{key}={value}" for key, value in options.items())]) == 1
         return capsys.readouterr().err
 
     published.run(tmp_path / "answers", "experiment=qwen2_audio_pretrain")
-    assert "expected a run of experiment=encoder_ctc" in fail(f"checkpoint={tmp_path}/answers")
-    assert "prior_scale=-1: expected 0 or more" in fail("prior_scale=-1")
-    assert "data.test=[]: expected" in fail("data.test=[]")
-    assert "already exists" in fail(f"out={rows}")
+    assert "expected a run of experiment=encoder_ctc" in run_and_fail(f"checkpoint={tmp_path}/answers")
+    assert "prior_scale=-1: expected 0 or more" in run_and_fail("prior_scale=-1")
+    assert "data.test=[]: expected" in run_and_fail("data.test=[]")
+    assert "already exists" in run_and_fail(f"out={rows}")

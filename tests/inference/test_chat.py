@@ -1,4 +1,4 @@
-"""Chat in the terminal and batch answers: same responses as `AudioModel.chat`, and errors that end nothing else."""
+"""Chat in the terminal and batch answers: responses equal those of `AudioModel.chat`, and errors end neither."""
 
 from __future__ import annotations
 
@@ -195,17 +195,17 @@ def test_every_conversation_can_be_saved_as_a_row(model: AudioModel, tmp_path: P
 
 def test_a_character_is_shown_once_its_last_token_has_arrived():
     ids = tokenizer().encode_plain("a猫は寝る 🎵!")
-    text = StreamingDecoder(tokenizer().decode)
-    pieces = [text.add(token) for token in ids]
-    assert "".join(pieces) == "a猫は寝る 🎵!" and text.finish() == ""
+    decoder = StreamingDecoder(tokenizer().decode)
+    pieces = [decoder.add(token) for token in ids]
+    assert "".join(pieces) == "a猫は寝る 🎵!" and decoder.finish() == ""
     assert len([piece for piece in pieces if piece]) > 3
 
 
 def test_incomplete_characters_are_shown_at_the_end():
     *ids, _ = tokenizer().encode_plain("a🎵")
-    text = StreamingDecoder(tokenizer().decode)
-    assert "".join(text.add(token) for token in ids) == "a"
-    assert "a" + text.finish() == tokenizer().decode(ids) == "a\ufffd"
+    decoder = StreamingDecoder(tokenizer().decode)
+    assert "".join(decoder.add(token) for token in ids) == "a"
+    assert "a" + decoder.finish() == tokenizer().decode(ids) == "a\ufffd"
 
 
 # --- a file of dialogues ---
@@ -276,7 +276,7 @@ def test_a_system_message_is_added_only_to_dialogues_without_one(model: AudioMod
     assert [row["answer"] for row in read_answers(tmp_path / "out.jsonl")] == expected and len(set(expected)) == 2
 
 
-def test_rows_are_checked_as_in_training_with_the_same_messages(model: AudioModel, tmp_path: Path):
+def test_rows_are_checked_as_in_training_and_the_problems_have_the_same_wording(model: AudioModel, tmp_path: Path):
     empty, hello = {"role": "assistant", "content": " "}, user("hello")
     clip = {"type": "audio", "audio": "here.wav"}
     dialogues = [
@@ -343,7 +343,7 @@ def test_an_existing_output_or_a_missing_input_is_refused(model: AudioModel, dia
 
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path) -> Callable[..., Any]:
-    """Call the command in an empty folder with piped lines. Return exit code, standard output and standard error."""
+    """Return a function that calls the command in an empty folder and returns exit code, stdout and stderr."""
     monkeypatch.chdir(tmp_path)
 
     def call(*arguments: str, lines: str = "") -> tuple[Any, str, str]:

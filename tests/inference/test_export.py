@@ -1,4 +1,4 @@
-"""Exports: transformers computes the same results, and an exported import is identical to the original."""
+"""Exports: transformers computes the same results, and exporting a published model restores its files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from support import published, vocabularies
 from support.manifests import tokenizer, write_manifest, write_wave
 
 PROMPT = "Detect the language and recognize the speech: <|en|>"
-MARKS = "<|audio_bos|><|AUDIO|><|audio_eos|>"
+CLIP_TOKENS = "<|audio_bos|><|AUDIO|><|audio_eos|>"
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,12 @@ def assert_transformers_computes_the_same(path: Path, model: AudioModel, files: 
     processor = AutoProcessor.from_pretrained(path)
     processor.tokenizer.padding_side = "left"
     waves = [audio.read(file) for file in files]
-    processor_inputs = {"text": [MARKS + PROMPT] * len(files), "audio": waves, "sampling_rate": 16_000, "padding": True}
+    processor_inputs = {
+        "text": [CLIP_TOKENS + PROMPT] * len(files),
+        "audio": waves,
+        "sampling_rate": 16_000,
+        "padding": True,
+    }
     inputs = processor(**processor_inputs, return_tensors="pt")
     valid = inputs["attention_mask"].bool()
     pack = model.pack([model.prompt.raw(PROMPT, 1)] * len(files), [[file] for file in files])
@@ -67,7 +72,7 @@ def assert_transformers_computes_the_same(path: Path, model: AudioModel, files: 
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_exporting_an_imported_model_restores_its_files(tmp_path: Path, dtype: torch.dtype, offline: None):
+def test_exporting_a_published_model_restores_its_files(tmp_path: Path, dtype: torch.dtype, offline: None):
     published.qwen2_audio(tmp_path / "model", dtype=dtype, shard="300KB")
     assert export(tmp_path / "model", tmp_path / "out", shard_bytes=200_000) == ("qwen2_audio", [])
     assert len(list((tmp_path / "out").glob("model-*-of-*.safetensors"))) > 2
@@ -85,7 +90,9 @@ def test_exporting_an_imported_model_restores_its_files(tmp_path: Path, dtype: t
 
 
 @pytest.mark.parametrize("vocabulary", [tokenizer, lambda: Tokenizer(vocabularies.qwen2_audio())])
-def test_transformers_loads_an_exported_import(tmp_path: Path, files: list[Path], vocabulary, offline: None):
+def test_transformers_loads_a_published_model_that_auris_exported_again(
+    tmp_path: Path, files: list[Path], vocabulary, offline: None
+):
     published.qwen2_audio(tmp_path / "model", vocabulary=vocabulary())
     export(tmp_path / "model", tmp_path / "out")
     assert_transformers_computes_the_same(tmp_path / "out", auris.load(tmp_path / "model"), files)
@@ -246,7 +253,7 @@ def test_qwen_audio_survives_a_round_trip_through_the_auris_format(tmp_path: Pat
     assert answers[0] == answers[1] == answers[2]
 
 
-def test_the_model_card_lists_config_data_and_results(tmp_path: Path):
+def test_the_model_card_lists_the_config_the_data_and_the_results(tmp_path: Path):
     write_wave(tmp_path / "a.wav", 1.8)
     row = {"audio": "a.wav", "duration": 1.8, "task": "asr", "language": "en", "text": "the cat"}
     provenances = [{"provenance": "tts", "licence": "CC0"}, {"provenance": "tts"}, {"provenance": "real"}, {}]
@@ -271,7 +278,7 @@ def test_the_model_card_lists_config_data_and_results(tmp_path: Path):
     )
 
 
-def test_a_run_without_an_evaluation_says_so(tmp_path: Path):
+def test_the_model_card_of_a_run_without_an_evaluation_says_so(tmp_path: Path):
     published.run(tmp_path / "run")
     export(tmp_path / "run", tmp_path / "out")
     assert "Not evaluated." in (tmp_path / "out/README.md").read_text()

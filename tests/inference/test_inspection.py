@@ -42,6 +42,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def subject(folder: Path) -> inspection.Subject:
+    """Return the model of a run, with its rows and the run that aligns words."""
     return inspection.load(folder / "runs/s/a/seed_0")
 
 
@@ -55,7 +56,7 @@ def build_batch(model: AudioModel, row: Row) -> dict:
 
 @pytest.fixture(scope="module", params=["qwen2_audio", "qwen_audio"])
 def model(request, tmp_path_factory: pytest.TempPathFactory) -> AudioModel:
-    """Return a model with grouped queries, and a v1 model that scales queries of rows beyond its training length."""
+    """Return a model with grouped queries, and one that scales the queries of rows beyond its training length."""
     path = tmp_path_factory.mktemp("published") / request.param
     if request.param == "qwen2_audio":
         published.qwen2_audio(path)
@@ -67,7 +68,7 @@ def model(request, tmp_path_factory: pytest.TempPathFactory) -> AudioModel:
 @torch.no_grad()
 def test_traced_attention_reproduces_the_output_of_the_attention_layers(model: AudioModel, subject: inspection.Subject):
     batch = build_batch(model, subject.rows[0])
-    n = len(batch["ids"])
+    n_tokens = len(batch["ids"])
     values_and_outputs: list[tuple[Tensor, Tensor]] = []
 
     def record(module, arguments, keyword_arguments, out):
@@ -81,33 +82,35 @@ def test_traced_attention_reproduces_the_output_of_the_attention_layers(model: A
     before = model.net.hidden_states(batch)
     for hook in hooks:
         hook.remove()
-    weights = inspection.attention_weights(model.net, batch, torch.arange(n))
-    assert weights.shape == (len(layers), model.net.llm.config.num_attention_heads, n, n)
+    weights = inspection.attention_weights(model.net, batch, torch.arange(n_tokens))
+    assert weights.shape == (len(layers), model.net.llm.config.num_attention_heads, n_tokens, n_tokens)
     torch.testing.assert_close(weights.sum(-1), torch.ones_like(weights[..., 0]))
     assert not weights.triu(1).any()
     for layer, (value, out), layer_weights in zip(layers, values_and_outputs, weights, strict=True):
         value = value.repeat_interleave(len(layer_weights) // len(value), dim=0)
         recomputed = layer.o_proj(rearrange(layer_weights @ value, "h t d -> t (h d)"))
         torch.testing.assert_close(recomputed, out, atol=1e-5, rtol=1e-5)
-    positions = torch.tensor([3, n - 1])
+    positions = torch.tensor([3, n_tokens - 1])
     torch.testing.assert_close(inspection.attention_weights(model.net, batch, positions), weights[:, :, positions])
     assert model.net.llm.config._attn_implementation == "packed"
     assert torch.equal(model.net.hidden_states(batch), before)
 
 
-def test_a_trace_has_features_pooled_frames_attention_and_the_answer(model: AudioModel, subject: inspection.Subject):
+def test_a_trace_has_the_features_the_pooled_frames_the_attention_and_the_answer(
+    model: AudioModel, subject: inspection.Subject
+):
     trace = inspection.trace_row(model, subject.rows[0])
     config = model.net.llm.config
-    frames = round(trace.seconds * 100)
-    assert trace.mel.shape == (model.net.geometry.n_mels, frames) and trace.seconds == 2.5
-    assert trace.frames.shape == (frames // 2, model.net.encoder.width)
-    assert trace.pooled.shape == (frames // 4, model.net.encoder.width) and trace.token_seconds == 0.04
+    n_frames = round(trace.seconds * 100)
+    assert trace.mel.shape == (model.net.geometry.n_mels, n_frames) and trace.seconds == 2.5
+    assert trace.frames.shape == (n_frames // 2, model.net.encoder.width)
+    assert trace.pooled.shape == (n_frames // 4, model.net.encoder.width) and trace.token_seconds == 0.04
     np.testing.assert_allclose(
-        trace.pooled, trace.frames[: frames // 4 * 2].reshape(-1, 2, trace.frames.shape[1]).mean(1), atol=1e-5
+        trace.pooled, trace.frames[: n_frames // 4 * 2].reshape(-1, 2, trace.frames.shape[1]).mean(1), atol=1e-5
     )
-    n = len(trace.tokens)
-    assert trace.attention.shape == (config.num_hidden_layers, config.num_attention_heads, n, frames // 4)
-    assert n >= 1 and (trace.attention.sum(-1) > 0).all() and (trace.attention.sum(-1) < 1).all()
+    n_tokens = len(trace.tokens)
+    assert trace.attention.shape == (config.num_hidden_layers, config.num_attention_heads, n_tokens, n_frames // 4)
+    assert n_tokens >= 1 and (trace.attention.sum(-1) > 0).all() and (trace.attention.sum(-1) < 1).all()
     assert "".join(trace.tokens) == trace.answer
     assert model.net.llm.config._attn_implementation == "packed"  # tracing restores the attention implementation
 
@@ -148,7 +151,7 @@ def test_the_newest_run_that_responds_to_prompts_is_loaded_with_rows_and_aligner
         inspection.load(runs=folder / "runs")
     for arm in ("a", "ctc"):  # the newer run does not respond to prompts
         (folder / f"runs/s/{arm}/seed_0/finished.json").write_text("{}")
-    subject = inspection.load(runs=folder / "runs")  # paths of the run are relative to its working directory
+    subject = inspection.load(runs=folder / "runs")  # its config has paths relative to the directory where it started
     assert subject.model.config["run_dir"] == "runs/s/a/seed_0"
     assert len(subject.rows) == 6 and subject.aligner == folder / "runs/s/ctc/seed_0"
     with pytest.raises(ValueError, match="does not respond to prompts"):
@@ -164,12 +167,12 @@ def test_the_probe_measures_how_much_variance_pooling_keeps():
     pairs = [torch.randn(60, 8).repeat_interleave(2, dim=0) for _ in range(40)]
     noise = [torch.randn(120, 8) for _ in range(40)]
 
-    def share(clips: list[Tensor], k: int) -> tuple[float, float, float]:
+    def kept_variance(clips: list[Tensor], k: int) -> tuple[float, float, float]:
         return explained_variance(pooling.Mean(k=k, width=8), clips, k, 0)
 
-    assert share(pairs, 2)[0] == pytest.approx(1, abs=1e-3)
-    assert share(pairs, 4)[0] == pytest.approx(0.5, abs=0.03)
-    point, low, high = share(noise, 2)
+    assert kept_variance(pairs, 2)[0] == pytest.approx(1, abs=1e-3)
+    assert kept_variance(pairs, 4)[0] == pytest.approx(0.5, abs=0.03)
+    point, low, high = kept_variance(noise, 2)
     assert point == pytest.approx(0.5, abs=0.03) and low < point < high
 
 

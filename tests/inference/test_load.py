@@ -26,7 +26,7 @@ from support.manifests import tokenizer, write_wave
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = [1.3, 0.777, 2.0]
 PROMPT = "Generate the caption in English:"
-MARKS = "<|audio_bos|><|AUDIO|><|audio_eos|>"
+CLIP_TOKENS = "<|audio_bos|><|AUDIO|><|audio_eos|>"
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +53,8 @@ def model(model_dir: Path) -> AudioModel:
 
 
 @pytest.fixture(scope="module")
-def v1(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the directory of a model of the first version, Qwen-Audio."""
+def qwen_audio_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the directory of a tiny model with the files of Qwen-Audio."""
     path = tmp_path_factory.mktemp("qwen_audio") / "model"
     published.qwen_audio(path)
     return path
@@ -89,13 +89,13 @@ def test_importing_auris_does_not_import_torch():
 @torch.no_grad()
 def test_logits_equal_those_of_transformers(model: AudioModel, reference, model_dir: Path, files: list[Path]):
     for file in files:
-        expected = reference(**inputs_of(model_dir, [MARKS + PROMPT], [file])).logits[0]
+        expected = reference(**inputs_of(model_dir, [CLIP_TOKENS + PROMPT], [file])).logits[0]
         pack = model.pack([model.prompt.raw(PROMPT, 1)], [[file]])
         torch.testing.assert_close(model.net.logits(pack), expected, atol=1e-5, rtol=0)
 
 
 def test_greedy_answers_equal_those_of_transformers(model: AudioModel, reference, model_dir: Path, files: list[Path]):
-    expected = new_ids(reference, inputs_of(model_dir, [MARKS + PROMPT] * 3, files), do_sample=False)
+    expected = new_ids(reference, inputs_of(model_dir, [CLIP_TOKENS + PROMPT] * 3, files), do_sample=False)
     assert len({tuple(row) for row in expected}) > 1
     answers = model.generate(audio=files, prompt=PROMPT, max_new_tokens=12)
     assert answers == [model.tokenizer.decode(row) for row in expected]
@@ -104,7 +104,7 @@ def test_greedy_answers_equal_those_of_transformers(model: AudioModel, reference
     assert list(streamed.values()) == expected
 
 
-def test_a_chat_equals_that_of_transformers(model: AudioModel, reference, model_dir: Path, files: list[Path]):
+def test_a_chat_response_equals_that_of_transformers(model: AudioModel, reference, model_dir: Path, files: list[Path]):
     messages = [
         {"role": "user", "content": [{"type": "audio", "audio": str(files[0])}]},
         {"role": "assistant", "content": "the cat"},
@@ -146,7 +146,7 @@ def test_invalid_prompts_are_refused(model: AudioModel, files: list[Path]):
     with pytest.raises(ValueError, match=r"shape \(2, 100\)"):
         model.generate(audio=np.zeros((2, 100)), prompt=PROMPT)
     with pytest.raises(ValueError, match=r"audio placeholders in the prompt: \d, clips of the row: 0"):
-        model.generate(audio=None, prompt=MARKS)
+        model.generate(audio=None, prompt=CLIP_TOKENS)
     with pytest.raises(ValueError, match="beams"):
         model.generate(audio=files[0], prompt=PROMPT, beams=4)
 
@@ -230,15 +230,19 @@ def test_weights_keep_their_stored_dtype_unless_another_is_requested(tmp_path: P
     assert isinstance(answer, str)
 
 
-def test_qwen_audio_is_loaded_with_its_vocabulary(v1: Path, files: list[Path]):
-    model = auris.load(v1)
+def test_qwen_audio_is_loaded_with_its_vocabulary(qwen_audio_dir: Path, files: list[Path]):
+    model = auris.load(qwen_audio_dir)
     # Qwen-Audio pads a clip with zeros, and learned vectors replace the begin and end token of each clip.
     assert model.net.geometry == audio.Geometry(n_mels=16, pool=2, clip_end="zero", boundary=True)
-    vocabulary = Tokenizer.load(v1)
+    vocabulary = Tokenizer.load(qwen_audio_dir)
     prompt = "<|startoftranscript|><|en|><|transcribe|><|en|><|notimestamps|><|wo_itn|>"
     ids = model.pack([model.prompt.raw(prompt, 1)], [[files[0]]])["ids"].tolist()
-    n = (130 - 1) // 2 + 1  # 1.3 s
-    span = [vocabulary.id("<audio>"), *[vocabulary.id("[[[AUDIO:modality]]]")] * (n // 2), vocabulary.id("</audio>")]
+    n_encoder_frames = (130 - 1) // 2 + 1  # of 1.3 s
+    span = [
+        vocabulary.id("<audio>"),
+        *[vocabulary.id("[[[AUDIO:modality]]]")] * (n_encoder_frames // 2),
+        vocabulary.id("</audio>"),
+    ]
     tags = prompt.replace("><", "> <").split()
     assert ids == span + [vocabulary.id(tag) for tag in tags]
     assert isinstance(model.generate(files[0], prompt, max_new_tokens=3), str)
@@ -246,16 +250,16 @@ def test_qwen_audio_is_loaded_with_its_vocabulary(v1: Path, files: list[Path]):
     assert isinstance(model.chat([{"role": "user", "content": "hello"}], max_new_tokens=3), str)
 
 
-def test_qwen_audio_drops_messages_beyond_its_history_window(v1: Path, tmp_path: Path):
+def test_qwen_audio_drops_messages_beyond_its_history_window(qwen_audio_dir: Path, tmp_path: Path):
     history = [{"role": role, "content": f"{role} " * 20} for role in ("user", "assistant") * 2]
     question = {"role": "user", "content": "and now?"}
-    copy = link_files(v1, tmp_path / "copy")
+    copy = link_files(qwen_audio_dir, tmp_path / "copy")
 
     def ask(window: int, *messages: dict) -> str:
         published.write_json(copy / "generation_config.json", {"chat_format": "chatml", "max_window_size": window})
         return auris.load(copy).chat(messages, max_new_tokens=12, keep_control_tokens=True)
 
-    assert ask(6144, *history, question) == auris.load(v1).chat(
+    assert ask(6144, *history, question) == auris.load(qwen_audio_dir).chat(
         [*history, question], max_new_tokens=12, keep_control_tokens=True
     )
     answer = ask(60, *history, question)
@@ -263,7 +267,7 @@ def test_qwen_audio_drops_messages_beyond_its_history_window(v1: Path, tmp_path:
 
 
 def test_greedy_ids_of_the_golden_model_equal_those_of_the_released_code(shared_data: Path, tmp_path: Path):
-    """Load the golden v1 model as a user does, and prompt it with audio and text."""
+    """Load the golden model of Qwen-Audio as a user does, and prompt it with audio and text."""
     golden = shared_data / "golden/qwen_audio_v1"
     published.golden_qwen_audio(golden, tmp_path / "v1")
     model = auris.load(tmp_path / "v1")
@@ -318,15 +322,15 @@ def test_a_tokenizer_without_an_audio_token_is_refused(model_dir: Path, tmp_path
         auris.load(copy)
 
 
-def test_a_config_that_contradicts_the_tokenizer_is_refused(model_dir: Path, v1: Path, tmp_path: Path):
+def test_a_config_that_contradicts_the_tokenizer_is_refused(model_dir: Path, qwen_audio_dir: Path, tmp_path: Path):
     copy = link_files(model_dir, tmp_path / "two", without=("config.json",))
     published.write_json(
         copy / "config.json", json.loads((model_dir / "config.json").read_text()) | {"audio_token_index": 7}
     )
     with pytest.raises(ValueError, match=r"config.json says audio_token_index=7, but <\|AUDIO\|> is \d+"):
         auris.load(copy)
-    copy = link_files(v1, tmp_path / "one", without=("config.json",))
-    config = json.loads((v1 / "config.json").read_text())
+    copy = link_files(qwen_audio_dir, tmp_path / "one", without=("config.json",))
+    config = json.loads((qwen_audio_dir / "config.json").read_text())
     config["audio"]["audio_start_id"] = 9
     published.write_json(copy / "config.json", config)
     with pytest.raises(ValueError, match=r"config.json says audio.audio_start_id=9, but <audio> is \d+"):
@@ -368,7 +372,7 @@ def test_a_long_clip_is_transcribed_in_windows_and_joined(model: AudioModel, tmp
     assert model.transcribe([tmp_path / "long.wav", short_wave], "en", max_new_tokens=4) == ["a b c d", "x"]
     assert [len(clip) for [clip], _ in calls] == [480_000, 480_000, 16_000]
     text = "".join(turn.text for turn in calls[0][1])
-    assert text == MARKS + "Detect the language and recognize the speech: <|en|>"
+    assert text == CLIP_TOKENS + "Detect the language and recognize the speech: <|en|>"
 
 
 def test_transcribing_a_short_clip_equals_answering_the_transcription_prompt(model: AudioModel, files: list[Path]):

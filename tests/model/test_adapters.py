@@ -1,4 +1,4 @@
-"""Adapters (LoRA and rows of new tokens): no effect when attached, only they are trained, and merging is exact."""
+"""Adapters (LoRA and rows of new tokens): without effect when attached, trained alone, and merged exactly."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from support import nets, packs
 
 pytestmark = pytest.mark.usefixtures("float64")
 
-NEW = [9, 40, 11, 95]  # token ids in the vocabulary of `packs`, not sorted
+NEW_IDS = [9, 40, 11, 95]  # token ids in the vocabulary of `packs`, not sorted
 LORA_SETTINGS = {"rank": 3, "alpha": 6, "targets": ["q_proj", "v_proj", "down_proj"]}
 
 
@@ -36,7 +36,7 @@ def batch(net: AudioLM) -> dict:
 
 
 def attach(net: AudioLM, *names: str) -> None:
-    adapters.attach(net, names, token_ids=NEW, lora=LORA_SETTINGS)
+    adapters.attach(net, names, token_ids=NEW_IDS, lora=LORA_SETTINGS)
     adapters.initialise(net, seed=3)
     optim.freeze(net, names)
 
@@ -74,9 +74,9 @@ def test_attaching_adapters_does_not_change_the_logits(net: AudioLM, names: list
     }
 
 
-def test_adapters_are_attached_only_if_trainable_names_them(net: AudioLM):
+def test_adapters_are_attached_only_if_the_setting_trainable_names_them(net: AudioLM):
     before = set(net.state_dict())
-    adapters.attach(net, ["encoder", "projector"], token_ids=NEW, lora=LORA_SETTINGS)
+    adapters.attach(net, ["encoder", "projector"], token_ids=NEW_IDS, lora=LORA_SETTINGS)
     assert set(net.state_dict()) == before
 
 
@@ -89,10 +89,10 @@ def test_only_the_rows_of_new_tokens_change_in_training(net: AudioLM):
     tables = {"llm.model.embed_tokens.weight", "llm.lm_head.weight"}
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == tables
-    old = [token for token in range(packs.VOCAB) if token not in NEW]
+    old = [token for token in range(packs.VOCAB) if token not in NEW_IDS]
     for table in tables:
         assert torch.equal(before[table][old], after[table][old])
-        assert (before[table][NEW] != after[table][NEW]).any(dim=1).all()
+        assert (before[table][NEW_IDS] != after[table][NEW_IDS]).any(dim=1).all()
 
 
 @pytest.mark.parametrize("net", [True], indirect=True, ids=["tied"])
@@ -107,7 +107,7 @@ def test_merging_accepts_a_checkpoint_that_stores_tied_tables_once(net: AudioLM)
 
 
 @pytest.mark.parametrize("names", [["llm.new_tokens"], ["llm.lora"], ["llm.new_tokens", "llm.lora"]])
-def test_merged_weights_compute_the_same_as_the_adapters(net: AudioLM, names: list[str]):
+def test_a_net_with_merged_weights_computes_the_same_as_one_with_adapters(net: AudioLM, names: list[str]):
     plain, pack = deepcopy(net), batch(net)
     attach(net, *names)
     train(net, lr=0.02)
@@ -125,7 +125,7 @@ def test_gradients_of_new_rows_equal_those_of_the_full_tables(net: AudioLM):
     NextToken()(net, pack)[0].backward()
     tables = (plain.llm.get_input_embeddings(), plain.llm.get_output_embeddings())
     for table, rows in zip(tables, (net.llm.new_tokens.embedding, net.llm.new_tokens.head), strict=True):
-        torch.testing.assert_close(rows.grad, table.weight.grad[sorted(NEW)], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(rows.grad, table.weight.grad[sorted(NEW_IDS)], rtol=1e-4, atol=1e-5)
 
 
 def test_merging_equals_peft(net: AudioLM):

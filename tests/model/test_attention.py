@@ -33,7 +33,7 @@ def tensors(n_q: list[int], n_k: list[int], heads: tuple[int, int]) -> list[Tens
     return [torch.randn(*size, 8, requires_grad=True) for size in sizes]
 
 
-CASES = {
+CASES = {  # the lengths of the sequences: of their queries, and of their keys
     "square": ([5, 1, 9], [5, 1, 9]),
     "decoding": ([1, 1, 1], [7, 1, 4]),
     "chunks": ([3, 2, 1, 2, 4], [8, 5, 6, 2, 5]),
@@ -89,7 +89,9 @@ def test_lengths_that_do_not_cover_the_tokens_are_refused() -> None:
 def test_autocast_sets_the_dtype_of_the_output() -> None:
     q, k, v = tensors([4, 3], [4, 3], (2, 2))
     exact = attention.attend_packed(q, k, v, cu([4, 3]), cu([4, 3]), causal=True)
-    with torch.autocast("cpu", dtype=torch.bfloat16):  # as in a net, where rotation makes q and k float32
+    with torch.autocast(
+        "cpu", dtype=torch.bfloat16
+    ):  # only v is bfloat16, as in a net, where rotation makes q and k float32
         half = attention.attend_packed(q, k, v.bfloat16(), cu([4, 3]), cu([4, 3]), causal=True)
     assert half.dtype == torch.bfloat16
     torch.testing.assert_close(half.to(exact.dtype), exact, atol=2e-2, rtol=2e-2)

@@ -34,13 +34,15 @@ QWEN2 = {
 }
 
 
-def build(pool: str = "mean", project: type[nn.Module] = projector.Linear, *, v1: bool = False) -> AudioLM:
-    """Return a tiny net. `v1` gives it the clip end and the learned boundaries of Qwen-Audio."""
+def build(pool: str = "mean", project: type[nn.Module] = projector.Linear, *, qwen_audio: bool = False) -> AudioLM:
+    """Return a tiny net. `qwen_audio`: with the padding after clips and the learned boundary vectors of Qwen-Audio."""
     return AudioLM(
-        encoder=Encoder(n_mels=16, width=24, n_layers=2, n_heads=2, ffn=40, clip_end="zero" if v1 else "silence"),
+        encoder=Encoder(
+            n_mels=16, width=24, n_layers=2, n_heads=2, ffn=40, clip_end="zero" if qwen_audio else "silence"
+        ),
         pooling=POOLINGS[pool],
         projector=project,
-        boundary=boundary.Learned if v1 else boundary.Tokens,
+        boundary=boundary.Learned if qwen_audio else boundary.Tokens,
         llm=partial(llm.build_llm, QWEN2),
         vocab_size=VOCAB,
     )
@@ -50,7 +52,7 @@ def build(pool: str = "mean", project: type[nn.Module] = projector.Linear, *, v1
 def net(request: pytest.FixtureRequest) -> AudioLM:
     torch.manual_seed(0)
     if request.param == "qwen_audio":
-        return build(v1=True)
+        return build(qwen_audio=True)
     return build(request.param, projector.MLP if request.param == "stack" else projector.Linear)
 
 
@@ -184,9 +186,9 @@ def test_a_model_built_on_the_meta_device_equals_one_built_in_memory(pool: str) 
 
 
 @torch.no_grad()
-def test_learned_boundaries_enclose_each_clip() -> None:
+def test_learned_boundary_vectors_enclose_each_clip() -> None:
     torch.manual_seed(0)
-    net = build(v1=True)
+    net = build(qwen_audio=True)
     batch = pack(rows(), net.geometry)
     x = net.embed(batch)[batch["audio_index"]]
     spans = [net.geometry.n_tokens(n) + 2 for n in batch["frames"].tolist()]
@@ -194,9 +196,9 @@ def test_learned_boundaries_enclose_each_clip() -> None:
         assert torch.equal(clip[[0, -1]], net.boundary.weight)
 
 
-def test_only_rows_beyond_the_training_length_are_rescaled_and_only_at_inference() -> None:
+def test_rotary_angles_are_rescaled_only_for_rows_beyond_the_training_length_and_only_at_inference() -> None:
     torch.manual_seed(0)
-    short = AudioLM(
+    rescaling = AudioLM(
         encoder=Encoder(n_mels=16, width=24, n_layers=2, n_heads=2, ffn=40),
         pooling=POOLINGS["mean"],
         projector=projector.Linear,
@@ -204,12 +206,12 @@ def test_only_rows_beyond_the_training_length_are_rescaled_and_only_at_inference
         vocab_size=VOCAB,
     )
     plain = build()
-    plain.load_state_dict(short.state_dict())
-    batch = pack([[text(40)], [text(12)]], short.geometry)
+    plain.load_state_dict(rescaling.state_dict())
+    batch = pack([[text(40)], [text(12)]], rescaling.geometry)
     tolerance = {"rtol": 1.3e-6, "atol": 1e-5}  # float32 tolerance: the rotary cosines and sines are float32
-    torch.testing.assert_close(short.logits(batch), plain.logits(batch), **tolerance)
+    torch.testing.assert_close(rescaling.logits(batch), plain.logits(batch), **tolerance)
     with torch.no_grad():
-        rescaled, unscaled = (by_row(net.logits(batch), batch) for net in (short, plain))
+        rescaled, unscaled = (by_row(net.logits(batch), batch) for net in (rescaling, plain))
         assert (rescaled[0] - unscaled[0]).abs().max() > 1e-3
         torch.testing.assert_close(rescaled[1], unscaled[1], **tolerance)
 

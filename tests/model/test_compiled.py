@@ -28,22 +28,22 @@ def reset_compiler() -> Iterator[None]:
     torch.compiler.reset()
 
 
-class Counter:
+class GraphCounter:
     """A compile backend that counts graphs and computes them with another backend.
 
-    A graph that is passed twice within one compilation counts once.
+    If the compiler calls the backend twice within one compilation, the graph counts once.
     """
 
     def __init__(self, backend: Callable | None = None):
-        self.compiled: set[object] = set()
+        self.compile_ids: set[object] = set()
         self.backend = backend
 
     @property
-    def graphs(self) -> int:
-        return len(self.compiled)
+    def n_graphs(self) -> int:
+        return len(self.compile_ids)
 
     def __call__(self, graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable:
-        self.compiled.add(torch._guards.CompileContext.current_compile_id())
+        self.compile_ids.add(torch._guards.CompileContext.current_compile_id())
         return self.backend(graph, inputs) if self.backend else graph.forward
 
 
@@ -79,9 +79,9 @@ def test_a_compiled_step_equals_an_eager_step_and_needs_two_graphs_per_kind_of_b
     backend: Callable | None, tolerance: float, monkeypatch: pytest.MonkeyPatch
 ):
     net = build()
-    monkeypatch.setattr(llm, "last_tokenwise_parts", lambda _: [])  # a compiled last layer computes all tokens
+    monkeypatch.setattr(llm, "last_tokenwise_parts", lambda _: [])  # now the eager last layer, too, computes all tokens
     eager = run_steps(net)
-    names, counters = list(net.state_dict()), [Counter(backend), Counter(backend)]
+    names, counters = list(net.state_dict()), [GraphCounter(backend), GraphCounter(backend)]
     for blocks, counter in zip(block_lists(net), counters, strict=True):
         compile_blocks(blocks, counter)
     compiled = run_steps(net)
@@ -90,10 +90,10 @@ def test_a_compiled_step_equals_an_eager_step_and_needs_two_graphs_per_kind_of_b
         assert gradients.keys() == expected_gradients.keys()
         for name, gradient in gradients.items():
             assert (gradient - expected_gradients[name]).norm() <= tolerance * expected_gradients[name].norm(), name
-    assert [counter.graphs for counter in counters] == [2, 2] and list(net.state_dict()) == names
+    assert [counter.n_graphs for counter in counters] == [2, 2] and list(net.state_dict()) == names
     batch = pack([[Clip(9, n_mels=nets.N_MELS), text(6)]], net.geometry)
     net.generate(batch, GenerationSettings(max_new_tokens=3))
-    assert [counter.graphs for counter in counters] == [2, 2]  # generation is not compiled because its cache grows
+    assert [counter.n_graphs for counter in counters] == [2, 2]  # generation is not compiled because its cache grows
 
 
 @pytest.mark.slow
@@ -106,11 +106,11 @@ def test_a_block_is_one_graph_if_a_kernel_attends_to_all_sequences_at_once(monke
     monkeypatch.setattr(attention, "varlen_attn", kernel)
     monkeypatch.setattr(attention, "has_flash_kernel", lambda q: True)
     net = build()
-    eager, counters = run_steps(net), [Counter(), Counter()]
+    eager, counters = run_steps(net), [GraphCounter(), GraphCounter()]
     for blocks, counter in zip(block_lists(net), counters, strict=True):
         compile_blocks(blocks, counter)
     compiled = run_steps(net)
-    assert [counter.graphs for counter in counters] == [1, 1]
+    assert [counter.n_graphs for counter in counters] == [1, 1]
     torch.testing.assert_close([loss for loss, _ in compiled], [loss for loss, _ in eager])
 
 

@@ -70,6 +70,6 @@ def test_mel_frames_that_do_not_match_the_clip_lengths_are_refused(encoder: Enco
         encoder(mels[1], torch.tensor([38]))
 
 
-def test_heads_must_divide_the_width() -> None:
+def test_the_number_of_heads_must_divide_the_width() -> None:
     with pytest.raises(ValueError, match="n_heads"):
         Encoder(n_mels=16, width=24, n_layers=1, n_heads=5)

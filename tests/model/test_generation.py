@@ -257,19 +257,19 @@ def test_tokens_are_streamed_as_soon_as_they_are_final(net: AudioLM) -> None:
 def test_finished_rows_are_not_computed(net: AudioLM, monkeypatch: pytest.MonkeyPatch) -> None:
     batch = pack(rows(), net.geometry)
     unstopped = generate(net, batch, GenerationSettings(max_new_tokens=10))
-    computed: list[int] = []
+    token_counts: list[int] = []
     hidden_states = llm.hidden_states
 
-    def count_rows(net: AudioLM, embeds: torch.Tensor, *args: object, **options: object) -> torch.Tensor:
-        computed.append(len(embeds))
+    def count_tokens(net: AudioLM, embeds: torch.Tensor, *args: object, **options: object) -> torch.Tensor:
+        token_counts.append(len(embeds))
         return hidden_states(net, embeds, *args, **options)
 
-    monkeypatch.setattr(llm, "hidden_states", count_rows)
+    monkeypatch.setattr(llm, "hidden_states", count_tokens)
     answers = generate(
         net, batch, GenerationSettings(max_new_tokens=10, stop=frozenset({unstopped[0][3], unstopped[2][6]}))
     )
-    running = [sum(len(answer) > i for answer in answers) for i in range(9)]  # the last token is never an input
-    assert computed == [len(batch["ids"]), *(n for n in running if n)]
+    running = [sum(len(answer) > i for answer in answers) for i in range(9)]  # the last of 10 tokens is never an input
+    assert token_counts == [len(batch["ids"]), *(n for n in running if n)]
     assert sum(running) < 9 * len(answers)
 
 
@@ -309,7 +309,7 @@ def test_rows_that_refill_slots_are_answered_as_in_one_batch(net: AudioLM, setti
         next_pack=next_pack,
     )
     assert answers == expected == list(streamed.values())
-    # One call per step: more steps than one pack needs, but at least two rows per step on average.
+    # Each step calls `next_pack`. There are more steps than one pack needs, but on average at least two rows in each.
     assert max(lengths) < len(running_counts) < sum(lengths) / 2
 
 

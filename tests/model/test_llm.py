@@ -65,7 +65,7 @@ def test_the_logits_of_a_packed_row_equal_those_of_transformers(config: dict) ->
 @pytest.mark.parametrize("selection", [[0, 6, 7, 11, 23], [23, 3], [], list(range(24))], ids=str)
 def test_hidden_states_of_selected_tokens_equal_those_of_a_full_pass(config: dict, selection: list[int]) -> None:
     torch.manual_seed(0)
-    llm = lm.build_llm(config, VOCAB).eval()  # GPT-2 has dropout
+    llm = lm.build_llm(config, VOCAB).eval()  # `eval`, because GPT-2 has dropout
     indices = torch.tensor(selection, dtype=torch.long)
     embeds = lm.embed(llm, torch.cat(rows())).detach().requires_grad_()
     cu, weights = attention.cumulative_lengths(torch.tensor(LENGTHS)), torch.randn(len(indices), 32)
@@ -74,7 +74,7 @@ def test_hidden_states_of_selected_tokens_equal_those_of_a_full_pass(config: dic
         h = lm.hidden_states(llm, embeds, positions(LENGTHS), cu, **options)
         h = h if options else h[indices]
         gradients = torch.autograd.grad((h * weights).sum(), [embeds, *llm.parameters()], allow_unused=True)
-        return h, list(gradients)  # None for embedding and head
+        return h, list(gradients)  # None for embedding and head, which are not used here
 
     (actual, gradients), (expected, expected_gradients) = run(indices=indices), run()
     torch.testing.assert_close(actual, expected, atol=1e-6, rtol=1e-5)
@@ -85,7 +85,7 @@ def test_hidden_states_of_selected_tokens_equal_those_of_a_full_pass(config: dic
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in lm.last_tokenwise_parts(llm))
 
 
-def test_tokens_without_a_label_skip_the_last_layer() -> None:
+def test_tokens_without_a_label_skip_the_last_layer_except_its_keys_and_values() -> None:
     llm = lm.build_llm(CONFIGS["qwen2"], VOCAB)
     embeds, cu = lm.embed(llm, torch.cat(rows())), attention.cumulative_lengths(torch.tensor(LENGTHS))
 
@@ -101,7 +101,7 @@ def test_tokens_without_a_label_skip_the_last_layer() -> None:
 
 @torch.no_grad()
 def test_decoding_with_the_cache_equals_a_full_forward_pass(config: dict) -> None:
-    """Rows end at different lengths, and others take their slots, including rows longer than all earlier ones."""
+    """Rows end at different lengths, and other rows, some longer than all earlier ones, take their slots."""
     torch.manual_seed(0)
     llm = lm.build_llm(config, VOCAB).eval()
     cu = attention.cumulative_lengths(torch.tensor(LENGTHS))
@@ -154,7 +154,7 @@ def test_decoding_with_the_cache_equals_a_full_forward_pass(config: dict) -> Non
     begin([2], [11])  # longer than all earlier rows, while slots are free
     extend({0, 2})
     assert cache.lengths.tolist() == [7, 12]
-    assert all(len(keys) == 3 for keys in cache.keys.values())  # slots are reused
+    assert all(len(keys) == 3 for keys in cache.keys.values())  # 3 slots for 6 prompts, because free slots are reused
 
 
 def test_a_model_built_on_the_meta_device_is_initialised_like_one_built_in_memory(config: dict) -> None:
@@ -223,7 +223,7 @@ def test_a_missing_directory_is_named(tmp_path: Path) -> None:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_config_of_anything_but_an_llm_with_packed_attention_is_refused(config: dict, reason: str) -> None:
+def test_a_config_is_refused_unless_it_is_of_an_llm_with_packed_attention(config: dict, reason: str) -> None:
     with torch.device("meta"), pytest.raises(ValueError, match=reason):
         lm.build_llm(config, VOCAB)
 

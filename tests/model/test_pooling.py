@@ -1,4 +1,4 @@
-"""Every pooling: its windows, its number of tokens, and independent clips."""
+"""Every pooling: its windows, its number of tokens, and no effect of one clip on another."""
 
 from __future__ import annotations
 
@@ -42,25 +42,25 @@ def clips() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(int(lengths.sum()), WIDTH, generator=torch.Generator().manual_seed(1)), lengths
 
 
-def test_the_number_of_tokens_is_that_of_the_geometry(pool: torch.nn.Module, clips: tuple) -> None:
-    out, tokens = pool(*clips)
+def test_the_number_of_tokens_equals_that_of_geometry_n_tokens(pool: torch.nn.Module, clips: tuple) -> None:
+    out, n_tokens = pool(*clips)
     geometry = Geometry(n_mels=80, pool=pool.k)
-    assert tokens.tolist() == [geometry.n_tokens(n) for n in MEL_FRAMES]
-    assert out.shape == (sum(tokens), pool.vectors_per_token, WIDTH)
+    assert n_tokens.tolist() == [geometry.n_tokens(n) for n in MEL_FRAMES]
+    assert out.shape == (sum(n_tokens), pool.vectors_per_token, WIDTH)
 
 
 def test_pooling_a_clip_does_not_depend_on_other_clips(pool: torch.nn.Module, clips: tuple) -> None:
     x, lengths = clips
-    out, tokens = pool(x, lengths)
-    for clip, expected in zip(x.split(lengths.tolist()), out.split(tokens.tolist()), strict=True):
+    out, n_tokens = pool(x, lengths)
+    for clip, expected in zip(x.split(lengths.tolist()), out.split(n_tokens.tolist()), strict=True):
         torch.testing.assert_close(pool(clip, torch.tensor([len(clip)]))[0], expected, atol=1e-6, rtol=1e-5)
 
 
 def test_gradients_of_a_token_reach_only_its_own_clip(pool: torch.nn.Module, clips: tuple) -> None:
     x, lengths = clips
     x = x.clone().requires_grad_()
-    out, tokens = pool(x, lengths)
-    pooled_clip = out.split(tokens.tolist())[3]
+    out, n_tokens = pool(x, lengths)
+    pooled_clip = out.split(n_tokens.tolist())[3]
     (grad,) = torch.autograd.grad(pooled_clip.square().sum(), x)
     has_gradient = [bool(part.any()) for part in grad.split(lengths.tolist())]
     assert has_gradient == [False, False, False, True, False, False]
@@ -113,6 +113,6 @@ def test_attention_pooling_selects_the_frame_that_matches_the_query(clips: tuple
     torch.testing.assert_close(part(frames, torch.tensor([2]))[0][0], frames[:1])
 
 
-def test_heads_must_divide_the_width() -> None:
+def test_the_number_of_heads_must_divide_the_width() -> None:
     with pytest.raises(ValueError, match="n_heads"):
         pooling.Attention(k=2, width=10, n_heads=3)

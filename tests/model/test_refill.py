@@ -1,4 +1,4 @@
-"""Waiting rows fill the slots of finished sequences. Unreadable rows take no slot."""
+"""Waiting rows fill the slots (places in the generation cache) of finished sequences. Unreadable rows take no slot."""
 
 from __future__ import annotations
 

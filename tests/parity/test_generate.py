@@ -36,8 +36,8 @@ def answers(reference: PreTrainedModel, inputs: dict, config: dict[str, Any], **
     """Return the tokens that `generate` appends to each row, up to the stop token."""
     tokens = reference.generate(**inputs, generation_config=GenerationConfig(**config, pad_token_id=0), **overrides)
     stop = config.get("eos_token_id", [])
-    new = tokens[:, inputs["input_ids"].shape[1] :].tolist()
-    return [row[: next((i for i, token in enumerate(row) if token in stop), None)] for row in new]
+    new_tokens = tokens[:, inputs["input_ids"].shape[1] :].tolist()
+    return [row[: next((i for i, token in enumerate(row) if token in stop), None)] for row in new_tokens]
 
 
 def check_greedy(net: AudioLM, reference: PreTrainedModel, rows: list[Row], inputs: dict, config: dict) -> None:
@@ -110,12 +110,12 @@ def test_processed_scores_equal_those_of_transformers_at_every_sampled_token(mod
         return_dict_in_generate=True,
         output_scores=True,
     )
-    answers = out.sequences[:, inputs["input_ids"].shape[1] :].tolist()
-    batch = pack([[*row, answer] for row, answer in zip(rows, answers, strict=True)], net.geometry)
+    sampled_answers = out.sequences[:, inputs["input_ids"].shape[1] :].tolist()
+    batch = pack([[*row, answer] for row, answer in zip(rows, sampled_answers, strict=True)], net.geometry)
     logits = net.logits(batch).split(batch["cu_seqlens"].diff().tolist())
     settings = GenerationSettings.from_config(config)
     compared = 0
-    for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+    for row, (prompt, answer) in enumerate(zip(prompts, sampled_answers, strict=True)):
         for step in range(len(answer)):
             seen = torch.zeros(1, VOCAB, dtype=torch.bool)
             seen[0, prompt + answer[:step]] = True

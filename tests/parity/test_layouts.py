@@ -39,53 +39,53 @@ def affine(name: str, *shape: int, bias: bool = True) -> dict[str, tuple[int, ..
 
 def qwen_audio_shapes() -> dict[str, tuple[int, ...]]:
     """Return the 259 + 490 tensors of QwenLM/Qwen-Audio: modeling_qwen.py and audio.py with the released config."""
-    names = {"transformer.wte.weight": (155947, H), "lm_head.weight": (155947, H), "transformer.ln_f.weight": (H,)}
+    shapes = {"transformer.wte.weight": (155947, H), "lm_head.weight": (155947, H), "transformer.ln_f.weight": (H,)}
     for i in range(32):
         block = f"transformer.h.{i}"
-        names |= affine(f"{block}.ln_1", H, bias=False) | affine(f"{block}.ln_2", H, bias=False)
-        names |= affine(f"{block}.attn.c_attn", 3 * H, H) | affine(f"{block}.attn.c_proj", H, H, bias=False)
-        names |= affine(f"{block}.mlp.w1", MLP, H, bias=False) | affine(f"{block}.mlp.w2", MLP, H, bias=False)
-        names |= affine(f"{block}.mlp.c_proj", H, MLP, bias=False)
+        shapes |= affine(f"{block}.ln_1", H, bias=False) | affine(f"{block}.ln_2", H, bias=False)
+        shapes |= affine(f"{block}.attn.c_attn", 3 * H, H) | affine(f"{block}.attn.c_proj", H, H, bias=False)
+        shapes |= affine(f"{block}.mlp.w1", MLP, H, bias=False) | affine(f"{block}.mlp.w2", MLP, H, bias=False)
+        shapes |= affine(f"{block}.mlp.c_proj", H, MLP, bias=False)
     audio = "transformer.audio"
-    names |= {f"{audio}.positional_embedding": (1500, D), f"{audio}.audio_bos_eos_token.weight": (2, H)}
-    names |= affine(f"{audio}.conv1", D, 80, 3) | affine(f"{audio}.conv2", D, D, 3)
-    names |= affine(f"{audio}.ln_post", D) | affine(f"{audio}.proj", H, D)
+    shapes |= {f"{audio}.positional_embedding": (1500, D), f"{audio}.audio_bos_eos_token.weight": (2, H)}
+    shapes |= affine(f"{audio}.conv1", D, 80, 3) | affine(f"{audio}.conv2", D, D, 3)
+    shapes |= affine(f"{audio}.ln_post", D) | affine(f"{audio}.proj", H, D)
     for i in range(32):
         block = f"{audio}.blocks.{i}"
         for part in ("query", "value", "out"):
-            names |= affine(f"{block}.attn.{part}", D, D)
-        names |= affine(f"{block}.attn.key", D, D, bias=False)
-        names |= affine(f"{block}.attn_ln", D) | affine(f"{block}.mlp_ln", D)
-        names |= affine(f"{block}.mlp.0", FFN, D) | affine(f"{block}.mlp.2", D, FFN)
-    return names
+            shapes |= affine(f"{block}.attn.{part}", D, D)
+        shapes |= affine(f"{block}.attn.key", D, D, bias=False)
+        shapes |= affine(f"{block}.attn_ln", D) | affine(f"{block}.mlp_ln", D)
+        shapes |= affine(f"{block}.mlp.0", FFN, D) | affine(f"{block}.mlp.2", D, FFN)
+    return shapes
 
 
 def qwen2_audio_shapes() -> dict[str, tuple[int, ...]]:
     """Return the 876 tensors in the index of the released files. The position table is one of them."""
-    names = {"audio_tower.embed_positions.weight": (1500, D)}
-    names |= affine("audio_tower.conv1", D, 128, 3) | affine("audio_tower.conv2", D, D, 3)
-    names |= affine("audio_tower.layer_norm", D) | affine("multi_modal_projector.linear", H, D)
+    shapes = {"audio_tower.embed_positions.weight": (1500, D)}
+    shapes |= affine("audio_tower.conv1", D, 128, 3) | affine("audio_tower.conv2", D, D, 3)
+    shapes |= affine("audio_tower.layer_norm", D) | affine("multi_modal_projector.linear", H, D)
     for i in range(32):
         block = f"audio_tower.layers.{i}"
         for part in ("q_proj", "v_proj", "out_proj"):
-            names |= affine(f"{block}.self_attn.{part}", D, D)
-        names |= affine(f"{block}.self_attn.k_proj", D, D, bias=False)
-        names |= affine(f"{block}.self_attn_layer_norm", D) | affine(f"{block}.final_layer_norm", D)
-        names |= affine(f"{block}.fc1", FFN, D) | affine(f"{block}.fc2", D, FFN)
+            shapes |= affine(f"{block}.self_attn.{part}", D, D)
+        shapes |= affine(f"{block}.self_attn.k_proj", D, D, bias=False)
+        shapes |= affine(f"{block}.self_attn_layer_norm", D) | affine(f"{block}.final_layer_norm", D)
+        shapes |= affine(f"{block}.fc1", FFN, D) | affine(f"{block}.fc2", D, FFN)
     llm = "language_model"
-    names |= affine(f"{llm}.model.embed_tokens", 156032, H, bias=False) | affine(f"{llm}.model.norm", H, bias=False)
-    names |= affine(f"{llm}.lm_head", 156032, H, bias=False)
+    shapes |= affine(f"{llm}.model.embed_tokens", 156032, H, bias=False) | affine(f"{llm}.model.norm", H, bias=False)
+    shapes |= affine(f"{llm}.lm_head", 156032, H, bias=False)
     for i in range(32):
         block = f"{llm}.model.layers.{i}"
         for part in ("q_proj", "k_proj", "v_proj"):
-            names |= affine(f"{block}.self_attn.{part}", H, H)
-        names |= affine(f"{block}.self_attn.o_proj", H, H, bias=False)
+            shapes |= affine(f"{block}.self_attn.{part}", H, H)
+        shapes |= affine(f"{block}.self_attn.o_proj", H, H, bias=False)
         for part in ("gate_proj", "up_proj"):
-            names |= affine(f"{block}.mlp.{part}", MLP, H, bias=False)
-        names |= affine(f"{block}.mlp.down_proj", H, MLP, bias=False)
-        names |= affine(f"{block}.input_layernorm", H, bias=False)
-        names |= affine(f"{block}.post_attention_layernorm", H, bias=False)
-    return names
+            shapes |= affine(f"{block}.mlp.{part}", MLP, H, bias=False)
+        shapes |= affine(f"{block}.mlp.down_proj", H, MLP, bias=False)
+        shapes |= affine(f"{block}.input_layernorm", H, bias=False)
+        shapes |= affine(f"{block}.post_attention_layernorm", H, bias=False)
+    return shapes
 
 
 @pytest.mark.parametrize(("system", "shapes"), [("qwen_audio", qwen_audio_shapes), ("qwen2_audio", qwen2_audio_shapes)])
@@ -236,7 +236,7 @@ def test_loading_and_exporting_qwen_audio_tensors_is_lossless(tmp_path: Path, dt
 
 
 def test_qwen_7b_is_loaded_as_a_language_model_only():
-    """Qwen-Audio starts from Qwen-7B, which has the same tensors without the audio module, and fewer rows."""
+    """Qwen-Audio starts from Qwen-7B, which has the same tensors except the audio module, and fewer vocabulary rows."""
     torch.manual_seed(0)
     source_net, net = nets.build("qwen_audio", vocab=30), nets.build("qwen_audio")
     released = rename_to_qwen_audio({n: t for n, t in source_net.state_dict().items() if n.startswith("llm.")})
@@ -247,7 +247,7 @@ def test_qwen_7b_is_loaded_as_a_language_model_only():
     )
 
 
-def test_a_model_without_a_counterpart_is_not_exported():
+def test_a_model_with_a_part_that_the_layout_lacks_is_not_exported():
     state = nets.build("qwen_audio").state_dict()
     with pytest.raises(ValueError, match="no counterpart in the qwen2_audio layout: boundary.weight$"):
         list(export_tensors(state, "qwen2_audio"))
@@ -319,13 +319,13 @@ OPENAI = {
 def test_openai_names_and_transformers_names_give_the_same_encoder(
     whisper: WhisperForConditionalGeneration, tmp_path: Path
 ):
-    def openai(name: str) -> str:
+    def openai_name(name: str) -> str:
         for openai_part, transformers_part in OPENAI.items():
             name = name.replace(transformers_part, openai_part)
         return name
 
     model: WhisperModel = whisper.model
-    state = {openai(f"encoder.{name}"): tensor for name, tensor in model.encoder.state_dict().items()}
+    state = {openai_name(f"encoder.{name}"): tensor for name, tensor in model.encoder.state_dict().items()}
     assert {"encoder.blocks.0.attn.query.weight", "encoder.positional_embedding", "encoder.ln_post.bias"} <= set(state)
     file = tmp_path / "tiny.pt"
     torch.save({"model_state_dict": {**state, "decoder.token_embedding.weight": torch.zeros(2, 2)}}, file)
@@ -339,7 +339,7 @@ def test_openai_names_and_transformers_names_give_the_same_encoder(
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("family", ["qwen2", "llama"])
 def test_a_language_model_is_read_from_its_directory(tmp_path: Path, family: str, tied: bool):
-    """The language model has 30 rows where ours has 41. Files with tied embeddings lack the head."""
+    """The language model has 30 vocabulary rows and ours has 41. Files with tied embeddings lack the head."""
     torch.manual_seed(0)
     net = nets.build(model_type=family, tie_word_embeddings=tied)
     config = type(net.llm.config)(**{**net.llm.config.to_dict(), "vocab_size": 30})

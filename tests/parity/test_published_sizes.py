@@ -10,8 +10,8 @@ from torch import nn
 from auris import config
 
 TOKENIZER = SimpleNamespace(size=5_000)  # smaller than the released tables
-# conv1 and conv2, blocks, final norm, projector, boundary (learned embeddings of the begin and end of a clip),
-# embedding or head, LLM layers, LLM norm
+# In this order: conv1 and conv2, blocks, final norm, projector, boundary (learned embeddings of the begin and end of
+# a clip), embedding or head (which are equally large), LLM layers, LLM norm
 SIZES = {
     "qwen_audio": (308_480 + 4_916_480, 629_637_120, 2_560, 5_246_976, 8_192, 638_758_912, 6_476_660_736, 4_096),
     "qwen2_audio": (492_800 + 4_916_480, 629_637_120, 2_560, 5_246_976, 0, 639_107_072, 6_476_660_736, 4_096),
@@ -54,6 +54,6 @@ def test_the_small_scale_has_the_sizes_of_whisper_small_and_qwen2_0_5b():
     assert net.llm.lm_head.weight is net.llm.model.embed_tokens.weight
 
 
-def test_a_table_with_fewer_rows_than_the_tokenizer_needs_is_refused():
+def test_an_embedding_table_with_fewer_rows_than_the_tokenizer_needs_is_refused():
     with pytest.raises(ValueError, match="model.vocab_rows=4999: expected at least 5000"):
         build_net("model.vocab_rows=4999")

@@ -47,8 +47,8 @@ def test_loss_and_gradients_equal_those_of_transformers(models: tuple, rows: lis
     net.zero_grad()
     reference.zero_grad()
     batch = pack(rows, net.geometry)
-    scored = batch["labels"] != IGNORE
-    loss = F.cross_entropy(net.head(net(batch)[scored]), batch["labels"][scored])
+    has_label = batch["labels"] != IGNORE
+    loss = F.cross_entropy(net.head(net(batch)[has_label]), batch["labels"][has_label])
     inputs = processor_output(rows, net, "right")
     expected = reference(**inputs, labels=padded_labels(batch, inputs["input_ids"])).loss
     torch.testing.assert_close(loss, expected, atol=1e-5, rtol=0)
@@ -56,8 +56,10 @@ def test_loss_and_gradients_equal_those_of_transformers(models: tuple, rows: lis
     loss.backward()
     expected.backward()
     layout = LAYOUTS["qwen2_audio"]
-    grads = {layout.model_names(name)[0]: p.grad for name, p in reference.named_parameters() if p.requires_grad}
-    assert grads.keys() == dict(net.named_parameters()).keys()
+    expected_grads = {
+        layout.model_names(name)[0]: p.grad for name, p in reference.named_parameters() if p.requires_grad
+    }
+    assert expected_grads.keys() == dict(net.named_parameters()).keys()
     for name, parameter in net.named_parameters():
-        error = (parameter.grad - grads[name]).norm() / grads[name].norm()
-        assert grads[name].any() and error <= 1e-4, (name, error)
+        error = (parameter.grad - expected_grads[name]).norm() / expected_grads[name].norm()
+        assert expected_grads[name].any() and error <= 1e-4, (name, error)

@@ -32,8 +32,8 @@ pytestmark = pytest.mark.usefixtures("float64")
 VOCAB = 155947
 END = 151643  # <|endoftext|>
 STOPS = {"raw": {END}, "chatml": {END, 151644, 151645}}
-SINGLE = ["asr", "srwt", "aqa", "caption30", "text", "border"]  # at most one clip
-PROMPTS = [*SINGLE, "chat2", "long"]
+AT_MOST_ONE_CLIP = ["asr", "srwt", "aqa", "caption30", "text", "border"]
+PROMPTS = [*AT_MOST_ONE_CLIP, "chat2", "long"]
 
 
 @pytest.fixture(scope="module")
@@ -43,12 +43,14 @@ def golden(shared_data: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def clips(golden: Path) -> dict[str, np.ndarray]:
+    """Return waves, with the features and the outputs of the released audio module."""
     with np.load(golden / "encoder_io.npz", allow_pickle=False) as stored:
         return dict(stored)
 
 
 @pytest.fixture(scope="module")
 def io(golden: Path) -> dict[str, np.ndarray]:
+    """Return inputs and outputs of the released model."""
     with np.load(golden / "model_io.npz", allow_pickle=False) as stored:
         return dict(stored)
 
@@ -105,7 +107,7 @@ def net(golden: Path) -> AudioLM:
 
 
 def clip_features(clips: dict[str, np.ndarray], number: int, geometry: Geometry) -> tuple[Tensor, int]:
-    """Return the stored part of a clip's released features, and its number of valid frames."""
+    """Return the released features of a clip's valid frames and padding, and its number of valid frames."""
     frames = geometry.n_frames(len(clips[f"wave_{number}"]))
     return features(clips, number, geometry.n_frames_with_padding(frames)), frames
 
@@ -146,13 +148,13 @@ def packed(net: AudioLM, io: dict[str, np.ndarray], clips: dict[str, np.ndarray]
         "positions": torch.cat([torch.arange(n) for n in lengths.tolist()]),
         "cu_seqlens": torch.tensor([0, *lengths.cumsum(0).tolist()], dtype=torch.int32),
     }
-    index, features = [], []
+    index, clip_inputs = [], []
     for prompt, start in zip(prompts, starts.tolist(), strict=True):
         for (first, last), number in zip(io[f"{prompt}.audio_pos"], io[f"{prompt}.clip_idx"], strict=True):
             index.append(torch.arange(start + int(first), start + int(last) + 1))
-            features.append(clip_features(clips, int(number), net.geometry))
-    if features:
-        mels, frames = zip(*features, strict=True)
+            clip_inputs.append(clip_features(clips, int(number), net.geometry))
+    if clip_inputs:
+        mels, frames = zip(*clip_inputs, strict=True)
         batch |= {"mel": torch.cat(mels, dim=1), "frames": torch.tensor(frames), "audio_index": torch.cat(index)}
     return batch
 
@@ -179,9 +181,10 @@ def test_features_and_lengths_equal_the_released_ones(clips: dict[str, np.ndarra
         c, n = clips["input_audio_lengths"][number]
         assert (geometry.n_frames_with_padding(frames), geometry.n_tokens(frames)) == (2 * c, n)
     for samples, n, status in zip(clips["probe_samples"], clips["probe_n"], clips["probe_single_status"], strict=True):
-        tokens = geometry.n_tokens(geometry.n_frames(int(samples)))
-        assert tokens == max(n, 0)
-        assert (tokens > 0) == (status == 1), samples  # a clip that the released code cannot encode is an unusable row
+        n_tokens = geometry.n_tokens(geometry.n_frames(int(samples)))
+        assert n_tokens == max(n, 0)
+        # A clip that the released code cannot encode is an unusable row.
+        assert (n_tokens > 0) == (status == 1), samples
 
 
 @pytest.mark.parametrize("audio_module", ["zero"], indirect=True)
@@ -212,7 +215,7 @@ def test_silence_after_a_clip_changes_the_output(audio_module: AudioLM, clips: d
 # --- the full model -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("prompt", [*SINGLE, "long"])
+@pytest.mark.parametrize("prompt", [*AT_MOST_ONE_CLIP, "long"])
 def test_logits_equal_the_released_ones(
     net: AudioLM, io: dict[str, np.ndarray], clips: dict[str, np.ndarray], prompt: str
 ):
@@ -259,7 +262,7 @@ def test_batched_answers_equal_the_answers_to_single_prompts(
     assert batched == [net.generate(packed(net, io, clips, [prompt]), settings)[0] for prompt in prompts]
 
 
-def test_a_different_norm_epsilon_gives_the_released_logits(
+def test_logits_with_another_norm_epsilon_equal_the_released_ones(
     net: AudioLM, io: dict[str, np.ndarray], clips: dict[str, np.ndarray]
 ):
     norms = [module for module in net.llm.modules() if hasattr(module, "variance_epsilon")]

@@ -64,7 +64,7 @@ def test_decoding_equals_that_of_the_released_tokenizer(qwen_audio, golden):
 
 
 def test_audio_spans_have_the_released_ids(qwen_audio, golden):
-    """A released span counts its begin and end token. The path between them becomes our pad token."""
+    """A released span counts its begin and end token. Our pad token replaces the path between these two."""
     for line in read_lines(golden / "tokenizer.jsonl", "encode_audio"):
         text = line["text"]
         for url in line["audio_urls"]:
@@ -114,9 +114,9 @@ def test_role_and_content_of_a_message_are_tokenised_separately(qwen_audio, text
 
 
 def test_a_reply_ends_at_the_released_stop_words(qwen_audio, golden):
-    stop = {qwen_audio.id(token) for token in QwenAudioChat.stop}
+    stop = {qwen_audio.id(word) for word in QwenAudioChat.stop}
     for line in read_lines(golden / "chat.jsonl"):
-        end = next(n for n, number in enumerate(line["reply_ids"]) if number in stop)
+        end = next(n for n, token in enumerate(line["reply_ids"]) if token in stop)
         assert qwen_audio.decode(line["reply_ids"][:end]) == line["decode_tokens"]
 
 
@@ -163,7 +163,7 @@ def process(processor: Qwen2AudioProcessor, text: str, clips: list[str]) -> tupl
 
 
 @pytest.mark.parametrize("name", DIALOGUES)
-def test_dialogues_equal_the_chat_template_of_the_processor(processor, name):
+def test_dialogues_are_rendered_as_by_the_chat_template_of_the_processor(processor, name):
     messages, chat = DIALOGUES[name], Qwen2AudioChat()
     ends_with_question = messages[-1]["role"] == "user"
     text = processor.apply_chat_template(messages, add_generation_prompt=ends_with_question, tokenize=False)

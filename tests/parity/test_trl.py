@@ -26,8 +26,8 @@ from support.manifests import tokenizer
 pytestmark = pytest.mark.usefixtures("float64")
 
 VOCAB = 40
-# A loss is a sum of at most 16 log-probabilities, which TRL rounds to float32. All are below 16 in size, so rounding
-# changes each by at most 2^-21.
+# A loss is a sum of at most 16 log-probabilities, which TRL rounds to float32. All are below 16 in absolute value,
+# so rounding changes each by at most 2^-21.
 ROUNDING = 16 * 2**-21
 QWEN2 = {
     "model_type": "qwen2",

@@ -22,7 +22,8 @@ from auris.model.weights.layouts import LAYOUTS
 pytestmark = pytest.mark.usefixtures("float64")
 
 SIZES = {"d_model": 32, "encoder_layers": 2, "encoder_attention_heads": 4, "encoder_ffn_dim": 48}
-# In samples: 0.03 s, odd and even numbers of frames, lengths that are not multiples of a hop, one frame, 29.99 s, 30 s.
+# In samples: 0.03 s, 37 and 38 frames, two lengths that are not multiples of a hop, one frame, 29.99 s, 29.99 s and a
+# sample, 30 s.
 LENGTHS = [480, 160 * 37, 160 * 38, 16_001, 33_333, 100, 479_840, 479_841, 480_000]
 
 
@@ -69,14 +70,14 @@ def test_valid_frames_equal_those_of_the_padded_qwen2_audio_encoder(clips: tuple
     assert x_lengths.tolist() == lengths.tolist()
     for actual, expected, n in zip(x.split(x_lengths.tolist()), before_pooling[0], lengths, strict=True):
         torch.testing.assert_close(actual, expected[:n], atol=1e-5, rtol=1e-5)
-    pooled_frames, tokens = pooling.Mean(k=2, width=32)(x, x_lengths)
+    pooled_frames, n_tokens = pooling.Mean(k=2, width=32)(x, x_lengths)
     pooled_frames = encoder.norm(pooled_frames[:, 0])
-    for actual, expected, n in zip(pooled_frames.split(tokens.tolist()), pooled, tokens, strict=True):
+    for actual, expected, n in zip(pooled_frames.split(n_tokens.tolist()), pooled, n_tokens, strict=True):
         torch.testing.assert_close(actual, expected[:n], atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
-def test_a_clip_of_30_s_equals_whisper(clips: tuple) -> None:
+def test_the_encoding_of_a_clip_of_30_s_equals_that_of_whisper(clips: tuple) -> None:
     n_mels, _waves, features, _ = clips
     torch.manual_seed(0)
     config = WhisperConfig(num_mel_bins=n_mels, decoder_layers=1, decoder_attention_heads=2, init_std=0.2, **SIZES)
@@ -87,7 +88,7 @@ def test_a_clip_of_30_s_equals_whisper(clips: tuple) -> None:
     torch.testing.assert_close(encoder.norm(x), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_positions_equal_those_of_whisper() -> None:
+def test_the_position_table_equals_that_of_whisper() -> None:
     config = WhisperConfig(num_mel_bins=80, decoder_layers=1, decoder_attention_heads=2, **SIZES)
     expected = WhisperModel(config).encoder.embed_positions.weight
     assert torch.equal(Encoder(n_mels=80, width=32, n_layers=1, n_heads=4).positions, expected)

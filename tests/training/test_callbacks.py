@@ -70,7 +70,7 @@ class CurveLogger(dict[str, dict[int, float]]):
 
 
 def run_step(callback: TaskLosses, curves: CurveLogger, step: int, **sums: tuple[float, float]) -> None:
-    """Run the callback for one step, given the sum of losses and the number of tokens of tasks."""
+    """Run the callback for one step, given the sum of losses and the number of tokens of each task."""
     values = torch.tensor([sums.get(code, (0.0, 0.0)) for code in LOSS_CURVES]).T
     state = trainer(global_step=step, log_every_n_steps=2, loggers=[curves])
     callback.on_train_batch_end(state, MODULE, {"tasks": values})
@@ -79,7 +79,7 @@ def run_step(callback: TaskLosses, curves: CurveLogger, step: int, **sums: tuple
 def test_the_loss_of_a_task_is_the_mean_over_its_tokens_since_the_last_log():
     callback, curves = TaskLosses(), CurveLogger()
     run_step(callback, curves, 1, asr=(8.0, 2))
-    run_step(callback, curves, 2, asr=(1.0, 4), aac=(5.0, 2))  # the mean of means would be 2.125
+    run_step(callback, curves, 2, asr=(1.0, 4), aac=(5.0, 2))  # for asr, the mean of the two means would be 2.125
     run_step(callback, curves, 3)
     run_step(callback, curves, 4, asr=(3.0, 2))
     assert curves == {"train/loss/asr": {1: 1.5, 3: 1.5}, "train/loss/aac": {1: 2.5}}
@@ -97,8 +97,8 @@ def test_the_losses_of_tasks_continue_in_a_resumed_run():
 
 
 @pytest.fixture
-def report(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Collect the messages at the end of a run."""
+def messages(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Collect what the callbacks report to the user."""
     messages: list[str] = []
     monkeypatch.setattr(callbacks, "rank_zero_warn", messages.append)
     monkeypatch.setattr(callbacks, "rank_zero_info", messages.append)
@@ -109,7 +109,7 @@ def start(callback: UnusableRows, *problems: tuple[str, str]) -> None:
     callback.on_train_start(trainer(datamodule=SimpleNamespace(unusable_rows=lambda: list(problems))), MODULE)
 
 
-def skip(callback: UnusableRows, *rows: tuple[str, str], n_read: int = 1, n_unusable_elsewhere: int = 0) -> None:
+def skip_rows(callback: UnusableRows, *rows: tuple[str, str], n_read: int = 1, n_unusable_elsewhere: int = 0) -> None:
     """Run a step that reads `n_read` rows. `rows` and `n_unusable_elsewhere` rows of other ranks are unusable."""
     outputs = {"skipped": list(rows), "rows_read": torch.tensor(float(n_read))}
     outputs["rows_unusable"] = torch.tensor(float(len(rows) + n_unusable_elsewhere))
@@ -120,16 +120,16 @@ def read_lines(folder: Path) -> list[dict[str, str]]:
     return [json.loads(line) for line in (folder / "unusable_rows.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
-def test_each_unusable_row_is_reported_once_with_count_and_reason(tmp_path, report):
+def test_each_unusable_row_is_reported_once_with_count_and_reason(tmp_path, messages):
     callback = UnusableRows(tmp_path / "run")
     start(callback, ("a", "no `task` field"))
-    skip(callback, ("b", "cannot be decoded"))
-    skip(callback, ("b", "cannot be decoded"), ("c", "Stille 猫"))
+    skip_rows(callback, ("b", "cannot be decoded"))
+    skip_rows(callback, ("b", "cannot be decoded"), ("c", "Stille 猫"))
     callback.on_validation_batch_end(trainer(), MODULE, {"skipped": [("v", "too long")]})
     callback.on_fit_end(trainer(), MODULE)
     assert [line["id"] for line in read_lines(tmp_path / "run")] == ["a", "b", "c", "v"]
     assert read_lines(tmp_path / "run")[2]["reason"] == "Stille 猫"
-    (message,) = report
+    (message,) = messages
     assert message.splitlines() == [
         "rows that could not be used: 4",
         "  a (1x): no `task` field",
@@ -139,87 +139,87 @@ def test_each_unusable_row_is_reported_once_with_count_and_reason(tmp_path, repo
     ]
 
 
-def test_a_run_without_unusable_rows_says_so_and_leaves_no_file(tmp_path, report):
+def test_a_run_without_unusable_rows_says_so_and_leaves_no_file(tmp_path, messages):
     callback = UnusableRows(tmp_path)
     start(callback)
-    skip(callback)
+    skip_rows(callback)
     callback.on_fit_end(trainer(), MODULE)
-    assert report == ["all rows could be used"]
+    assert messages == ["all rows could be used"]
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_report_lists_ten_rows_and_the_file_lists_all(tmp_path, report):
+def test_the_report_lists_ten_rows_and_the_file_lists_all(tmp_path, messages):
     callback = UnusableRows(tmp_path)
-    skip(callback, *((f"r{n}", "bad") for n in range(13)))
+    skip_rows(callback, *((f"r{n}", "bad") for n in range(13)))
     callback.on_fit_end(trainer(), MODULE)
-    report_lines = report[0].splitlines()
+    report_lines = messages[0].splitlines()
     assert report_lines[0] == "rows that could not be used: 13" and len(report_lines) == 12
     assert str(tmp_path / "unusable_rows.jsonl") in report_lines[-1]
     assert len(read_lines(tmp_path)) == 13
 
 
-def test_a_resumed_run_keeps_its_counts_and_reports_no_row_twice(tmp_path, report):
+def test_a_resumed_run_keeps_its_counts_and_reports_no_row_twice(tmp_path, messages):
     first = UnusableRows(tmp_path)
     start(first, ("a", "no `task` field"))
-    skip(first, ("b", "cannot be decoded"))
+    skip_rows(first, ("b", "cannot be decoded"))
     resumed = UnusableRows(tmp_path)
     resumed.load_state_dict(json.loads(json.dumps(first.state_dict())))
     start(resumed, ("a", "no `task` field"))
-    skip(resumed, ("b", "cannot be decoded"))
+    skip_rows(resumed, ("b", "cannot be decoded"))
     resumed.on_fit_end(trainer(), MODULE)
     assert [line["id"] for line in read_lines(tmp_path)] == ["a", "b"]
-    assert report[0].splitlines()[1:] == ["  a (1x): no `task` field", "  b (2x): cannot be decoded"]
+    assert messages[0].splitlines()[1:] == ["  a (1x): no `task` field", "  b (2x): cannot be decoded"]
 
 
 @pytest.mark.parametrize("truncated_line", ['{"id": "b", "rea', '{"id": "b", "reason": "\u00e9"}'])
-def test_a_truncated_line_of_a_killed_run_does_not_damage_other_lines(tmp_path, report, truncated_line):
+def test_a_truncated_line_of_a_killed_run_does_not_damage_other_lines(tmp_path, messages, truncated_line):
     first = UnusableRows(tmp_path)
-    skip(first, ("a", "bad"))
+    skip_rows(first, ("a", "bad"))
     with (tmp_path / "unusable_rows.jsonl").open("ab") as file:
         file.write(truncated_line.encode()[:-3])
     second, third = UnusableRows(tmp_path), UnusableRows(tmp_path)
     for callback, rows in ((second, (("b", "bad"), ("c", "bad"))), (third, ())):
         callback.on_train_start(trainer(), MODULE)
-        skip(callback, *rows)
+        skip_rows(callback, *rows)
     assert third.counts == {"a": 1, "b": 1, "c": 1}
 
 
-def test_after_a_resume_no_rank_reports_rows_that_another_rank_reported(tmp_path, report):
+def test_after_a_resume_no_rank_reports_rows_that_another_rank_reported(tmp_path, messages):
     first, second = UnusableRows(tmp_path), UnusableRows(tmp_path)
-    skip(first, ("a", "bad"))
-    skip(second, ("b", "bad"))
+    skip_rows(first, ("a", "bad"))
+    skip_rows(second, ("b", "bad"))
     resumed_first, resumed_second = UnusableRows(tmp_path), UnusableRows(tmp_path)
     for callback, is_global_zero in ((resumed_first, True), (resumed_second, False)):
         callback.load_state_dict(first.state_dict())
         callback.on_train_start(trainer(is_global_zero=is_global_zero), MODULE)
-    skip(resumed_first, ("b", "bad"))
-    skip(resumed_second, ("a", "bad"))
+    skip_rows(resumed_first, ("b", "bad"))
+    skip_rows(resumed_second, ("a", "bad"))
     assert [line["id"] for line in read_lines(tmp_path)] == ["a", "b"]
     assert resumed_first.counts == {"a": 1, "b": 2} and resumed_second.counts == {"a": 1}
 
 
-def test_a_restarted_run_forgets_the_reports_of_an_earlier_attempt(tmp_path, report):
+def test_a_restarted_run_forgets_the_reports_of_an_earlier_attempt(tmp_path, messages):
     first = UnusableRows(tmp_path)
-    skip(first, ("a", "bad"))
+    skip_rows(first, ("a", "bad"))
     restarted = UnusableRows(tmp_path)
     restarted.on_train_start(trainer(global_step=0), MODULE)
     restarted.on_fit_end(trainer(), MODULE)
-    assert report == ["all rows could be used"] and list(tmp_path.iterdir()) == []
+    assert messages == ["all rows could be used"] and list(tmp_path.iterdir()) == []
 
 
 def test_too_many_unusable_rows_on_all_ranks_together_stop_the_run(tmp_path):
     callback = UnusableRows(tmp_path, max_unusable=0.1)
     for _ in range(9):
-        skip(callback, *[(f"r{n}", "bad") for n in range(10)], n_read=100)
-        skip(callback, n_read=1000)  # the share is of the last 1000 rows, not of all rows
-    skip(callback, *[(f"r{n}", "bad") for n in range(10)], n_read=100, n_unusable_elsewhere=90)
+        skip_rows(callback, *[(f"r{n}", "bad") for n in range(10)], n_read=100)
+        skip_rows(callback, n_read=1000)  # with these, none of the last 1000 rows, which alone count, is unusable
+    skip_rows(callback, *[(f"r{n}", "bad") for n in range(10)], n_read=100, n_unusable_elsewhere=90)
     with pytest.raises(RunStopped, match=r"121 of the last \d+ rows could not be used, .*max_unusable=0.1 of 1000"):
-        skip(callback, ("one", "more"), n_read=100, n_unusable_elsewhere=20)
+        skip_rows(callback, ("one", "more"), n_read=100, n_unusable_elsewhere=20)
 
 
 def test_one_unusable_row_stops_the_run_if_max_unusable_is_zero(tmp_path):
     with pytest.raises(RunStopped, match="unusable_rows.jsonl"):
-        skip(UnusableRows(tmp_path, max_unusable=0), ("a", "bad"))
+        skip_rows(UnusableRows(tmp_path, max_unusable=0), ("a", "bad"))
 
 
 # --- faults ---
@@ -248,7 +248,7 @@ class FakeTrainer:
 NAN, INF = float("nan"), float("inf")
 
 
-def test_faults_are_counted_across_a_resume_and_reported_at_the_end(tmp_path, report):
+def test_faults_are_counted_across_a_resume_and_reported_at_the_end(tmp_path, messages):
     first, module, fake_trainer = Faults(tmp_path), LoggingModule(), FakeTrainer()
     fake_trainer.step(first, module, rows_unusable=3)
     fake_trainer.step(first, module, norm=INF, lost_workers=1)
@@ -257,13 +257,13 @@ def test_faults_are_counted_across_a_resume_and_reported_at_the_end(tmp_path, re
     fake_trainer.step(resumed, module, rows_unusable=2)
     assert module.values == {"faults/skipped_steps": 1.0, "faults/unusable_rows": 5.0, "faults/lost_workers": 1.0}
     resumed.on_fit_end(fake_trainer, MODULE)
-    assert report[-1] == "faults: 1 skipped steps, 5 unusable rows, 1 lost workers"
+    assert messages[-1] == "faults: 1 skipped steps, 5 unusable rows, 1 lost workers"
     without_faults = Faults(tmp_path)
     without_faults.on_fit_end(fake_trainer, MODULE)
-    assert report[-1] == "faults: none"
+    assert messages[-1] == "faults: none"
 
 
-def test_a_non_finite_step_is_saved_with_its_rows_and_weights(tmp_path, report):
+def test_a_non_finite_step_is_saved_with_its_rows_and_weights(tmp_path, messages):
     callback, module, fake_trainer = Faults(tmp_path), LoggingModule(), FakeTrainer()
     fake_trainer.step(callback, module)
     fake_trainer.step(callback, module, loss=NAN)
@@ -273,18 +273,17 @@ def test_a_non_finite_step_is_saved_with_its_rows_and_weights(tmp_path, report):
     assert (fault.step, fault.weights) == (1, "faults/step_00000001")
     assert fault.reason == "the loss is nan and the gradient norm is 1.0"
     assert [(p.row, p.id, p.epoch) for p in fault.rows()] == [(0, "r0", 0), (2, "r2", 0), (1, "r1", 1)]
-    assert f"auris replay fault={file}" in report[0] and "the step did not change the weights" in report[0]
+    assert f"auris replay fault={file}" in messages[0] and "the step did not change the weights" in messages[0]
     # The weights have not changed since the first fault, so both faults share them.
     assert Fault.load(tmp_path / "faults/step_00000002.json").weights == fault.weights
     fake_trainer.step(callback, module)
     fake_trainer.step(callback, module, loss=INF)
     weight_dirs = [path.name for path in sorted((tmp_path / "faults").iterdir()) if path.is_dir()]
-    assert weight_dirs == [
-        "step_00000004"
-    ]  # only the weights of the last series of faults are kept, because they are large
+    # Only the weights of the last series of faults are kept, because they are large.
+    assert weight_dirs == ["step_00000004"]
 
 
-def test_many_consecutive_non_finite_steps_stop_the_run(tmp_path, report):
+def test_many_consecutive_non_finite_steps_stop_the_run(tmp_path, messages):
     callback, module, fake_trainer = Faults(tmp_path), LoggingModule(), FakeTrainer()
     for _ in range(callbacks.MAX_CONSECUTIVE_SKIPS - 1):
         fake_trainer.step(callback, module, loss=NAN)
@@ -323,7 +322,7 @@ def test_files_that_cannot_be_written_cause_warnings_but_do_not_stop_the_run(tmp
     with pytest.warns(UserWarning, match="faults was not written"):
         FakeTrainer().step(faults, LoggingModule(), loss=NAN)
     with pytest.warns(UserWarning, match="unusable_rows.jsonl was not written"):
-        skip(rows, ("a", "bad"))
+        skip_rows(rows, ("a", "bad"))
     with pytest.warns(UserWarning, match="progress.json was not written"):
         progress.on_train_batch_end(trainer(), MODULE, {})
     assert rows.reasons == {"a": "bad"} and faults.counts["skipped_steps"] == 1

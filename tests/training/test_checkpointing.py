@@ -27,7 +27,7 @@ from support import runs
 from support.recipes import smallest_run, with_run_dir
 from support.runs import ROOT, KillAt, Killed, assert_equal, environment, fit, in_processes, read_logs, weights
 
-STEPS = 6  # validated after 3 and 6, saved after 2 and 4, and at the end
+STEPS = 6  # validated after steps 3 and 6; saved after steps 2 and 4, and at the end
 TAGS = ("train/loss", "train/grad_norm", "train/lr", "train/audio_hours", "val/loss")
 
 
@@ -62,7 +62,7 @@ def undisturbed(compose_run) -> dict:
     return run_config
 
 
-def begin(run_config: dict) -> Path:
+def claim_run_dir(run_config: dict) -> Path:
     run = Path(run_config["run_dir"])
     train.claim_run_dir(run, run_config)
     return run
@@ -130,7 +130,7 @@ def send_sigterm() -> None:
 
 def test_a_run_killed_at_every_step_and_validation_ends_like_an_undisturbed_run(compose_run, undisturbed):
     run_config = compose_run("killed")
-    begin(run_config)
+    claim_run_dir(run_config)
     for moment in (1, 2, 3, "validation", 4, 5, 6, "validation"):
         with pytest.raises(Killed):
             fit(run_config, RunAction(die, validations=(1,)) if moment == "validation" else KillAt(moment))
@@ -141,7 +141,7 @@ def test_a_run_killed_at_every_step_and_validation_ends_like_an_undisturbed_run(
 def test_a_run_killed_with_active_loader_workers_has_curves_without_a_gap(compose_run, undisturbed, tmp_path: Path):
     """SIGKILL: the process flushes nothing and prints nothing."""
     run_config = compose_run("sigkill", "data.num_workers=2")
-    begin(run_config)
+    claim_run_dir(run_config)
     assert in_processes(lambda: fit(run_config, KillAt(5, rank=0)), 1, tmp_path) == [-signal.SIGKILL], read_logs(
         tmp_path
     )
@@ -158,7 +158,7 @@ def test_a_sharded_run_resumes_after_one_process_is_killed(compose_run, tmp_path
     assert in_processes(lambda: train.train(reference_config), 2, tmp_path / "undisturbed") == [0, 0], read_logs(
         tmp_path
     )
-    begin(run_config)
+    claim_run_dir(run_config)
     exit_codes = in_processes(lambda: fit(run_config, KillAt(5, rank=rank)), 2, tmp_path / "killed")
     assert exit_codes[rank] == -signal.SIGKILL and exit_codes[1 - rank] == 1, read_logs(tmp_path / "killed")
     assert checkpoint_dir.list_steps(Path(run_config["run_dir"]) / "checkpoints")[0] == 4
@@ -170,7 +170,7 @@ def test_a_sharded_run_resumes_after_one_process_is_killed(compose_run, tmp_path
 
 def test_a_damaged_checkpoint_is_named_and_the_previous_one_is_used(compose_run, undisturbed):
     run_config = compose_run("damaged")
-    run = begin(run_config)
+    run = claim_run_dir(run_config)
     with pytest.raises(Killed):
         fit(run_config, KillAt(5))
     file = run / "checkpoints/step_00000004/weights-00000-of-00001.safetensors"
@@ -186,7 +186,7 @@ def test_a_damaged_checkpoint_is_named_and_the_previous_one_is_used(compose_run,
 def test_a_run_killed_repeatedly_at_random_times_ends_like_an_undisturbed_run(compose_run, undisturbed, folder: Path):
     """The kill may hit the start, training, validation or saving."""
     run_config = compose_run("again", "checkpoint_every=1", "data.num_workers=1")
-    run, rng = begin(run_config), random.Random(3)
+    run, rng = claim_run_dir(run_config), random.Random(3)
     for _ in range(5):
         process = start(run_config, folder, slow=True)
         before = checkpoint_dir.list_steps(run / "checkpoints")
@@ -207,7 +207,7 @@ def test_a_run_resumes_on_another_number_of_processes_with_the_same_rows(
     compose_run, undisturbed, tmp_path: Path, strategy: str
 ):
     run_config = compose_run(f"grown-{strategy}")
-    begin(run_config)
+    claim_run_dir(run_config)
     with pytest.raises(Killed):
         fit(run_config, KillAt(3))
     grown = compose_run(f"grown-{strategy}", f"strategy={strategy}", "trainer.devices=2")
@@ -226,7 +226,7 @@ def test_bfloat16_moments_resume_exactly_on_two_processes(compose_run, tmp_path:
     assert in_processes(lambda: train.train(reference_config), 2, tmp_path / "undisturbed") == [0, 0], read_logs(
         tmp_path
     )
-    begin(run_config)
+    claim_run_dir(run_config)
     exit_codes = in_processes(lambda: fit(run_config, KillAt(5, rank=1)), 2, tmp_path / "killed")
     assert exit_codes[1] == -signal.SIGKILL, read_logs(tmp_path / "killed")
     checkpoint = checkpoint_dir.find(run_config["run_dir"])
@@ -243,10 +243,10 @@ def test_bfloat16_moments_resume_exactly_on_two_processes(compose_run, tmp_path:
 
 
 def test_a_signalled_run_saves_and_asks_to_be_requeued(compose_run, undisturbed, monkeypatch, tmp_path: Path):
-    """Signal after a step, in a validation, in the repeated validation, and in the last validation."""
+    """The signal comes after a step, in a validation, in its repetition, and in the last validation."""
     run_config = compose_run("stopped", "checkpoint_every=100")
     monkeypatch.setenv("AURIS_REQUEUE", str(tmp_path / "requeue"))
-    run = begin(run_config)
+    run = claim_run_dir(run_config)
     for action_times, saved_step in (
         ({"steps": (1,)}, 1),
         ({"validations": (1,)}, 3),
@@ -267,7 +267,7 @@ def test_a_signalled_run_saves_and_asks_to_be_requeued(compose_run, undisturbed,
 def test_a_job_whose_processes_are_all_signalled_saves_and_asks_to_be_requeued(compose_run, undisturbed, folder: Path):
     """A cluster also signals the workers of the data loader."""
     run_config = compose_run("job", "data.num_workers=2", "checkpoint_every=100", "trainer.val_check_interval=1.0")
-    begin(run_config)
+    claim_run_dir(run_config)
     process = start(run_config, folder, slow=True)
     wait_for(Path(run_config["run_dir"]) / "progress.json", lambda: process.poll() is None)
     os.killpg(process.pid, signal.SIGUSR1)
@@ -284,7 +284,7 @@ def test_a_signal_to_one_process_stops_all_processes_and_the_run_resumes(
     compose_run, undisturbed, folder: Path, strategy: str
 ):
     run_config = compose_run(f"pair-{strategy}", f"strategy={strategy}", "trainer.devices=2", "checkpoint_every=100")
-    begin(run_config)
+    claim_run_dir(run_config)
     process = start(run_config, folder, slow=True)
     wait_for(Path(run_config["run_dir"]) / "progress.json", lambda: process.poll() is None)
     children = [int(line) for line in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
@@ -296,7 +296,7 @@ def test_a_signal_to_one_process_stops_all_processes_and_the_run_resumes(
     assert_runs_close(undisturbed, run_config)
 
 
-def test_a_signal_before_training_ends_the_process_and_handlers_are_restored(monkeypatch, tmp_path: Path):
+def test_before_training_a_signal_stops_the_process_and_the_signal_handlers_are_restored(monkeypatch, tmp_path: Path):
     monkeypatch.setenv("AURIS_REQUEUE", str(tmp_path / "requeue"))
     before = [signal.getsignal(signal_number) for signal_number in Preemption.SIGNALS]
 
@@ -340,7 +340,7 @@ class BrokenDisk(L.Callback):
 
 def test_a_full_disk_prevents_saving_but_not_training(compose_run, undisturbed, monkeypatch):
     run_config = compose_run("full")
-    run = begin(run_config)
+    run = claim_run_dir(run_config)
     with pytest.warns(UserWarning, match="could not be saved") as warnings:
         trainer = fit(run_config, BrokenDisk(monkeypatch, OSError(28, "No space left on device"), 2, 4))
     messages = " ".join(str(warning.message) for warning in warnings)
@@ -362,29 +362,29 @@ def test_missing_write_permission_prevents_saving_but_not_training_and_is_counte
 ):
     """Writes fail from the start of a resumed run until its second checkpoint."""
     run_config = compose_run("forbidden")
-    run = begin(run_config)
+    run = claim_run_dir(run_config)
     with pytest.raises(Killed):
         fit(run_config, KillAt(3))
     build = train.build_trainer
 
-    def disturbed(*arguments: object) -> L.Trainer:
+    def build_disturbed(*arguments: object) -> L.Trainer:
         trainer = build(*arguments)
         trainer.callbacks.append(BrokenDisk(monkeypatch, PermissionError(13, "Permission denied"), 0, 4))
         return trainer
 
-    monkeypatch.setattr(train, "build_trainer", disturbed)
+    monkeypatch.setattr(train, "build_trainer", build_disturbed)
     with pytest.warns(UserWarning, match=r"event file .*Permission denied"):
         train.train(run_config)
     finished = json.loads((run / "finished.json").read_text())
     assert finished["faults/checkpoints"] == 1 and finished["faults/event_files"] >= 1
     assert_equal(weights(undisturbed), weights(run_config))
-    # Step 2 was logged, but could not be written.
+    # Steps 2 and 3 (counted from 0) are missing: after a failed write, nothing is logged until the next checkpoint.
     assert [step for step, _ in curves(run_config)["train/loss"]] == [0, 1, 4, 5]
 
 
-def test_a_run_whose_checkpoint_folder_is_a_file_is_not_finished(compose_run, monkeypatch):
+def test_a_run_whose_checkpoint_folder_is_a_file_is_not_marked_as_finished(compose_run, monkeypatch):
     run_config = compose_run("file")
-    run = begin(run_config)
+    run = claim_run_dir(run_config)
     with pytest.raises(Killed):
         fit(run_config, KillAt(1))
     (run / "checkpoints").write_text("not a folder")
@@ -393,14 +393,14 @@ def test_a_run_whose_checkpoint_folder_is_a_file_is_not_finished(compose_run, mo
     assert not (run / "finished.json").exists()
 
 
-def test_a_run_whose_final_weights_cannot_be_saved_is_not_finished(compose_run, undisturbed, monkeypatch):
+def test_a_run_whose_final_weights_cannot_be_saved_is_not_marked_as_finished(compose_run, undisturbed, monkeypatch):
     run_config = compose_run("unsaved")
 
-    def full(*_: object) -> None:
+    def refuse_write(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint_io, "_write_tensors", full)
+        patch.setattr(checkpoint_io, "_write_tensors", refuse_write)
         with pytest.raises(checkpoint_io.SaveError, match="the trained weights could not be saved"):
             train.train(run_config)
     assert not (Path(run_config["run_dir"]) / "finished.json").exists()
@@ -418,17 +418,17 @@ def test_zero_for_a_checkpoint_setting_is_refused(compose_run, key: str):
 
 
 def test_a_run_in_progress_cannot_be_started_a_second_time(compose_run, undisturbed, tmp_path: Path):
-    run, locked = Path(undisturbed["run_dir"]), tmp_path / "locked"
+    run, locked_file = Path(undisturbed["run_dir"]), tmp_path / "locked"
 
     def hold() -> None:
         with run_lock(run):
             os.fork()  # like loader workers, the child survives when its parent is killed
-            locked.touch()
+            locked_file.touch()
             time.sleep(20)
 
     (holder,) = runs.start(hold, 1, tmp_path)
     try:
-        wait_for(locked, holder.is_alive)
+        wait_for(locked_file, holder.is_alive)
         with (
             pytest.raises(ValueError, match=rf"is already being trained, by process {holder.pid} on "),
             run_lock(run, 0),
@@ -437,7 +437,7 @@ def test_a_run_in_progress_cannot_be_started_a_second_time(compose_run, undistur
     finally:
         os.kill(holder.pid, signal.SIGKILL)
         holder.join()
-    train.train(undisturbed)  # already finished
+    train.train(undisturbed)  # the lock is free again, and the run has nothing left to do
 
 
 # --- processes ----------------------------------------------------------------------------------------------------

@@ -75,9 +75,9 @@ def test_parameter_counts_by_component_equal_those_of_the_released_system(releas
     ],
 )
 def test_memory_of_states_equals_the_performance_notes(released_net: nn.Module, stage: str, expected: tuple):
-    need = estimate_memory(released_net, find_stage(stage), Workload.of_budget(8192, pool=2))
+    memory = estimate_memory(released_net, find_stage(stage), Workload.of_budget(8192, pool=2))
     for gpus, gib in zip(dry_run.GPU_COUNTS, expected, strict=True):
-        assert need.states / gpus / GIB == pytest.approx(gib, abs=0.06 if gib > 2 else 0.006)
+        assert memory.states / gpus / GIB == pytest.approx(gib, abs=0.06 if gib > 2 else 0.006)
 
 
 def test_memory_of_a_pack_equals_the_performance_notes(released_net: nn.Module):
@@ -95,12 +95,12 @@ def test_memory_of_a_pack_equals_the_performance_notes(released_net: nn.Module):
     assert (with_audio.activations - text.activations) / GIB == pytest.approx(0.061, abs=0.001)
     # A frozen encoder stores no activations.
     assert estimate_memory(released_net, fine_tuning, Workload(tokens=8192, frames=50, scored=0)) == text
-    scored = [
+    logits = [
         estimate_memory(released_net, fine_tuning, Workload(tokens=8192, frames=0, scored=n)).logits
         for n in (0, 1024, 4096, 8192)
     ]
-    assert scored[0] == 0 and scored[1] / GIB == pytest.approx(2 * 0.595, abs=0.01)
-    assert scored[2] == scored[3] == 4 * scored[1]  # logits are computed in chunks
+    assert logits[0] == 0 and logits[1] / GIB == pytest.approx(2 * 0.595, abs=0.01)
+    assert logits[2] == logits[3] == 4 * logits[1]  # logits are computed in chunks of 4096 positions
 
 
 def test_adapters_count_as_trainable_and_their_base_model_as_frozen():
@@ -121,17 +121,17 @@ def test_adapters_count_as_trainable_and_their_base_model_as_frozen():
     assert count_trained_parameters(net, stage) == trainable_count and count_parameters(net) == base_count + sum(
         added_counts.values()
     )
-    need = estimate_memory(net, stage, workload)
-    assert need.states - frozen.states == 16 * sum(added_counts.values())
-    assert need.activations == frozen.activations
+    memory = estimate_memory(net, stage, workload)
+    assert memory.states - frozen.states == 16 * sum(added_counts.values())
+    assert memory.activations == frozen.activations
     tables = Stage(name="", trainable=("llm.model.embed_tokens",))
     assert count_trained_parameters(net, tables) == 639_107_072
 
 
 def test_training_only_the_encoder_needs_no_memory_for_llm_activations(released_net: nn.Module):
     stage = Stage(name="", trainable=("encoder",), runs_llm=False)
-    need = estimate_memory(released_net, stage, Workload(tokens=8192, frames=0, scored=0))
-    assert need.activations == 0 and need.gathered == 0
+    memory = estimate_memory(released_net, stage, Workload(tokens=8192, frames=0, scored=0))
+    assert memory.activations == 0 and memory.gathered == 0
 
 
 def test_training_flops_equal_the_performance_notes(released_net: nn.Module):
@@ -142,7 +142,9 @@ def test_training_flops_equal_the_performance_notes(released_net: nn.Module):
     last layer, which are computed only at scored positions.
     """
     last_layer = 2 * (2 * 4096 * 4096 + 3 * 4096 * 11008) / 1e9
-    text, audio, scored = (Workload(**{"tokens": 0, "frames": 0, "scored": 0} | workload) for workload in WORKLOADS)
+    one_token, one_frame, one_scored = (
+        Workload(**{"tokens": 0, "frames": 0, "scored": 0} | workload) for workload in WORKLOADS
+    )
     everything, fine_tuning = find_stage("everything trained"), find_stage("fine-tuning (encoder frozen)")
     pre_training = find_stage("pre-training (LLM frozen)")
     for stage, passes, encoder_passes, projector_passes in (
@@ -150,14 +152,14 @@ def test_training_flops_equal_the_performance_notes(released_net: nn.Module):
         (fine_tuning, 3, 1, 2),
         (pre_training, 2, 3, 3),
     ):
-        assert count_training_flops(released_net, stage, text) / 1e9 == pytest.approx(
+        assert count_training_flops(released_net, stage, one_token) / 1e9 == pytest.approx(
             passes * (12.95 - last_layer), rel=1e-3
         )
-        assert count_training_flops(released_net, stage, scored) / 1e9 == pytest.approx(
+        assert count_training_flops(released_net, stage, one_scored) / 1e9 == pytest.approx(
             passes * (1.278 + last_layer), rel=1e-3
         )
         expected = encoder_passes * 1.271 + projector_passes * 0.0105 / 2
-        assert count_training_flops(released_net, stage, audio) / 1e9 == pytest.approx(expected, rel=1e-3)
+        assert count_training_flops(released_net, stage, one_frame) / 1e9 == pytest.approx(expected, rel=1e-3)
 
 
 WORKLOADS = ({"tokens": 1}, {"frames": 1}, {"scored": 1})  # one LLM token, one encoder frame, one scored position

@@ -136,7 +136,7 @@ def test_nonfinite_set_to_stop_stops_at_the_first_fault_and_set_to_skip_continue
 
 
 def assert_same_fault(single: dict, pair: dict) -> None:
-    """Check that one process and two processes skipped the same step, named the same rows and learned the same."""
+    """Check that one process and two processes skipped the same step, named the same rows and have equal weights."""
     assert_equal(weights(single), weights(pair), tolerance=1e-6)
     [first_fault], [second_fault] = (
         list(Path(run_config["run_dir"]).glob("faults/*.json")) for run_config in (single, pair)
@@ -229,7 +229,7 @@ def kill_workers_at(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     return set_up
 
 
-def first_clip_of(run_config: dict, step: int) -> str:
+def first_clip_path(run_config: dict, step: int) -> str:
     _, data = train.build(run_config)
     data.setup("fit")
     return str(data.rows[data.plan.step(step)[0][0]].clips[0].path)
@@ -239,7 +239,7 @@ def test_a_lost_worker_does_not_change_the_trained_weights(compose_run, kill_wor
     options = ["max_steps=5", "data.num_workers=2"]
     undisturbed, disturbed = (compose_run(*options, arm=arm) for arm in ("reference", "disturbed"))
     train.train(undisturbed)
-    kill_workers_at(first_clip_of(disturbed, 3), times=1)
+    kill_workers_at(first_clip_path(disturbed, 3), times=1)
     train.train(disturbed)
     assert_equal(weights(undisturbed), weights(disturbed))
     finished = json.loads((Path(disturbed["run_dir"]) / "finished.json").read_text())
@@ -248,7 +248,7 @@ def test_a_lost_worker_does_not_change_the_trained_weights(compose_run, kill_wor
 
 def test_a_row_that_kills_every_worker_stops_the_run_and_its_step_is_saved(compose_run, kill_workers_at):
     run_config = compose_run("max_steps=5", "data.num_workers=2", "data.worker_restarts=1")
-    path = first_clip_of(run_config, 3)
+    path = first_clip_path(run_config, 3)
     kill_workers_at(path, times=99)
     with pytest.raises(RunStopped, match=r"workers were lost at step 3 .times: 2, .*Killed"):
         train.train(run_config)

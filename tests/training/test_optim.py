@@ -74,7 +74,7 @@ def test_the_published_layer_decay_applies_to_each_of_32_blocks():
     assert rates["encoder.blocks.31.weight"][0] == 5e-5
 
 
-def test_matrices_decay_and_vectors_do_not(net):
+def test_weight_decay_applies_to_matrices_but_not_to_vectors(net):
     decays = {name for name, (_, decay) in settings(net).items() if decay}
     assert decays == {name for name, p in net.named_parameters() if p.ndim >= 2}
     assert {decay for _, decay in settings(net).values()} == {0.05, 0.0}
@@ -136,7 +136,7 @@ def test_a_name_that_matches_nothing_is_an_error_that_lists_the_parts(net, name)
         freeze(net, ["encoder", name])
 
 
-def rates(steps: int, **schedule: float) -> list[float]:
+def scheduled_rates(steps: int, **schedule: float) -> list[float]:
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=2.0)
     scheduler = cosine_schedule(optimizer, **schedule)
     learning_rates = []
@@ -148,7 +148,7 @@ def rates(steps: int, **schedule: float) -> list[float]:
 
 
 def test_the_schedule_warms_up_linearly_and_falls_by_a_cosine_to_its_floor():
-    learning_rates = rates(13, warmup_steps=4, max_steps=12, floor=0.2)
+    learning_rates = scheduled_rates(13, warmup_steps=4, max_steps=12, floor=0.2)
     warm_up = [0.5, 1.0, 1.5, 2.0]
     cosine_decay = [2 * (0.2 + 0.8 * 0.5 * (1 + math.cos(math.pi * k / 8))) for k in range(9)]
     assert learning_rates == pytest.approx(warm_up + cosine_decay)
@@ -160,7 +160,7 @@ def test_the_schedule_warms_up_linearly_and_falls_by_a_cosine_to_its_floor():
 
 
 def test_the_schedule_stays_on_its_floor_and_needs_no_warm_up():
-    assert rates(8, warmup_steps=0, max_steps=2, floor=0.1) == pytest.approx([2.0, 1.1] + 6 * [0.2])
+    assert scheduled_rates(8, warmup_steps=0, max_steps=2, floor=0.1) == pytest.approx([2.0, 1.1] + 6 * [0.2])
 
 
 def test_the_schedule_keeps_the_ratio_of_learning_rates_between_groups(net):
@@ -170,11 +170,11 @@ def test_the_schedule_keeps_the_ratio_of_learning_rates_between_groups(net):
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([lr / 10 for lr in before])
 
 
-def test_the_error_for_a_too_long_warm_up_names_existing_settings():
+def test_the_error_for_a_too_long_warm_up_names_settings_of_the_config():
     from auris import config
 
     with pytest.raises(ValueError, match="=") as error:
-        rates(1, warmup_steps=10, max_steps=10, floor=0.1)
+        scheduled_rates(1, warmup_steps=10, max_steps=10, floor=0.1)
     overrides = [word for word in str(error.value).split() if "=" in word]
     assert len(overrides) == 2
     run_config = config.compose(overrides)
@@ -195,14 +195,14 @@ def test_lr_factors_scale_a_part_and_must_name_a_part(net: Net):
 # --- moments in bfloat16 ---
 
 
-def learn(states: str, steps: int = 60) -> tuple[list[float], torch.optim.Optimizer]:
+def learn(moment_dtype: str, steps: int = 60) -> tuple[list[float], torch.optim.Optimizer]:
     """Train a small net. Return its losses and the optimizer."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 1))
     x = torch.rand(64, 6)
     y = x.square().sum(1, keepdim=True)
     groups = [{"params": list(net.parameters()), "lr": 0.02, "weight_decay": 0.05}]
-    optimizer = adamw(groups, betas=(0.9, 0.98), eps=1e-6, states=states)
+    optimizer = adamw(groups, betas=(0.9, 0.98), eps=1e-6, states=moment_dtype)
     losses = []
     for _ in range(steps):
         optimizer.zero_grad()

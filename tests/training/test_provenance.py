@@ -110,18 +110,23 @@ def test_a_dry_run_names_what_cannot_be_divided_into_replicas(compose_run):
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_the_estimated_memory_of_states_equals_the_allocated_memory(compose_run, precision):
-    """Frozen weights are stored in float32 unless they are sharded. The encoder's position buffer is not counted."""
+    """Frozen weights are stored in float32 in any precision unless they are sharded. Buffers are not counted."""
     run_config = compose_run(
         "max_steps=2", f"trainer.precision={precision}", f"arm={precision}", "trainer.val_check_interval=1.0"
     )
     train.train(run_config)
     facts = json.loads((Path(run_config["run_dir"]) / "environment.json").read_text())
     checkpoint = checkpoint_dir.find(run_config["run_dir"], kinds=checkpoint_dir.KINDS)
-    tables = [checkpoint.tensors(kind).read_all() for kind in checkpoint_dir.KINDS]
-    sizes = {name: tensor.nbytes for table in tables for name, tensor in table.items() if not name.startswith("step.")}
+    tensors_by_kind = [checkpoint.tensors(kind).read_all() for kind in checkpoint_dir.KINDS]
+    sizes = {
+        name: tensor.nbytes
+        for tensors in tensors_by_kind
+        for name, tensor in tensors.items()
+        if not name.startswith("step.")
+    }
     del sizes["net.encoder.positions"]
-    gradients = sum(size for name, size in sizes.items() if name.startswith("exp_avg."))
-    assert facts["states_bytes"] == sum(sizes.values()) + gradients
+    gradient_bytes = sum(size for name, size in sizes.items() if name.startswith("exp_avg."))
+    assert facts["states_bytes"] == sum(sizes.values()) + gradient_bytes
 
 
 def test_ddp_needs_extra_memory_for_gradient_buckets():

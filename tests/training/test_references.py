@@ -1,4 +1,4 @@
-"""Log-probabilities of answers under the reference model of DPO: values, reuse of the cache, and runs with them."""
+"""Log-probabilities of answers under the reference model of DPO: values, the cache, and runs that use them."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def test_a_killed_computation_resumes(net, rows, samples, tmp_path, monkeypatch)
     assert table == compute(net, rows, samples, tmp_path / "fresh", **one_by_one)
 
 
-def test_only_a_truncated_line_is_computed_again(net, rows, samples, tmp_path, monkeypatch):
+def test_only_the_row_of_a_truncated_line_is_computed_again(net, rows, samples, tmp_path, monkeypatch):
     complete = compute(net, rows, samples, tmp_path / "cache")
     (file,) = tmp_path.glob("cache-*.jsonl")
     file.write_bytes(file.read_bytes()[:-20])
@@ -175,20 +175,28 @@ def test_moving_the_audio_file_or_renaming_the_row_keeps_the_cache_valid(net, ro
     assert calls.rows == []
 
 
-def test_the_cache_key_depends_on_weights_architecture_template_audio_and_precision(net, samples):
-    def key(net=net, samples=samples, model="qwen2_audio", precision="32-true") -> str:
+def test_the_cache_digest_depends_on_weights_architecture_template_audio_and_precision(net, samples):
+    def digest(net=net, samples=samples, model="qwen2_audio", precision="32-true") -> str:
         return references.cache_digest(net, samples, {"model": model}, precision)
 
     other = scale_down(nets.build(vocab=tokenizer().size))
     other.load_state_dict(net.state_dict())
-    assert key(other) == key()  # independent of where the weights came from
+    assert digest(other) == digest()  # independent of where the weights came from
     with torch.no_grad():
         next(other.parameters()).flatten()[0] += 1e-6
-    released, sample = (samples_of(PairSamples, prompt=QwenAudioChat(spacing=s)) for s in ("released", "sft_sample"))
+    released_spacing, sample_spacing = (
+        samples_of(PairSamples, prompt=QwenAudioChat(spacing=s)) for s in ("released", "sft_sample")
+    )
     windowed = samples_of(PairSamples, prompt=Qwen2AudioChat(), long_audio="window")
-    keys = [key(), key(other), key(samples=released), key(samples=sample), key(samples=windowed)]
-    keys += [key(model="qwen_audio"), key(precision="bf16-mixed")]
-    assert len(set(keys)) == len(keys)
+    digests = [
+        digest(),
+        digest(other),
+        digest(samples=released_spacing),
+        digest(samples=sample_spacing),
+        digest(samples=windowed),
+    ]
+    digests += [digest(model="qwen_audio"), digest(precision="bf16-mixed")]
+    assert len(set(digests)) == len(digests)
 
 
 # --- augmentation ---
@@ -368,7 +376,7 @@ class EncoderCalls(L.Callback):
 
 
 def test_a_step_encodes_each_clip_once(compose_run):
-    """Both answers of a pair share the encoding, and a cached reference needs no other net."""
+    """Both answers of a pair share the encoding, and a cached reference runs no other net."""
     calls = EncoderCalls()
     run_config = compose_run("max_steps=3")
     train.claim_run_dir(Path(run_config["run_dir"]), run_config)
@@ -382,12 +390,12 @@ def test_two_processes_share_the_references_and_train_like_one_process(compose_r
     single = compose_run(*options, "arm=one")
     train.train(single)
     (cache_file,) = (tmp_path / "cache").glob("references-*.jsonl")
-    pairs = len(cache_file.read_text().splitlines())
+    n_pairs = len(cache_file.read_text().splitlines())
     cache_file.unlink()
     two_processes = compose_run(*options, "arm=two", "strategy=ddp", "trainer.devices=2", "data.token_budget=200")
     train_in_a_process(two_processes, tmp_path)
     written = sorted(path.read_text().count("\n") for path in (tmp_path / "cache").glob("references-*.jsonl"))
-    assert len(written) == 2 and sum(written) == pairs and written[0] > 0
+    assert len(written) == 2 and sum(written) == n_pairs and written[0] > 0
     assert_equal(weights(single), weights(two_processes), 1e-5)
 
 

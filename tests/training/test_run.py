@@ -53,7 +53,7 @@ class RowRecorder(L.Callback):
         self.steps.append(outputs["rows"])
 
 
-# Slow, because test_checkpointing kills runs at every step, and with active workers.
+# Marked slow, because fast tests of test_checkpointing already kill runs at every step and with active workers.
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_killed_run_resumes_to_the_weights_of_an_uninterrupted_one(compose_run, workers: int):
@@ -108,7 +108,7 @@ class CustomCallback(L.Callback):
         Path(trainer.default_root_dir, "parts.json").write_text(json.dumps(parts))
 
 
-def test_data_module_optimizer_callbacks_and_logger_are_replaced_by_overrides(corpus: Path, tmp_path: Path):
+def test_overrides_replace_the_data_module_the_optimizer_the_callbacks_and_the_logger(corpus: Path, tmp_path: Path):
     custom_parts = [
         f"data._target_={__name__}.CustomData",
         "+data.extra=3",
@@ -139,7 +139,7 @@ def test_a_run_that_fails_before_its_first_step_leaves_no_directory(compose_run,
     assert not Path(run_config["runs_dir"]).exists()
 
 
-def test_a_directory_that_existed_before_or_has_a_step_is_kept(compose_run):
+def test_a_run_directory_is_kept_if_it_existed_before_or_its_run_has_made_a_step(compose_run):
     run_config = compose_run("max_steps=2", "data.train=[nowhere.jsonl]")
     run_dir = Path(run_config["run_dir"])
     run_dir.mkdir(parents=True)
@@ -170,14 +170,14 @@ def test_a_finished_run_is_skipped_and_another_config_for_its_name_is_refused(co
         train.train(compose_run("max_steps=2", "optim.lr=0.5"))
 
 
-@pytest.mark.parametrize("mode", [["data.rows_per_step=7"], ["data.rows_per_step=null", "data.token_budget=700"]])
-def test_every_row_reaches_training_step_once_per_data_epoch(compose_run, mode: list[str]):
-    probe = compose_run("max_steps=2", *mode, "arm=probe")
+@pytest.mark.parametrize("batching", [["data.rows_per_step=7"], ["data.rows_per_step=null", "data.token_budget=700"]])
+def test_every_row_reaches_training_step_once_per_data_epoch(compose_run, batching: list[str]):
+    probe = compose_run("max_steps=2", *batching, "arm=probe")
     _, data = train.build(probe)
     data.setup("fit")
     steps = data.plan.n_steps(3)
     recorder = RowRecorder()
-    fit(compose_run(f"max_steps={steps}", *mode, "+trainer.limit_val_batches=0"), recorder)
+    fit(compose_run(f"max_steps={steps}", *batching, "+trainer.limit_val_batches=0"), recorder)
     rows = [row for step in recorder.steps for row in step]
     assert len(recorder.steps) == steps
     counts = torch.bincount(torch.tensor(rows), minlength=data.plan.epoch_rows)

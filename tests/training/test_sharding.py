@@ -1,4 +1,4 @@
-"""Materialising and initialising a net built on the meta device, on one process or sharded.
+"""Materialising and initialising a net that was built on the meta device, on one process or sharded.
 
 Sharded nets are tested without communication: one process pretends to be any rank. test_loading covers weights from
 files, and test_strategy covers complete runs.
@@ -103,7 +103,7 @@ def test_a_materialised_net_equals_one_built_in_memory():
     net = build_meta()
     materialise(net, "cpu")
     in_memory = build()
-    in_memory.load_state_dict(net.state_dict())  # parameters and persistent buffers
+    in_memory.load_state_dict(net.state_dict())  # parameters and persistent buffers; the logits compare the others
     batch = pack([[text(3), Clip(37), text(4)], [text(9)]], net.geometry)
     with torch.no_grad():
         torch.testing.assert_close(net.logits(batch), in_memory.logits(batch), rtol=0, atol=0)
@@ -117,9 +117,10 @@ def test_initial_weights_depend_on_the_seed():
         materialise(nets[-1], "cpu")
     first, repeated, other = map(tensors, nets)
     assert all(torch.equal(first[name], repeated[name]) for name in first)
-    random_names = [name for name, tensor in first.items() if tensor.numel() > 1 and tensor.std() > 0]
-    changed = {name for name in random_names if not torch.equal(first[name], other[name])}
-    assert set(random_names) - changed == {"encoder.positions", *(n for n in random_names if n.endswith("inv_freq"))}
+    varied_names = [name for name, tensor in first.items() if tensor.numel() > 1 and tensor.std() > 0]
+    changed = {name for name in varied_names if not torch.equal(first[name], other[name])}
+    # All of them are drawn at random, except the tables of positions and of rotary frequencies.
+    assert set(varied_names) - changed == {"encoder.positions", *(n for n in varied_names if n.endswith("inv_freq"))}
 
 
 def test_tied_weights_stay_one_tensor(garbage):
@@ -231,7 +232,7 @@ def test_an_llm_that_cannot_be_split_by_tensor_parallelism_is_named():
 
 
 @pytest.mark.parametrize("max_norm", [0.1, 1e6])
-def test_clipping_equals_torch_after_scaling(max_norm):
+def test_clipping_with_a_scale_equals_clipping_by_torch_after_scaling(max_norm):
     nets = []
     for _ in range(2):
         torch.manual_seed(0)

@@ -1,4 +1,7 @@
-"""The study runner: the order of runs, shared stages, refused studies, resuming, and failed arms."""
+"""The study runner: the order of runs, shared stages, refused studies, resuming, and failed arms.
+
+An arm is a variant of a run that the study compares. A stage is a run from whose weights arms start.
+"""
 
 from __future__ import annotations
 
@@ -53,16 +56,16 @@ def test_an_arm_starts_from_the_stage_with_the_same_seed():
     assert [dependency.key for dependency in job.needs] == ["encoder, seed 1"]
 
 
-def test_studies_share_the_run_of_a_stage_only_if_its_config_is_equal():
-    def stage_digests(study: dict, **options: object) -> set[str]:
-        stages = {"renamed": {"overrides": ["experiment=encoder_ctc", *options.get("more", [])]}}
+def test_studies_share_the_run_of_a_stage_only_if_the_stage_has_the_same_config():
+    def stage_digests(study: dict, extra_overrides: tuple[str, ...] = ()) -> set[str]:
+        stages = {"renamed": {"overrides": ["experiment=encoder_ctc", *extra_overrides]}}
         arms = {name: {**arm, "after": {"encoder": "renamed"}} for name, arm in STUDY["arms"].items()}
         jobs = studies.plan_jobs({**study, "study": "other", "stages": stages, "arms": arms})
         return {str(job.run_dir.parent).rpartition("-")[2] for job in jobs if job.name == "renamed"}
 
-    [digest] = {str(job.run_dir.parent) for job in studies.plan_jobs(STUDY) if job.name == "encoder"}
-    assert stage_digests(STUDY) == {digest.rpartition("-")[2]}  # both seeds share the digest
-    assert stage_digests(STUDY, more=["max_steps=7"]) != stage_digests(STUDY)
+    [encoder_dir] = {str(job.run_dir.parent) for job in studies.plan_jobs(STUDY) if job.name == "encoder"}
+    assert stage_digests(STUDY) == {encoder_dir.rpartition("-")[2]}  # both seeds share the digest
+    assert stage_digests(STUDY, ("max_steps=7",)) != stage_digests(STUDY)
 
 
 def test_a_selected_arm_and_seed_are_planned_with_their_dependencies():
@@ -124,7 +127,7 @@ def test_a_circular_dependency_is_refused():
 
 
 def test_a_failed_run_blocks_only_its_dependents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
-    """Stand-in processes replace the runs, because the runner does not depend on what they do."""
+    """Stand-in processes replace the runs, because the runner does not depend on what runs do."""
 
     def start(job: Job, arguments: list[str], threads: int) -> None:
         job.run_dir.mkdir(parents=True, exist_ok=True)
@@ -149,7 +152,7 @@ class StandIns:
 
     CODES: ClassVar = {
         "quick": "pass",
-        "stopped": "raise SystemExit(75)",
+        "stopped": "raise SystemExit(75)",  # REQUEUE_STATUS
         "long": "import signal, time; signal.signal(signal.SIGUSR1, lambda *_: exit(75)); print(1); time.sleep(60)",
     }
 
@@ -199,13 +202,13 @@ def test_finished_runs_start_again_only_with_another_config_or_evaluation(tmp_pa
         assert studies.run_jobs(jobs_to_run, max_parallel=1) == 0
         return len(start.started)
 
-    assert count_starts(make_jobs()) == 3
+    assert count_starts(make_jobs()) == 3  # one training and two evaluations
     assert count_starts(make_jobs()) == 0 and "number of runs: 1 (1 already done)" in capsys.readouterr().out
     # A run that is planned only as a dependency, for example in another job of a job array, has no evaluations.
     assert count_starts(make_jobs(benchmarks=())) == 0
     assert count_starts(make_jobs(benchmarks=("a", "c"))) == 3
     assert count_starts(make_jobs(steps=2, benchmarks=("a", "c"))) == 3
-    (tmp_path / "run" / "done.json").write_text("{")
+    (tmp_path / "run" / "done.json").write_text("{")  # unreadable, so the run is not done
     assert count_starts(make_jobs(steps=2)) == 3
 
 

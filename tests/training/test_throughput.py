@@ -66,20 +66,14 @@ def test_token_pairs_of_a_tree_include_the_prompt_for_both_answers():
     assert int(counts["token_pairs"]) == (1 + 2 + 3 + 4 + 5) + (3 + 4 + 5 + 6 + 7)
 
 
-def test_padding_tokens_count_as_idle():
-    """An empty pack has one token and a clip of 4 mel frames, which are 2 encoder frames."""
+def test_dummy_tokens_and_dummy_frames_count_as_idle():
+    """An empty pack has one token and a clip of 4 mel frames (2 encoder frames). A pack of text has the same clip."""
     geometry = nets.build_meta().geometry
     empty, text_only = collate([], geometry=geometry), pack([[text(7)]], geometry)
     counts = {name: int(value) for name, value in cost.count_workload(empty).items()}
     assert counts == dict.fromkeys(WORKLOAD_FIELDS, 0) | {"idle": 3}
     counts = {name: int(value) for name, value in cost.count_workload(text_only).items()}
     assert (counts["tokens"], counts["frames"], counts["idle"]) == (7, 0, 2)
-
-
-def useful_flops(net: nn.Module, stage: cost.Stage, batch: dict) -> int:
-    return cost.count_training_flops(
-        net, stage, cost.Workload(**{name: int(cost.count_workload(batch)[name]) for name in WORKLOAD_FIELDS})
-    )
 
 
 @pytest.mark.parametrize(("trainable", "tolerance"), [(("encoder", "projector", "llm"), 0.01), (("projector",), 0.02)])
@@ -102,7 +96,7 @@ def test_useful_flops_equal_the_count_of_torch(trainable: tuple[str, ...], toler
 
 
 @pytest.mark.parametrize("kind", [pooling.Mean, pooling.Conv, partial(pooling.Attention, n_heads=4), pooling.Stack])
-def test_the_cost_of_each_pooling_and_projector_equals_torch_s_count(kind: Callable[..., nn.Module]):
+def test_the_cost_of_each_pooling_and_projector_equals_the_count_of_torch(kind: Callable[..., nn.Module]):
     net = SimpleNamespace(pooling=kind(k=2, width=64), geometry=SimpleNamespace(pool=2))
     net.projector = projector.Linear(in_width=64 * net.pooling.vectors_per_token, out_width=32)
     frames = torch.randn(60, 64, requires_grad=True)
@@ -113,7 +107,7 @@ def test_the_cost_of_each_pooling_and_projector_equals_torch_s_count(kind: Calla
     assert counter.get_total_flops() == pytest.approx(expected, rel=0.02)  # torch does not count biases
 
 
-def test_attention_costs_four_flops_per_pair_and_channel_forward_and_eight_backward():
+def test_attention_costs_four_flops_per_pair_and_channel_in_the_forward_pass_and_eight_in_the_backward_pass():
     net = nets.build_meta(layers=2)  # 24 channels in the encoder, 32 in the LLM
     workload = {"tokens": 0, "frames": 0, "scored": 0}
     pairs, frozen = cost.Workload(**workload, token_pairs=10), cost.Stage(name="", trainable=("projector",))
@@ -127,7 +121,7 @@ def test_attention_costs_four_flops_per_pair_and_channel_forward_and_eight_backw
     assert cost.count_training_flops(net, frozen, pairs) == 4 * 10 * 2 * 24
 
 
-# --- the peak of a device ---
+# --- the peak FLOP/s of a device ---
 
 
 @pytest.mark.parametrize(
@@ -147,12 +141,14 @@ def test_attention_costs_four_flops_per_pair_and_channel_forward_and_eight_backw
         ("x86_64", "32-true", None),
     ],
 )
-def test_the_peak_depends_on_device_and_precision_and_may_be_unknown(device: str, precision: str, peak: float | None):
+def test_the_peak_flops_depend_on_device_and_precision_and_may_be_unknown(
+    device: str, precision: str, peak: float | None
+):
     actual, reason = find_peak_flops(device, precision)
     assert actual == peak and device in reason
 
 
-def test_the_peak_can_be_set():
+def test_the_peak_flops_can_be_set():
     assert find_peak_flops("x86_64", "32-true", 5e10) == (5e10, "peak_flops")
     for invalid in (0, -1.0, "fast", True, float("nan")):
         with pytest.raises(ValueError, match="peak_flops=.*: expected the FLOP/s of one device"):
@@ -213,13 +209,13 @@ def test_speeds_exclude_the_first_step(clock):
     callback.on_train_start(trainer(log, world=2), log)
     run_step(callback, log, clock, 60, tokens=7.0)  # warm-up
     assert not log.points and "tokens/s" not in log.values
-    first = {"tokens": 100.0, "frames": 50.0, "scored": 8.0, "token_pairs": 300.0, "frame_pairs": 900.0}
+    counts = {"tokens": 100.0, "frames": 50.0, "scored": 8.0, "token_pairs": 300.0, "frame_pairs": 900.0}
     rank_values = {"waited": [0.1, 0.5], "peak_bytes": [2.0**30, 2.0**31]}
-    run_step(callback, log, clock, 2, audio_seconds=30.0, idle=50.0, **first, **rank_values)
+    run_step(callback, log, clock, 2, audio_seconds=30.0, idle=50.0, **counts, **rank_values)
     run_step(callback, log, clock, 3, step=4, tokens=400.0, audio_seconds=20.0, waited=[0.25, 0.0])
     logged = log.points[3]
     stage = cost.Stage(name="", trainable=("encoder", "projector", "llm"))
-    numbers = {name: int(value) for name, value in first.items()}
+    numbers = {name: int(value) for name, value in counts.items()}
     useful = cost.count_training_flops(log.net, stage, cost.Workload(**numbers | {"tokens": 500}))
     expected = {
         "tokens_per_s": 500 / 5,
@@ -311,7 +307,7 @@ def planned_counts(run_config: dict) -> dict[str, float]:
     return {"tokens": workload.tokens, "flops": cost.count_training_flops(module.net, stage, workload)}
 
 
-def rates(run_config: dict) -> dict[str, float]:
+def read_speeds(run_config: dict) -> dict[str, float]:
     finished = json.loads((Path(run_config["run_dir"]) / "finished.json").read_text())
     return {name.removeprefix("speed/"): value for name, value in finished.items() if name.startswith("speed/")}
 
@@ -320,7 +316,7 @@ def test_a_run_logs_its_speed_and_saves_it_in_finished_json(compose_run):
     run_config = compose_run()
     train.train(run_config)
     logged = curves(Path(run_config["run_dir"]).parents[1])
-    speeds = rates(run_config)
+    speeds = read_speeds(run_config)
     names = {"tokens_per_s", "audio_hours_per_hour", "seconds_per_step", "useful_tflops", "mfu", "padding", "data_wait"}
     assert speeds.keys() == names | {"peak_memory_gib"}
     assert {tag for tag in logged["tag"] if tag.startswith("speed/")} == {f"speed/{name}" for name in speeds}

@@ -43,10 +43,10 @@ class Tied(nn.Module):
         return sum(p.float().square().sum() for p in self.parameters() if p.requires_grad) * self.scale
 
 
-def build_trained(seed: int = 0, steps: int = 2, states: str = "fp32") -> tuple[Tied, torch.optim.Optimizer]:
+def build_trained(seed: int = 0, steps: int = 2, moments: str = "fp32") -> tuple[Tied, torch.optim.Optimizer]:
     module = Tied(seed)
     groups = [{"params": [p for p in module.parameters() if p.requires_grad], "lr": 0.1}]
-    optimizer = optim.adamw(groups, betas=(0.8, 0.9), eps=1e-8, states=states)
+    optimizer = optim.adamw(groups, betas=(0.8, 0.9), eps=1e-8, states=moments)
     for _ in range(steps):
         optimizer.zero_grad()
         module.loss().backward()
@@ -67,11 +67,11 @@ def states_equal(left: nn.Module, right: nn.Module) -> bool:
     )
 
 
-@pytest.mark.parametrize("states", ["fp32", "bf16"])
-def test_a_module_and_its_optimizer_are_restored_exactly(tmp_path: Path, states: str):
-    module, optimizer = build_trained(seed=1, states=states)
+@pytest.mark.parametrize("moments", ["fp32", "bf16"])
+def test_a_module_and_its_optimizer_are_restored_exactly(tmp_path: Path, moments: str):
+    module, optimizer = build_trained(seed=1, moments=moments)
     path = checkpoint_io.save(tmp_path, 2, module=module, optimizer=optimizer, state=STATE)
-    restored, restored_optimizer = build_trained(seed=2, steps=0, states=states)
+    restored, restored_optimizer = build_trained(seed=2, steps=0, moments=moments)
     checkpoint_io.restore(CheckpointDir(path), module=restored, optimizer=restored_optimizer)
     assert states_equal(module, restored)
     for net, its_optimizer in ((module, optimizer), (restored, restored_optimizer)):  # both continue in the same way
@@ -179,7 +179,7 @@ def test_the_newest_intact_checkpoint_is_used_and_damaged_ones_are_named(tmp_pat
     (tmp_path / "checkpoints/step_00000004/manifest.json").unlink()
     assert checkpoint_dir.find_newest(tmp_path / "checkpoints", warn=messages.append).step == 2
     assert "optimizer-00000" in messages[0] and "step 6" in messages[0] and "step_00000004" in messages[1]
-    assert checkpoint_dir.find(tmp_path).step == 6  # loading only the model does not read the optimizer
+    assert checkpoint_dir.find(tmp_path).step == 6  # `find` reads only the model, not the damaged file of the optimizer
     shutil.rmtree(tmp_path / "checkpoints/step_00000002")
     with pytest.raises(ValueError, match=r"every checkpoint in .* is damaged \(number: 2\)"):
         checkpoint_dir.find_newest(tmp_path / "checkpoints", warn=messages.append)
@@ -229,7 +229,7 @@ def test_nothing_in_a_checkpoint_is_executed(tmp_path: Path):
 
 
 class ProcessKilled(BaseException):
-    """The end of a killed process: no handler may catch it."""
+    """The end of a killed process. As a BaseException, it passes every `except Exception`."""
 
 
 @contextmanager
@@ -268,7 +268,8 @@ def test_a_process_killed_while_saving_leaves_the_previous_checkpoint(tmp_path: 
     with killed_at_call(monkeypatch, call_number):
         save_checkpoint(tmp_path, 4, seed=4)
     newest = checkpoint_dir.find_newest(tmp_path)
-    assert newest.step == (4 if call_number == 7 else 2)  # the last operation flushes the new name to disk
+    # The last operation only flushes the new name to disk: a kill during it comes after the save.
+    assert newest.step == (4 if call_number == 7 else 2)
     save_checkpoint(tmp_path, 4, seed=4)  # leftover files do not disturb the next save
     assert checkpoint_dir.find_newest(tmp_path).step == 4
     assert [path.name for path in files(tmp_path)] == ["step_00000002", "step_00000004"]
@@ -292,11 +293,11 @@ def test_a_process_killed_while_replacing_a_checkpoint_loses_no_checkpoint(
 def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path: Path, monkeypatch):
     save_checkpoint(tmp_path, 2)
 
-    def full(*_: object) -> None:
+    def refuse_write(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint_io.os, "fsync", full)
+        patch.setattr(checkpoint_io.os, "fsync", refuse_write)
         with pytest.raises(SaveError, match="No space left"):
             save_checkpoint(tmp_path, 4)
     assert [path.name for path in files(tmp_path)] == ["step_00000002"]  # the failed save leaves no files behind
@@ -324,7 +325,7 @@ def test_saving_a_step_again_replaces_its_checkpoint(tmp_path: Path):
     assert states_equal(restored, build_trained(seed=2)[0]) and files(tmp_path) == [path]
 
 
-def test_pruning_keeps_the_newest_and_the_best_and_sets_later_steps_aside(tmp_path: Path):
+def test_pruning_keeps_the_newest_and_the_best_checkpoints_and_sets_those_of_later_steps_aside(tmp_path: Path):
     for step in (2, 4, 6, 8, 12):
         save_checkpoint(tmp_path, step)
     checkpoint_dir.prune(tmp_path, 8, keep=2, best=2)  # step 12 is later than the newest saved step
@@ -335,10 +336,10 @@ def test_pruning_keeps_the_newest_and_the_best_and_sets_later_steps_aside(tmp_pa
 # --- several processes --------------------------------------------------------------------------------------------
 
 
-def run_processes(folder: Path, world: int, *layouts: str) -> None:
-    """Continue training from the newest checkpoint in `world` processes, once for each layout."""
+def run_processes(folder: Path, world: int, *strategies: str) -> None:
+    """Continue training from the newest checkpoint in `world` processes, once under each strategy."""
     logs = folder.with_name(f"logs_{world}")
-    assert in_processes(partial(resume, world, folder, layouts), world, logs) == [0] * world, read_logs(logs)
+    assert in_processes(partial(resume, world, folder, strategies), world, logs) == [0] * world, read_logs(logs)
 
 
 def check_strategies(folder: Path, rounds: dict[int, list[str]]) -> CheckpointDir:
@@ -346,13 +347,13 @@ def check_strategies(folder: Path, rounds: dict[int, list[str]]) -> CheckpointDi
 
     Args:
         folder: Folder of the checkpoints.
-        rounds: {number of processes: the layouts under which they continue, one step each}.
+        rounds: {number of processes: the strategies under which they continue, one step each}.
     """
     net, optimizer = make(seed=9)
     learn(net, optimizer)
     checkpoint_io.save(folder, 1, module=net, optimizer=optimizer, state={})
-    for world, layouts in rounds.items():
-        run_processes(folder, world, *layouts)
+    for world, strategies in rounds.items():
+        run_processes(folder, world, *strategies)
     newest = checkpoint_dir.find_newest(folder)
     assert newest.step == 1 + sum(map(len, rounds.values()))
     for _ in range(newest.step - 1):
@@ -370,10 +371,10 @@ def check_strategies(folder: Path, rounds: dict[int, list[str]]) -> CheckpointDi
     return newest
 
 
-def test_two_processes_resume_from_one_and_each_writes_a_share(tmp_path: Path):
+def test_two_processes_resume_a_checkpoint_of_one_process_and_each_writes_a_part(tmp_path: Path):
     """Each process writes some replicated tensors and its own part of the sharded ones. Nothing is written twice.
 
-    Under each layout, the first save fails on one process. Both processes learn of it and save again.
+    Under each strategy, the first save fails on one process. Both processes learn of it and save again.
     """
     newest = check_strategies(tmp_path, {2: ["replicated", "fsdp"]})
     n_bytes = sum(tensor.nbytes for tensor in make(seed=9)[0].state_dict().values())

@@ -114,9 +114,9 @@ def test_the_kind_of_a_path_is_recognised(paths: dict[str, Path], kind: str):
     source = identify(paths[kind])
     layout = LAYOUTS[source.layout]
     assert source.kind == kind and all(map(layout.model_names, filter(layout.is_used, source.open_tensors().keys())))
-    complete = kind not in ("whisper", "whisper_openai", "causal_lm", "qwen")
-    assert (source.model is not None) == complete == (set(source.parts) == set(PARTS))
-    assert (source.tokenizer is not None) == (complete or kind == "qwen")
+    is_complete = kind not in ("whisper", "whisper_openai", "causal_lm", "qwen")
+    assert (source.model is not None) == is_complete == (set(source.parts) == set(PARTS))
+    assert (source.tokenizer is not None) == (is_complete or kind == "qwen")
 
 
 @pytest.mark.parametrize("kind", ["whisper", "whisper_openai"])
@@ -283,6 +283,7 @@ def test_the_weights_of_the_objective_are_read_separately(tmp_path: Path):
 
 
 def expect_one_sentence(path: Path, *parts: str) -> None:
+    """Check that identifying the path fails with a message of one line that contains the parts."""
     with pytest.raises((ValueError, FileNotFoundError)) as error:
         identify(path)
     message = str(error.value)

@@ -99,7 +99,7 @@ def test_fused_attention_tensors_are_split_by_rows():
         assert torch.equal(getattr(attention, part).weight, fused[rows])
 
 
-def test_tied_tensors_need_one_name_and_must_agree_if_both_are_present():
+def test_one_name_of_tied_tensors_suffices_and_tensors_of_both_names_must_agree():
     torch.manual_seed(0)
     source, net = nets.build(tie_word_embeddings=True), nets.build(tie_word_embeddings=True)
     both = source.state_dict()
@@ -150,14 +150,14 @@ def test_missing_and_unexpected_tensors_are_named(net: AudioLM, source_net: Audi
     loading.load(net, StateTensors(state), layout="auris", parts=["llm"], label="another part")
 
 
-def test_names_unknown_to_the_layout_are_unexpected_for_every_part(net: AudioLM, source_net: AudioLM):
+def test_tensors_with_names_unknown_to_the_layout_are_reported_for_every_part(net: AudioLM, source_net: AudioLM):
     state = dict(export_tensors(source_net.state_dict(), "qwen2_audio"))
     state["audio_tower.conv3.weight"] = torch.zeros(1)
     message = load_error(net, state, "qwen2_audio", parts=["llm"])
     assert "(qwen2_audio layout)" in message and message.endswith("model: audio_tower.conv3.weight is unexpected")
 
 
-def test_extra_layers_are_unexpected(net: AudioLM):
+def test_extra_layers_are_reported_as_unexpected(net: AudioLM):
     deeper = dict(export_tensors(nets.build(layers=3).state_dict(), "qwen2_audio"))
     message = load_error(net, deeper, "qwen2_audio", parts=["encoder"])
     assert "audio_tower.layers.2.self_attn.q_proj.weight is unexpected" in message and message.endswith("; and 10 more")
@@ -191,9 +191,9 @@ def test_a_part_that_the_layout_cannot_contain_is_refused(net: AudioLM):
 # --- growing vocabularies -----------------------------------------------------------------------------------------
 
 
-def llm_tensors(rows: int, **config: object) -> dict[str, Tensor]:
+def llm_tensors(n_rows: int, **config: object) -> dict[str, Tensor]:
     """Return a language model's tensors as transformers names them."""
-    return nets.build(vocab=rows, **config).llm.state_dict()
+    return nets.build(vocab=n_rows, **config).llm.state_dict()
 
 
 @pytest.mark.parametrize("chunk", [7, 1024])
@@ -240,17 +240,17 @@ def test_vocabulary_tables_never_shrink_and_grow_only_for_a_language_model(net: 
 # --- files --------------------------------------------------------------------------------------------------------
 
 
-def test_a_file_is_read_by_name_and_by_slice(source_net: AudioLM, tmp_path: Path):
+def test_tensors_of_files_are_read_by_name_and_by_slice(source_net: AudioLM, tmp_path: Path):
     state = {**source_net.state_dict(), "half": torch.randn(3, 4).bfloat16(), "scalar": torch.tensor(2.0)}
     files = TensorFiles.open(write(tmp_path, state, 3))
     assert set(files.keys()) == set(state)
     for name, tensor in state.items():
         assert (files.shape(name), files.dtype(name)) == (tuple(tensor.shape), tensor.dtype)
         assert torch.equal(files.read(name), tensor)
-        index = tuple(slice(n // 3, n - n // 4) for n in tensor.shape)
-        for leading in (index, index[:1]):
-            assert torch.equal(files.read(name, leading), tensor[leading])
-            assert torch.equal(StateTensors(state).read(name, leading), tensor[leading])
+        all_slices = tuple(slice(n // 3, n - n // 4) for n in tensor.shape)
+        for slices in (all_slices, all_slices[:1]):
+            assert torch.equal(files.read(name, slices), tensor[slices])
+            assert torch.equal(StateTensors(state).read(name, slices), tensor[slices])
     assert TensorFiles.open(next(tmp_path.glob("model-00001-*"))).keys() < set(state)
 
 
@@ -344,7 +344,7 @@ def test_an_interrupted_write_leaves_no_loadable_weights(source_net: AudioLM, tm
 
 
 class RecordingFiles(TensorFiles):
-    """Count the numbers that are read, and record which weight files are mapped during each read."""
+    """Count the elements that are read, and record which weight files are mapped during each read."""
 
     def __init__(self, *args: object) -> None:
         super().__init__(*args)
@@ -377,7 +377,7 @@ def test_each_shard_is_opened_once_and_only_one_is_mapped_at_a_time(
 VOCAB, GROWN = 41, 91  # not divisible by two; after growing, the second rank has only new rows
 
 
-def shard(net: AudioLM) -> None:
+def shard_net(net: AudioLM) -> None:
     for block in (*net.encoder.blocks, *net.llm.model.layers):
         fully_shard(block)
     fully_shard(net)
@@ -387,22 +387,22 @@ def load_as_a_rank(directory: Path, world_size: int) -> None:
     """Load into shards from each layout and compare the gathered tensors with the expected ones."""
     rank = int(os.environ["LOCAL_RANK"])
     dist.init_process_group("gloo", init_method=f"file://{directory}/rendezvous", rank=rank, world_size=world_size)
-    for case in ("auris", "qwen_audio", "causal_lm"):
-        net = nets.build_meta("qwen_audio", vocab=GROWN if case == "causal_lm" else VOCAB)
-        shard(net)
+    for layout in ("auris", "qwen_audio", "causal_lm"):
+        net = nets.build_meta("qwen_audio", vocab=GROWN if layout == "causal_lm" else VOCAB)
+        shard_net(net)
         sharding.materialise(net, "cpu", draw=False)
-        source = RecordingFiles.open(directory / case)
-        parts = ["llm"] if case == "causal_lm" else None
-        loading.load(net, source, layout=case, parts=parts, label=case, seed=7)
-        expected = torch.load(directory / f"{case}.pt", weights_only=True)
+        source = RecordingFiles.open(directory / layout)
+        parts = ["llm"] if layout == "causal_lm" else None
+        loading.load(net, source, layout=layout, parts=parts, label=layout, seed=7)
+        expected = torch.load(directory / f"{layout}.pt", weights_only=True)
         n_local = 0
         for name, tensor in net.state_dict().items():
             if name in expected:
                 sharded = isinstance(tensor, DTensor)
                 assert sharded == (name != "encoder.positions"), name
-                assert torch.equal(tensor.full_tensor() if sharded else tensor, expected[name]), (case, name)
+                assert torch.equal(tensor.full_tensor() if sharded else tensor, expected[name]), (layout, name)
                 n_local += (tensor.to_local() if sharded else tensor).numel()
-        if case != "causal_lm":
+        if layout != "causal_lm":
             assert source.n_read == n_local  # no rank reads the slices of another rank
     dist.barrier()
     dist.destroy_process_group()
@@ -417,13 +417,13 @@ def test_each_rank_reads_only_its_own_slices(tmp_path: Path):
         "qwen_audio": dict(export_tensors(full_net.state_dict(), "qwen_audio")),
         "causal_lm": llm_tensors(VOCAB),
     }
-    for case, state in states.items():
-        write(tmp_path / case, state, 3)
-        net = nets.build("qwen_audio", vocab=GROWN if case == "causal_lm" else VOCAB)
-        parts = ["llm"] if case == "causal_lm" else None
-        loading.load(net, StateTensors(state), layout=case, parts=parts, label=case, seed=7)
-        expected = {name: t for name, t in net.state_dict().items() if case != "causal_lm" or name.startswith("llm.")}
-        torch.save(expected, tmp_path / f"{case}.pt")
+    for layout, state in states.items():
+        write(tmp_path / layout, state, 3)
+        net = nets.build("qwen_audio", vocab=GROWN if layout == "causal_lm" else VOCAB)
+        parts = ["llm"] if layout == "causal_lm" else None
+        loading.load(net, StateTensors(state), layout=layout, parts=parts, label=layout, seed=7)
+        expected = {name: t for name, t in net.state_dict().items() if layout != "causal_lm" or name.startswith("llm.")}
+        torch.save(expected, tmp_path / f"{layout}.pt")
     logs = tmp_path / "logs"
     assert in_processes(partial(load_as_a_rank, tmp_path, 2), 2, logs) == [0, 0], read_logs(logs)
 

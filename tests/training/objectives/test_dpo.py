@@ -77,7 +77,7 @@ def run(objective: DPO, net: nn.Module, pack: dict) -> tuple[Tensor, dict[str, T
     return loss.detach(), sums, gradients
 
 
-def assert_close(left: list[Tensor], right: list[Tensor], tolerance: float = 1e-5) -> None:
+def assert_gradients_close(left: list[Tensor], right: list[Tensor], tolerance: float = 1e-5) -> None:
     """Compare gradients relative to the largest one, because the smallest are differences of large numbers."""
     scale = max(float(gradient.abs().max()) for gradient in right)
     assert scale > 0
@@ -123,7 +123,7 @@ def test_losses_of_three_pairs_equal_the_hand_computed_ones(case: str) -> None:
 
 
 def test_the_gradient_equals_equation_7_of_the_dpo_paper() -> None:
-    """It is -beta * sigmoid(-x) for the chosen log-probability and beta * sigmoid(-x) for the rejected one."""
+    """With the reward margin x, it is -beta * sigmoid(-x) for a chosen and beta * sigmoid(-x) for a rejected answer."""
     logps = torch.tensor(LOGPS, requires_grad=True)
     objective, ones = DPO(beta=0.5), torch.ones(3, 2)
     objective.losses(objective.rewards(logps, torch.tensor(REFERENCE_LOGPS), ones), logps, ones).sum().backward()
@@ -146,7 +146,7 @@ class FixedLogits(nn.Module):
 
 
 def test_logged_values_of_a_pack_equal_the_hand_computed_ones() -> None:
-    """One pair over two tokens: the prompt is token 0, chosen is 0 1, rejected is 1."""
+    """One pair, with a vocabulary of two tokens: the prompt is token 0, chosen is 0 1, rejected is 1."""
     geometry = Geometry(n_mels=2, pool=2)
     pack = tree([Pair([[0]], [0, 1], [1])], geometry, reference_logps=[(-3.0, -0.5)])
     assert pack["ids"].tolist() == [0, 0, 1, 0, 1] and pack["labels"].tolist() == [0, 1, IGNORE, 1, IGNORE]
@@ -175,14 +175,16 @@ def test_logged_values_of_a_pack_equal_the_hand_computed_ones() -> None:
 
 
 @pytest.mark.parametrize("arguments", [{}, {"average": True, "nll_weight": 0.3}], ids=["sum", "average"])
-def test_the_prompt_tree_equals_two_separate_sequences(net: AudioLM, arguments: dict) -> None:
+def test_loss_and_gradients_of_a_prompt_tree_equal_those_of_two_separate_sequences(
+    net: AudioLM, arguments: dict
+) -> None:
     objective = DPO(beta=0.3, **arguments)
     tree_result = run(objective, net, tree(build_pairs(), net.geometry, REFERENCES))
     sequences_result = run(
         objective, net, sequences(build_pairs(), net.geometry) | {"reference": torch.tensor(REFERENCES)}
     )
     torch.testing.assert_close(tree_result[0], sequences_result[0], atol=1e-5, rtol=0, check_dtype=False)
-    assert_close(tree_result[2], sequences_result[2])
+    assert_gradients_close(tree_result[2], sequences_result[2])
     for name in sequences_result[1]:
         torch.testing.assert_close(
             tree_result[1][name], sequences_result[1][name], atol=1e-4, rtol=1e-5, check_dtype=False
@@ -205,7 +207,7 @@ def test_loss_and_gradients_equal_those_of_a_plain_implementation(net: AudioLM) 
     gradients = [p.grad.clone() if p.grad is not None else torch.zeros_like(p) for p in net.parameters()]
     result = run(DPO(beta=0.3), net, tree(build_pairs(), net.geometry, REFERENCES))
     torch.testing.assert_close(result[0], loss.detach(), atol=1e-5, rtol=1e-6, check_dtype=False)
-    assert_close(result[2], gradients)
+    assert_gradients_close(result[2], gradients)
 
 
 def test_each_clip_and_each_prompt_is_computed_once(net: AudioLM) -> None:
@@ -258,7 +260,9 @@ def test_the_sums_of_a_pack_are_the_sums_over_its_pairs(net: AudioLM) -> None:
     for name in packed[1]:
         expected = sum(result[1][name] for result in single_results)
         torch.testing.assert_close(packed[1][name].float(), expected.float(), atol=1e-4, rtol=1e-5)
-    assert_close(packed[2], [sum(parts) for parts in zip(*(result[2] for result in single_results), strict=True)])
+    assert_gradients_close(
+        packed[2], [sum(parts) for parts in zip(*(result[2] for result in single_results), strict=True)]
+    )
     assert objective.count(tree(build_pairs(), net.geometry)) == 4
 
 
@@ -268,10 +272,10 @@ def test_the_chunk_size_does_not_change_loss_or_gradients(net: AudioLM, monkeypa
     monkeypatch.setattr(logps_module, "POSITIONS_PER_CHUNK", 4)
     chunked = run(DPO(), net, pack)
     torch.testing.assert_close(chunked[0], unchunked[0])
-    assert_close(chunked[2], unchunked[2])
+    assert_gradients_close(chunked[2], unchunked[2])
 
 
-def test_an_empty_pack_contributes_nothing_but_reaches_every_part(net: AudioLM) -> None:
+def test_an_empty_pack_gives_a_loss_and_gradients_of_zero(net: AudioLM) -> None:
     """All ranks of a sharded model must run the same backward pass and log the same names."""
     empty = collate([], geometry=net.geometry)
     loss, sums, _ = run(DPO(), net, empty)
@@ -294,7 +298,7 @@ def test_a_live_reference_equals_its_cached_log_probabilities(net: AudioLM) -> N
     live_result = run(live, net, tree(build_pairs(), net.geometry))
     cached_result = run(DPO(), net, tree(build_pairs(), net.geometry, [tuple(pair) for pair in reference.tolist()]))
     torch.testing.assert_close(live_result[0], cached_result[0], atol=1e-6, rtol=0)
-    assert_close(live_result[2], cached_result[2], 1e-6)
+    assert_gradients_close(live_result[2], cached_result[2], 1e-6)
     assert float(live_result[1]["reward_margin"].abs()) > 1e-3
 
 

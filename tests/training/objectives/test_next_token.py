@@ -40,13 +40,13 @@ class FixedLogits(nn.Module):
     def __init__(self, logits: list[list[float]]):
         super().__init__()
         self.logits = nn.Parameter(torch.tensor(logits))
-        self.n_scored: list[int] = []
+        self.n_computed: list[int] = []
 
     def hidden_states(self, pack: dict, where: Tensor) -> Tensor:
         return self.logits[where]
 
     def head(self, hidden: Tensor) -> Tensor:
-        self.n_scored.append(len(hidden))
+        self.n_computed.append(len(hidden))
         return hidden
 
 
@@ -67,7 +67,7 @@ def rows() -> list[Row]:
 
 
 def run(net: nn.Module, batch: dict) -> tuple[Tensor, int, int, list[Tensor]]:
-    """Return the loss of a pack, its numbers of correct and of scored tokens, and the gradients."""
+    """Return the loss of a pack, its number of correct and of supervised tokens, and the gradients."""
     objective = NextToken()
     net.zero_grad()
     loss, sums = objective(net, batch)
@@ -108,10 +108,10 @@ def test_the_loss_of_a_task_sums_over_its_rows():
     torch.testing.assert_close(losses.sum(), loss.detach())
 
 
-def test_logits_are_computed_only_at_labels():
+def test_logits_are_computed_only_at_positions_with_a_label():
     net = FixedLogits([[0.0, 1.0]] * 7)
     NextToken()(net, {"labels": torch.tensor([IGNORE, 1, IGNORE, 0, IGNORE, IGNORE, 1])})
-    assert net.n_scored == [3]
+    assert net.n_computed == [3]
 
 
 def test_chunks_change_neither_the_loss_nor_the_gradients(net, monkeypatch):
@@ -130,7 +130,7 @@ def test_logits_are_computed_one_chunk_at_a_time(monkeypatch):
     monkeypatch.setattr(logps, "POSITIONS_PER_CHUNK", 3)
     net = FixedLogits([[0.0, 1.0]] * 8)
     NextToken()(net, {"labels": torch.ones(8, dtype=torch.long)})
-    assert net.n_scored == [3, 3, 2]
+    assert net.n_computed == [3, 3, 2]
 
 
 def test_the_sums_of_a_pack_are_the_sums_over_its_rows(net):
@@ -143,7 +143,7 @@ def test_the_sums_of_a_pack_are_the_sums_over_its_rows(net):
     torch.testing.assert_close(packed[3], expected)
 
 
-def test_an_empty_pack_contributes_nothing_but_reaches_every_part(net):
+def test_an_empty_pack_gives_every_part_a_gradient_of_zero(net):
     """All ranks of a sharded model must run the same backward pass."""
     empty = collate([], geometry=Geometry(n_mels=16, pool=2))
     loss, correct, count, gradients = run(net, empty)
