@@ -100,7 +100,7 @@ class Benchmark:
         deviations = [f"prompt:{prompt['_target_'].rpartition('.')[2]}"] if prompt and published_prompt else []
         if published_decoding is None:
             return deviations
-        published = {"do_sample": False, **published_decoding}
+        published = {"do_sample": False, **published_decoding}  # greedy, unless the authors say otherwise
         user_settings = {key: value for key, value in generation.items() if value is not None}
         return deviations + [f"{key}:{value}" for key, value in user_settings.items() if published.get(key) != value]
 

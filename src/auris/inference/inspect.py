@@ -55,6 +55,7 @@ def examine(path: str, which: str = "last", *, token_budget: int = 8192, console
         _show_part(console, source)
         return problems
     tokenizer = _call(pretrained.load_tokenizer, source, problems=problems)
+    # Number of rows of the embedding table.
     vocab_rows = source.model.get("vocab_rows") or (tokenizer.size if tokenizer is not None else None)
     if vocab_rows is not None:
         node = {key: value for key, value in source.model.items() if key != "vocab_rows"}

@@ -122,7 +122,7 @@ _VOCABULARY_FIELDS = {
 
 
 def load_tokenizer(source: ModelSource) -> Tokenizer:
-    """Load the tokenizer of a complete model. For a run, audio tokens are added if the tokenizer lacks them.
+    """Load the tokenizer of a complete model. For a run, control tokens are added if there is no audio token.
 
     Raises:
         UserError: there is no tokenizer, it has no audio tokens, or the model's config contradicts it.

@@ -1,9 +1,9 @@
 """LightningModule of every kind of training: steps, logging and weights.
 
 Optimisation is manual. A batch of Lightning is one optimizer step: the list of this rank's packs. Gradients are
-communicated with the last pack only, and divided once by the objective's count (of supervised tokens, of pairs) over
-all packs and ranks. With tensor parallelism, several ranks compute the same rows together; one of these ranks counts,
-scores and reports.
+communicated with the last pack only, and divided once, by the objective's count (the number of supervised tokens or of
+pairs) over all packs and ranks. With tensor parallelism, several ranks compute the same rows together; one of these
+ranks counts, scores and reports.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from auris.training.objectives.objective import Objective
 from auris.training.strategy import ShardedStrategy
 from auris.training.task_score import TaskScore
 
-# Names of the sums of a step that are not metrics of the objective. Callbacks receive them.
+# Names of the sums of a step that are returned to the callbacks. All other sums are metrics of the objective.
 _COUNTS = {
     *("loss", "count", "tasks", *cost.WORKLOAD_FIELDS, "idle", "audio_seconds"),
     *("rows_read", "rows_unusable", "lost_workers", "waited", "peak_bytes"),
@@ -116,7 +116,9 @@ class AudioLMModule(L.LightningModule):
             source.load(self.net, seed=self.seed)
         with sharding.ShardIndependentDraws():
             adapters.initialise(self.net, seed=self.seed)
-        self._provide_reference(reference)  # at this point even a resumed run has its initial weights
+        # A resumed run loads its checkpoint later, so the net still has its initial weights here, which are the
+        # reference.
+        self._provide_reference(reference)
         if self.compile_with is not None:
             compile_blocks([*self.net.encoder.blocks, *llm.decoder_layers(self.net.llm)], self.compile_with)
 
@@ -133,8 +135,9 @@ class AudioLMModule(L.LightningModule):
             device = self.trainer.strategy.root_device
             references.start_live_reference(self.objective, self.net, reference, device=device, meshes=meshes)
         else:
+            tensor_parallel = meshes.n_copies if meshes else 1  # number of ranks that compute the same rows together
             references.attach_cached_logps(
-                self.net, self.trainer, config=self.hparams["recipe"], tensor_parallel=meshes.n_copies if meshes else 1
+                self.net, self.trainer, config=self.hparams["recipe"], tensor_parallel=tensor_parallel
             )
 
     def cpu(self) -> Self:
@@ -169,7 +172,8 @@ class AudioLMModule(L.LightningModule):
         """Take an optimizer step on the packs of this rank.
 
         Metrics are logged. The returned values are sums over all ranks, with these exceptions: `loss` is a mean,
-        `waited` and `peak_bytes` have one value for each rank, `rows` and `skipped` list rows of this rank only.
+        `grad_norm` is the norm of the mean gradient, `waited` and `peak_bytes` have one value for each rank, and `rows`
+        and `skipped` list rows of this rank only.
         """
         sums = {name: torch.zeros((), device=self.device) for name in ("loss", "count")}
         for pack_number, pack in enumerate(packs):
@@ -213,9 +217,9 @@ class AudioLMModule(L.LightningModule):
         """
         # `configure_optimizers` returns a single optimizer.
         optimizer, schedule = cast("LightningOptimizer", self.optimizers()), self._schedule
-        # DDP averages gradients over ranks. Multiplying by the number of ranks turns the mean into a sum.
-        ranks = 1 if self._is_sharded else self.trainer.world_size
-        norm = sharding.clip_gradients(self._trained_parameters(), self.optim["clip"], scale=ranks / count)
+        # A sharded net sums gradients over ranks. DDP averages them, and the number of ranks turns the mean into a sum.
+        sum_factor = 1 if self._is_sharded else self.trainer.world_size
+        norm = sharding.clip_gradients(self._trained_parameters(), self.optim["clip"], scale=sum_factor / count)
         self.log("train/grad_norm", norm)
         if not torch.isfinite(loss) or not torch.isfinite(norm):
             optimizer.zero_grad()
@@ -250,16 +254,17 @@ class AudioLMModule(L.LightningModule):
         pack = batch["prompts"]
         stop = frozenset(map(self.tokenizer.id, self._data.valid_samples.prompt.stop))
         settings = GenerationSettings(max_new_tokens=self.max_new_tokens, stop=stop)
-        # Ranks decode different numbers of tokens, but a sharded net needs all ranks in each forward.
+        # Ranks decode different numbers of tokens, but a sharded net needs all ranks in each forward, so every rank
+        # continues until no rank is active.
         any_rank_active = (
             partial(self.trainer.strategy.reduce_boolean_decision, all=False) if self._is_sharded else bool
         )
         responses = self.objective.answer(self.net, pack, settings, any_rank_active=any_rank_active)
-        sharding.reshard(self.net, self.objective)  # so that a checkpoint can be saved between two steps
+        sharding.reshard(self.net, self.objective)  # so that a checkpoint can be saved before the next batch
         if not self._is_reporter:
             return {"skipped": [], "answers": {}}
         answers = {}
-        for row_number, ids in zip(pack["rows"], responses, strict=False):  # an empty pack holds one dummy row
+        for row_number, ids in zip(pack["rows"], responses, strict=False):  # an empty pack has a dummy response
             row = self._data.row_to_score(row_number)
             task = tasks.get_task(row.labels["task"])
             if (group_name := group(row)) in self.scores:
@@ -307,7 +312,7 @@ class AudioLMModule(L.LightningModule):
 
     @property
     def _is_reporter(self) -> bool:
-        """Whether this rank counts, scores and reports. With tensor parallelism only one rank of a group does."""
+        """Whether this rank counts, scores and reports. Only one of the ranks that compute the same rows does."""
         strategy = self.trainer.strategy
         return not isinstance(strategy, ShardedStrategy) or strategy.is_reporter
 

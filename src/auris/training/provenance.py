@@ -112,7 +112,7 @@ class EnvironmentReport(L.Callback):
 
 @dataclass(frozen=True, kw_only=True)
 class Environment:
-    """The machine of a run, its size, and an estimate of its memory and time: the content of `environment.json`.
+    """The content of `environment.json`: a run's machine and size, and an estimate of its memory and time.
 
     Attributes:
         command: Command line that started the run.
@@ -222,6 +222,7 @@ class Environment:
             audio_tokens_per_second=ENCODER_RATE / module.net.geometry.pool,
             moments=module.optim.get("states", "fp32"),  # the config key `optim.states` is about the moments only
             states_bytes=memory.states / n_shards,
+            # Without sharding, no layer is gathered.
             pack_bytes=memory.bytes_without_states(recompute=False) - (0 if is_sharded else memory.gathered),
             operations=operations,
             matmul_speed=speed,
@@ -242,8 +243,8 @@ class Environment:
         return [
             f"auris {versions['auris']} at {versions['commit']}; python {versions['python']}, "
             + ", ".join(f"{name} {versions[name]}" for name in _PACKAGES),
-            f"number of ranks: {self.ranks}, of machines: {self.machines} ({self.host}: {self.device}, "
-            f"{self.device_bytes / GIB:.1f} GiB, {self.threads} threads), {self.strategy}, precision {self.precision}",
+            f"ranks: {self.ranks}; machines: {self.machines} ({self.host}: {self.device}, "
+            f"{self.device_bytes / GIB:.1f} GiB, {self.threads} threads); {self.strategy}, precision {self.precision}",
             f"{self.parameters:,} parameters, {self.trained:,} of them trained",
             f"steps {self.step:,} to {self.steps:,}: {self.epochs:.2f} epochs, {self.rows:,.0f} rows, "
             f"{self.hours:,.1f} h of audio, {_format_tokens(self.tokens)}; rows that cannot be used: {self.unusable:,}",

@@ -226,9 +226,9 @@ def build(config: Config) -> tuple[AudioLMModule, AudioDataModule]:
         sharding.check_tensor_parallel(net, tensor_parallel, has_adapters=has_adapters)
     samples, valid_samples = (
         configs.build_samples(
-            config, net, tokenizer, long_audio=data["long_audio"], silent_audio=data["silent_audio"], train=train
+            config, net, tokenizer, long_audio=data["long_audio"], silent_audio=data["silent_audio"], train=is_train
         )
-        for train in (True, False)
+        for is_train in (True, False)
     )
     objective = configs.build_objective(config, net, tokenizer)
     references.check_augmentation(objective, samples)
@@ -292,7 +292,7 @@ def build_callbacks(config: Config, preemption: Preemption) -> list[L.Callback]:
     built_callbacks = []
     for settings in (config.get("callbacks") or {}).values():
         callback = configs.build(settings)
-        if isinstance(callback, partial):
+        if isinstance(callback, partial):  # `CheckpointCallback`, which needs another argument
             callback = callback(preemption=preemption)
         if config["trainer"]["enable_progress_bar"] or not isinstance(callback, ProgressBar):
             built_callbacks.append(callback)

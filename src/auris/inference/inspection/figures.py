@@ -110,7 +110,7 @@ def plot_attention(
 def plot_heads(trace: Trace, times: Sequence[WordTime] = ()) -> Figure:
     """Plot the attention of the response to the audio in a panel for each layer and head.
 
-    If there are more than 32 heads in all layers, each layer has one panel with the mean over its heads.
+    If the layers have more than 32 heads in total, each layer has one panel with the mean over its heads.
     """
     n_layers, n_heads, n, m = trace.attention.shape
     has_head_panels = n_layers * n_heads <= 32
@@ -130,7 +130,7 @@ def plot_heads(trace: Trace, times: Sequence[WordTime] = ()) -> Figure:
         axis.set_title(f"{name}: {100 * panel.sum(1).mean():.0f} %", fontsize=8)
         _draw_word_ends(axis, times)
         axis.set_yticks([0, len(panel)])
-    axes[0].invert_yaxis()  # all panels share this axis
+    axes[0].invert_yaxis()  # all panels share its vertical axis
     figure.supylabel("token of the response", fontsize=9)
     _add_title(figure, trace, "Heads, with the share of their attention on audio")
     caption = "Horizontal axes: seconds. Each panel is scaled to its own maximum. Layers and heads are counted from 0."
@@ -150,8 +150,8 @@ def plot_pooling(trace: Trace, kept: pd.DataFrame) -> Figure:
         kept: the result of `compare_poolings`.
     """
     figure = Figure(figsize=(7.2, 3.3), layout="constrained")
-    component, share = figure.subplots(1, 2, width_ratios=(1.15, 1))
-    _draw_first_component(component, trace, sorted({int(k) for k in kept["k"] if k > 1}))
+    component_axis, share_axis = figure.subplots(1, 2, width_ratios=(1.15, 1))
+    _draw_first_component(component_axis, trace, sorted({int(k) for k in kept["k"] if k > 1}))
     for number, (key, points) in enumerate(kept.groupby("pooling", sort=False)):
         name = str(key)
         x = points["tokens per second"] * (1 + 0.035 * (number - 2))  # shifted so that points do not overlap
@@ -159,18 +159,18 @@ def plot_pooling(trace: Trace, kept: pd.DataFrame) -> Figure:
         spread = np.clip([shares - low, high - shares], 0, None)
         label = f"{name} (as initialised)" if "as initialised" in set(points["weights"]) else name
         style: dict[str, Any] = {"color": COLOURS[number], "marker": MARKERS[name], "markersize": 5, "capsize": 2}
-        share.errorbar(x, shares, yerr=spread, linewidth=1, label=label, **style)
-    share.set_xscale("log")
+        share_axis.errorbar(x, shares, yerr=spread, linewidth=1, label=label, **style)
+    share_axis.set_xscale("log")
     rates = sorted(kept["tokens per second"].unique())
-    share.set_xticks(rates, [f"{rate:g}" for rate in rates])
-    share.minorticks_off()
-    share.set_ylim(0, 105)
-    share.set_xlabel("tokens per second of audio")
-    share.set_title("Variance kept, %")
-    share.legend(fontsize=7.5, loc="lower right")
+    share_axis.set_xticks(rates, [f"{rate:g}" for rate in rates])
+    share_axis.minorticks_off()
+    share_axis.set_ylim(0, 105)
+    share_axis.set_xlabel("tokens per second of audio")
+    share_axis.set_title("Variance kept, %")
+    share_axis.legend(fontsize=7.5, loc="lower right")
     _add_title(figure, trace, "Information kept by pooling")
-    rows = kept["rows"].iloc[0]
-    caption = f"Right: {rows} rows on which the readout was not fitted, with 95 % bootstrap intervals over rows."
+    n_rows = kept["rows"].iloc[0]
+    caption = f"Right: {n_rows} rows on which the readout was not fitted, with 95 % bootstrap intervals over rows."
     figure.supxlabel(caption, **CAPTION)
     return figure
 
@@ -231,7 +231,8 @@ def _make_panels(
 
 
 def _draw_mel(axis: Axes, trace: Trace, times: Sequence[WordTime]) -> None:
-    _draw_image(axis, trace.mel, trace.mel.shape[1] * FRAME_SECONDS / 2, cmap=FEATURE_COLOURS)
+    seconds = trace.mel.shape[1] * FRAME_SECONDS / 2  # a mel frame is half as long as an encoder frame
+    _draw_image(axis, trace.mel, seconds, cmap=FEATURE_COLOURS)
     axis.set_ylabel("mel bin")
     axis.set_yticks([0, len(trace.mel)])
     axis.set_title(f"Log-mel, {len(trace.mel)} bins", pad=14 if times else None)
