@@ -21,7 +21,7 @@ Entry = str | Mapping[str, object]
 class Benchmark:
     """Test set, as configured by a file of `configs/benchmark` and the user's overrides.
 
-    A version of the model is `v1` (Qwen-Audio) or `v2` (Qwen2-Audio).
+    The version of a model is `v1` if it is prompted like Qwen-Audio, and `v2` if it is prompted like Qwen2-Audio.
 
     Attributes:
         name: Name of the result files. If None, they are named after the manifests.
@@ -82,8 +82,8 @@ class Benchmark:
 
     def _format_advice(self, files: Sequence[str], root: str | Path) -> str:
         return (
-            f"put {', '.join(files)} from {self.origin} and the audio there, and set benchmark.root={root}; for files "
-            "in another format, set benchmark.test=[{path: FILE, columns: ..., labels: ...}]"
+            f"put {', '.join(files)} (from {self.origin}) and the audio in {root}, and set benchmark.root={root}; for "
+            "files in another format, set benchmark.test=[{path: FILE, columns: ..., labels: ...}]"
         )
 
     def deviations(self, version: str, prompt: Config | None, generation: Mapping[str, object]) -> list[str]:

@@ -122,7 +122,9 @@ def sample_pairs(config: Config, console: Console) -> Outcome:
     test = config["data"]["test"]
     manifests = read_manifests(test if isinstance(test, list) else [test], key="data.test")
     samples = build_samples(model, "chat", config["long_audio"])
-    request = Request("chat", manifests, {}, samples, generation, config["seed"])
+    request = Request(
+        kind="chat", manifests=manifests, windows={}, samples=samples, generation=generation, seed=config["seed"]
+    )
     rows = request.rows
     lengths = measure_lengths(manifests, samples, Path(model.config["data"]["cache_dir"]))
     unusable = {rows[number].id: reason for number, reason in lengths.problems.items()}
@@ -135,7 +137,7 @@ def sample_pairs(config: Config, console: Console) -> Outcome:
             lengths.tokens[number] = 0  # no pack contains the row
     pairs: dict[int, Pair] = {}
     without_pair: Counter[str] = Counter()
-    # Chunks of a few packs that are answered together.
+    # Lists of a few packs that are answered together.
     chunks = split_into_shares(pack_by_length(lengths, config["token_budget"]))
     for chunk in track(chunks, description="answering", console=console):
         answers: dict[int, list[str]] = {}

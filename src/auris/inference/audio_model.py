@@ -62,7 +62,7 @@ class AudioModel:
     long_audio: str = "window"
 
     def __post_init__(self) -> None:
-        # How base models are prompted, and how dialogues are.
+        # `prompt` is the style for base models, `dialogue` the style for dialogues.
         self.prompt, self.dialogue = prompt_styles(self.config)
         self._samples = _PromptSamples(
             tokenizer=self.tokenizer, prompt=self.prompt, geometry=self.net.geometry, long_audio=self.long_audio

@@ -114,7 +114,7 @@ def _read_config(source: ModelSource) -> Config:
     return config | {"tokenizer": source.tokenizer}
 
 
-# kind -> (field of config.json with the id of an audio token, this token, field with the number of vocabulary rows).
+# kind -> (field of config.json with the id of an audio token, this token, field with the number of embedding rows).
 _VOCABULARY_FIELDS = {
     "qwen2_audio": ("audio_token_index", NaturalPrompt.audio_pad, "text_config.vocab_size"),
     "qwen_audio": ("audio.audio_start_id", TagPrompt.audio_begin, "vocab_size"),

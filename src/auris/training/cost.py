@@ -366,7 +366,7 @@ def count_training_flops(net: AudioLM, stage: Stage, workload: Workload) -> int:
     n_layer_weights = count_parameters(net.llm) - sum(_count_embedding_and_head(net.llm))
     n_head_weights = _embedding_and_head(net.llm)[1].weight.numel()  # includes a head that is tied to the embedding
     # Number of products for each use of a weight: one each in forward, for the gradient of its input, and for the
-    # gradient of the weight.
+    # gradient of the weight. The last one is left out if only adapters or single layers of encoder or LLM are trained.
     passes = {part: 3 if part in stage.trainable else 2 if stage.trains(part) else 1 for part in ("encoder", "llm")}
     # Number of weights of the last layer that are used only at positions with logits.
     n_last_weights = sum(count_parameters(part) for part in last_tokenwise_parts(net.llm))

@@ -51,8 +51,8 @@ def print_report(console: Console, module: AudioLMModule, data: AudioDataModule,
     adapters.attach(net, config["trainable"], token_ids=tokenizer.audio_ids, lora=config["lora"])
     stage = Stage.of(module.objective, module.trainable)
     assert data.plan is not None  # the data is set up
-    steps = StepDataset(data.rows, data.plan, data.samples, 1, 0)  # the steps as a single process would compute them
-    packs = steps[0]
+    # The first step as a single process would compute it.
+    packs = StepDataset(data.rows, data.plan, data.samples, world=1, rank=0)[0]
     largest_workload = max(map(Workload.of_pack, packs), key=lambda workload: workload.tokens)
     print_sizes(console, net, [stage], largest_workload, moment_bytes=optim.moment_bytes(config["optim"]))
     print_batch(console, packs, tokenizer)
@@ -123,7 +123,9 @@ def _make_memory_table(net: AudioLM, stages: Sequence[Stage], workload: Workload
 
 def _make_epoch_table(epoch: EpochStats) -> Table:
     """Return the table of the share of each task in an epoch. The caption describes the balance between the ranks."""
-    sampled = "" if epoch.sampled_steps == epoch.steps else f", estimated from {epoch.sampled_steps:,} of these steps"
+    sampled = (
+        "" if epoch.sampled_steps == epoch.steps else f"; table estimated from {epoch.sampled_steps:,} of these steps"
+    )
     title = f"an epoch: rows: {epoch.rows:,} ({epoch.unusable:,} unusable); steps: {epoch.steps:,}{sampled}"
     balance = (
         f"ranks: {epoch.ranks}; {epoch.packs:.2f} packs per rank and step, {100 * epoch.fill:.1f} % full, no padding; "

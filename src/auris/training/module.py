@@ -40,7 +40,7 @@ from auris.training.strategy import ShardedStrategy
 from auris.training.task_score import TaskScore
 
 # Names of the sums of a step that are returned to the callbacks. All other sums are metrics of the objective.
-_COUNTS = {
+_CALLBACK_SUMS = {
     *("loss", "count", "tasks", *cost.WORKLOAD_FIELDS, "idle", "audio_seconds"),
     *("rows_read", "rows_unusable", "lost_workers", "waited", "peak_bytes"),
 }
@@ -99,7 +99,7 @@ class AudioLMModule(L.LightningModule):
         """Attach adapters, freeze parts, shard the net, allocate memory, load the initial weights, and compile."""
         if not self._is_on_meta_device:
             return  # Lightning calls this more than once
-        reference = references.copy_for_live_reference(self.objective, self.net)
+        reference = references.copy_for_live_reference(self.objective, self.net)  # without adapters
         adapters.attach(self.net, self.trainable, token_ids=self.tokenizer.audio_ids, lora=self.lora)
         optim.freeze(self.net, self.trainable)
         device = "cpu"
@@ -116,8 +116,7 @@ class AudioLMModule(L.LightningModule):
             source.load(self.net, seed=self.seed)
         with sharding.ShardIndependentDraws():
             adapters.initialise(self.net, seed=self.seed)
-        # A resumed run loads its checkpoint later, so the net still has its initial weights here, which are the
-        # reference.
+        # The reference has the initial weights. A resumed run loads its checkpoint later, so it still has them here.
         self._provide_reference(reference)
         if self.compile_with is not None:
             compile_blocks([*self.net.encoder.blocks, *llm.decoder_layers(self.net.llm)], self.compile_with)
@@ -198,7 +197,7 @@ class AudioLMModule(L.LightningModule):
         loss = self._log_sums("train", sums)
         self.log("train/lr", self._schedule.get_last_lr()[-1])
         return {
-            **{name: sums[name] for name in _COUNTS & sums.keys()},
+            **{name: sums[name] for name in _CALLBACK_SUMS & sums.keys()},
             "loss": loss,
             "grad_norm": norm,
             "skipped": [row for pack in packs for row in pack["skipped"] if self._is_reporter],
@@ -236,7 +235,7 @@ class AudioLMModule(L.LightningModule):
         count = sums["count"].clamp(min=1)
         loss = sums["loss"] / count
         self.log(f"{split}/loss", loss, prog_bar=True)
-        for name in sums.keys() - _COUNTS:
+        for name in sums.keys() - _CALLBACK_SUMS:
             self.log(f"{split}/{name}", sums[name] if name.startswith("rows_") else sums[name] / count)
         return loss
 
@@ -281,14 +280,14 @@ class AudioLMModule(L.LightningModule):
 
     def predict_step(self, pack: Pack, batch_number: int) -> RowResult:
         """Compute the loss and the gradient of a pack of one row, for `auris replay`. No weight changes."""
-        with torch.enable_grad(), watch_nonfinite(self.net) as nonfinite:
+        with torch.enable_grad(), watch_nonfinite(self.net) as nonfinite_modules:
             loss, _ = self.objective(self.net, pack)
             loss = loss / self.objective.count(pack).clamp(min=1)
             loss.backward()
         norms = [parameter.grad.norm() for parameter in self._trained_parameters() if parameter.grad is not None]
         self.zero_grad()
         norm = torch.stack(norms).norm() if norms else torch.zeros(())
-        return RowResult(float(loss.detach()), float(norm), nonfinite[0] if nonfinite else None)
+        return RowResult(float(loss.detach()), float(norm), nonfinite_modules[0] if nonfinite_modules else None)
 
     def _trained_parameters(self) -> Iterator[nn.Parameter]:
         return (parameter for parameter in self.parameters() if parameter.requires_grad)

@@ -101,13 +101,15 @@ class EnvironmentReport(L.Callback):
         assert self.environment is not None  # set by on_train_start on the first rank
         if trainer.global_step == self.environment.step + WINDOW_STEPS:
             module = audio_module(pl_module)
-            n_left = module.max_steps - trainer.global_step
-            seconds = self.environment.tokens * n_left / module.max_steps / speed
-            peak = ""
+            n_steps_left = module.max_steps - trainer.global_step
+            seconds = self.environment.tokens * n_steps_left / module.max_steps / speed
+            peak_note = ""
             if module.device.type == "cuda":
-                peak = f"; peak memory so far {cost.measure_peak_bytes(module.device) / GIB:.2f} GiB"
+                peak_note = f"; peak memory so far {cost.measure_peak_bytes(module.device) / GIB:.2f} GiB"
             duration = _format_duration(seconds)
-            rank_zero_info(f"{_format_tokens(speed)}/s: remaining steps: {n_left:,}, which take about {duration}{peak}")
+            rank_zero_info(
+                f"{_format_tokens(speed)}/s: remaining steps: {n_steps_left:,}, which take about {duration}{peak_note}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

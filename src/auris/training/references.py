@@ -145,7 +145,7 @@ def compute_logps(
     token_budget: int,
     tensor_parallel: int = 1,
 ) -> LogpTable:
-    """Return the log-probabilities of both answers under the net by digest of the row, reusing cached ones.
+    """Return, by digest of the row, the log-probabilities of both answers under the net. Cached ones are reused.
 
     Args:
         net: The reference.

@@ -120,14 +120,14 @@ def _is_first_process() -> bool:
 @contextmanager
 def remove_if_unused(run_dir: Path) -> Generator[None]:
     """Remove a run directory that the block has created, if the block fails before the first step."""
-    created = [path for path in (run_dir, *run_dir.parents) if not path.exists()]
+    new_dirs = [path for path in (run_dir, *run_dir.parents) if not path.exists()]
     try:
         yield
     except BaseException:
-        if created and not any((run_dir / name).exists() for name in ("progress.json", faults.FAULTS_DIR)):
+        if new_dirs and not any((run_dir / name).exists() for name in ("progress.json", faults.FAULTS_DIR)):
             shutil.rmtree(run_dir, ignore_errors=True)
             with suppress(OSError):  # another run may use a parent by now
-                for parent in created[1:]:
+                for parent in new_dirs[1:]:
                     parent.rmdir()
         raise
 
@@ -315,6 +315,7 @@ def trainer_options(trainer: Config) -> dict[str, Any]:
 
 def silence_messages() -> None:
     """Silence messages of Lightning and torch that a user cannot act on."""
+    # The messages of auris go through this logger and are shown.
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.INFO)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     # Logged values are already sums over all processes, and frozen parts are in eval mode on purpose.

@@ -92,7 +92,7 @@ def plot_attention(
     main.invert_yaxis()
     main.set_yticks(np.arange(len(weights)) + 0.5, [_label(token) for token in trace.tokens[: len(weights)]])
     main.tick_params(axis="y", length=0, labelsize=8)
-    _draw_word_ends(main, times)
+    _draw_word_limits(main, times)
     note = f", first {MAX_TOKENS} of {len(trace.tokens)} tokens" if len(trace.tokens) > MAX_TOKENS else ""
     main.set_title(f"Attention to the audio, {selection}{note}")
     total.barh(np.arange(len(weights)) + 0.5, weights.sum(1), height=0.8, color=COLOURS[0])
@@ -128,7 +128,7 @@ def plot_heads(trace: Trace, times: Sequence[WordTime] = ()) -> Figure:
         layer, head = divmod(number, n_heads) if has_head_panels else (number, None)
         name = f"layer {layer}" if head is None else f"layer {layer}, head {head}"
         axis.set_title(f"{name}: {100 * panel.sum(1).mean():.0f} %", fontsize=8)
-        _draw_word_ends(axis, times)
+        _draw_word_limits(axis, times)
         axis.set_yticks([0, len(panel)])
     axes[0].invert_yaxis()  # all panels share its vertical axis
     figure.supylabel("token of the response", fontsize=9)
@@ -236,7 +236,7 @@ def _draw_mel(axis: Axes, trace: Trace, times: Sequence[WordTime]) -> None:
     axis.set_ylabel("mel bin")
     axis.set_yticks([0, len(trace.mel)])
     axis.set_title(f"Log-mel, {len(trace.mel)} bins", pad=14 if times else None)
-    _draw_word_ends(axis, times)
+    _draw_word_limits(axis, times)
     for word in times:
         axis.text(
             (word["start"] + word["end"]) / 2,
@@ -263,7 +263,7 @@ def _draw_image(axis: Axes, values: np.ndarray, seconds: float, **options: Any) 
     return axis.imshow(values, extent=extent, **style)
 
 
-def _draw_word_ends(axis: Axes, times: Sequence[WordTime]) -> None:
+def _draw_word_limits(axis: Axes, times: Sequence[WordTime]) -> None:
     """Draw vertical lines at the starts and ends of words."""
     for time in sorted({word[key] for word in times for key in TIME_KEYS}):
         axis.axvline(time, color="white", linewidth=1.4, alpha=0.6)

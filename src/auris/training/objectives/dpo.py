@@ -35,7 +35,7 @@ class DPO(Objective):
     reward(rejected), the losses are:
 
     * `sigmoid`: -(1 - s) log sigmoid(x) - s log sigmoid(-x) with label smoothing s (Mitchell 2023), by default 0;
-    * `ipo`: (x / beta - 1 / (2 beta))^2 (Azar et al. 2023; equal to TRL's with `average=true`);
+    * `ipo`: (x / beta - 1 / (2 beta))^2 (Azar et al. 2023); with `average=true`, it equals TRL's;
     * `hinge`: max(0, 1 - x) (Zhao et al. 2023).
 
     Args:
