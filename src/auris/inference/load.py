@@ -95,7 +95,8 @@ def build(source: ModelSource) -> tuple[Config, Tokenizer, AudioLM]:
 def _read_config(source: ModelSource) -> Config:
     """Return the config of a complete model.
 
-    A published system has no config of auris. It gets the default config, with its own model, prompts and tokenizer.
+    A published system has no config of auris. The default config is used, with the model, prompts and tokenizer of the
+    system.
 
     Raises:
         UserError: the source is only a part of a model.

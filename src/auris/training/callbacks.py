@@ -201,8 +201,8 @@ class UnusableRows(L.Callback):
         n_rows, n_unusable = (sum(counts) for counts in zip(*self.recent_steps, strict=True))
         if n_unusable > self.max_unusable * max(WINDOW_ROWS, n_rows):
             raise RunStopped(
-                f"{n_unusable:.0f} of the last {n_rows:.0f} rows could not be used, more than the share "
-                f"data.max_unusable={self.max_unusable} of {WINDOW_ROWS} rows; {self.path} lists them with the reasons"
+                f"{n_unusable:.0f} of the last {n_rows:.0f} rows could not be used, more than "
+                f"data.max_unusable={self.max_unusable} of {WINDOW_ROWS}; {self.path} lists the rows with the reasons"
             )
 
     def on_validation_batch_end(

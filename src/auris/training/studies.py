@@ -309,7 +309,7 @@ def _forward_signals(jobs: Sequence[Job]) -> Generator[list[int]]:
 
 
 def _advance(jobs: Sequence[Job], max_parallel: int, threads: int) -> list[Job]:
-    """Update the status of jobs whose process has ended, and start others; return the jobs whose status has changed.
+    """Update the status of jobs whose process has ended, and start waiting jobs; return those whose status changed.
 
     Args:
         jobs: All jobs.

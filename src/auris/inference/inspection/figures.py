@@ -47,7 +47,7 @@ def plot_sound(trace: Trace, times: Sequence[WordTime] = ()) -> Figure:
     figure, axes = _make_panels(trace, "Log-mel, encoder frames and audio tokens", (2.0, 1.5, 1.5), height=5.2)
     _draw_mel(axes[0], trace, times)
     frames, basis = _principal_components(trace)
-    # The pooling `stack` concatenates the frames of a window. They are drawn next to each other.
+    # The pooling `stack` concatenates the frames of a window, which are separated here.
     vectors = trace.pooled.reshape(-1, trace.frames.shape[1])
     pooled = (vectors - trace.frames.mean(0)) @ basis.T
     limit = np.quantile(np.abs(frames), 0.99)

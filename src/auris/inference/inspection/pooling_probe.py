@@ -64,8 +64,8 @@ def compare_poolings(
     n_fit_windows = sum(len(clip) // max(ks) for clip in clips[::2])
     if n_fit_windows < 2 * width or len(clips) < 4:
         raise UserError(
-            f"the readout can be fitted on {n_fit_windows} windows of {max(ks)} frames, in every other one of "
-            f"{len(clips)} rows: expected {2 * width} or more windows (twice the encoder's width) and 4 or more rows; "
+            f"the readout is fitted on every other one of {len(clips)} rows, which have {n_fit_windows} windows of "
+            f"{max(ks)} frames: expected {2 * width} or more windows (twice the encoder's width) and 4 or more rows; "
             f"use more rows (limit={limit}) or smaller windows (ks={tuple(ks)})"
         )
     records = []
