@@ -327,7 +327,7 @@ def test_only_the_given_segment_of_a_file_is_used(model: AudioModel, clip: Path,
     answers = read_answers(tmp_path / "out.jsonl")
     assert answers[0]["answer"] == expected and answers[0]["messages"] == question("here.wav", **segment)
     assert "is 1.30 s long, but the manifest states 9.00 s" in problems["wrong duration"]
-    with pytest.raises(ValueError, match="of samples: only files have"):
+    with pytest.raises(ValueError, match="for an array: only files have"):
         model.chat([{"role": "user", "content": [{"type": "audio", "audio": wave, **segment}]}])
 
 

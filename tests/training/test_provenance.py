@@ -62,7 +62,7 @@ def test_a_run_reports_its_environment_and_its_expected_cost(corpus: Path, tmp_p
     assert f"by task: {largest} {facts['tasks'][largest]['hours']:.1f} h, {share:.1f} %; " in start_message
     for part in (
         f"steps 0 to {steps}",
-        "number of ranks: 1, of machines: 1",
+        "ranks: 1; machines: 1",
         "TFLOP/s",
         f"torch {version('torch')}",
         "GiB",

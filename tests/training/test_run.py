@@ -314,7 +314,7 @@ def test_a_dry_run_plans_an_epoch_for_the_requested_ranks(compose_run, corpus, c
     rows = [json.loads(line) for line in (corpus / "train.jsonl").read_text().splitlines()]
     for part in (
         "planned for processes=16, per_machine=8, machines=2, replicas=2",
-        f"an epoch: number of rows {len(rows)} (0 unusable), of steps {-(-len(rows) // 16)}",
+        f"an epoch: rows: {len(rows)} (0 unusable); steps: {-(-len(rows) // 16)}",
         "ranks: 16; 1.00 packs per rank and step",
         "on 16 H100 at 400 TFLOP/s each",
         "llm: rows of new tokens",

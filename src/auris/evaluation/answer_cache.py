@@ -50,21 +50,21 @@ class AnswerCache:
     def __init__(self, directory: Path, settings: Mapping[str, Any]):
         self.path = directory / f"{settings['kind']}-{digest(settings)}.jsonl"
         self.settings = settings
-        records = read_jsonl(self.path)[1:] if self.path.is_file() else []  # the first line holds the settings
-        self._records = {record["key"]: record for record in records}
+        lines = read_jsonl(self.path)[1:] if self.path.is_file() else []  # the first line holds the settings
+        self._lines = {line["key"]: line for line in lines}
 
     @classmethod
     def open(cls, path: Path) -> AnswerCache:
         """Open an existing cache file; the settings are read from its first line."""
-        with path.open(encoding="utf-8") as lines:
-            return cls(path.parent, json.loads(lines.readline()))
+        with path.open(encoding="utf-8") as file:
+            return cls(path.parent, json.loads(file.readline()))
 
     def __contains__(self, key: str) -> bool:
-        return key in self._records
+        return key in self._lines
 
     def __getitem__(self, key: str) -> Response:
-        record = self._records[key]
-        return Response(_row_from_json(record["row"]), record["content"], record["yes_no_log_odds"])
+        line = self._lines[key]
+        return Response(_row_from_json(line["row"]), line["content"], line["yes_no_log_odds"])
 
     def add(self, responses: Mapping[str, Response]) -> None:
         """Append responses to the cache.
@@ -72,14 +72,14 @@ class AnswerCache:
         Args:
             responses: The responses by cache key (`row_key`).
         """
-        records = {
+        lines = {
             key: {"key": key, "row": _row_to_json(row), "content": content, "yes_no_log_odds": log_odds}
             for key, (row, content, log_odds) in responses.items()
         }
-        self._records |= records
+        self._lines |= lines
         with evaluation_lock(self.path.parent):
             header = [] if self._has_settings() else [self.settings]
-            append_jsonl(self.path, [*header, *records.values()])
+            append_jsonl(self.path, [*header, *lines.values()])
 
     def _has_settings(self) -> bool:
         """Return whether the file has a complete first line. A process may have been killed while writing the line."""
@@ -98,7 +98,7 @@ def evaluation_lock(directory: Path) -> AbstractContextManager[None]:
 
 
 def row_key(row: Row) -> str:
-    """Return the cache key of a row: a digest of the row, and of the size and modification time of its audio files."""
+    """Return the cache key of a row: a digest of the row and of the sizes and modification times of its files."""
     return digest([row.id, _row_to_json(row), [_file_stamp(clip) for clip in row.clips]])
 
 

@@ -1,8 +1,8 @@
 """Computation of the responses to rows, on all ranks together. Cached responses are reused.
 
-Rows are divided into shares of a few packs, and the ranks take shares in turn. Only the first rank reads and writes the
-cache. It adds responses in the order in which a single process would compute them, so the cache does not depend on the
-number of processes.
+Rows are divided into packs (batches without padding). The ranks take shares of a few packs in turn. Only the first rank
+reads and writes the cache. It adds responses in the order in which a single process would compute them, so the cache
+does not depend on the number of processes.
 """
 
 from __future__ import annotations
@@ -139,7 +139,8 @@ def build_samples(
         wording: The benchmark's prompt for task rows. It is ignored if `prompt` is given.
     """
     config = model.config
-    # `data.view` states how rows became samples in training. Three views are of task rows, and evaluation keeps them.
+    # `data.view` states how rows became samples in training. Task rows keep this view in evaluation if it is one of the
+    # three views of task rows.
     if kind == "task" and config["data"]["view"] in ("audio", "text", "transcript"):
         config = {**config, "prompt": prompt or config["prompt"]}
         samples = configs.build_samples(config, model.net, model.tokenizer, long_audio=policy, train=False)
@@ -169,12 +170,12 @@ def split_long(manifests: Sequence[Manifest], samples: Samples) -> tuple[list[Ma
     if samples.long_audio != "window" or not samples.has_audio:
         return list(manifests), windows
 
-    def is_transcript(row: Row) -> bool:
+    def is_transcription(row: Row) -> bool:
         return samples.row_to_score(row).labels["task"] in tasks.TRANSCRIPT_TASKS
 
     def split(row: Row) -> list[Row]:
         try:
-            pieces = long_audio.split_row(row, is_transcript)
+            pieces = long_audio.split_row(row, is_transcription)
         except (AudioError, RowError):
             return [row]  # the error is reported when the row's length is measured
         if len(pieces) > 1:
@@ -256,8 +257,8 @@ def answer_share(
     skipped: dict[str, str] = {}
 
     def read_pack(numbers: Sequence[int]) -> Pack:
-        is_prompt = request.kind != "preference"
-        batch = build_pack(rows, [(number, None) for number in numbers], request.samples, prompt_only=is_prompt)
+        prompt_only = request.kind != "preference"
+        batch = build_pack(rows, [(number, None) for number in numbers], request.samples, prompt_only=prompt_only)
         skipped.update(batch["skipped"])
         return to_device(batch, model.device)
 

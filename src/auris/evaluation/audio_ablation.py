@@ -72,8 +72,10 @@ def replace_audio(manifests: Sequence[Manifest], kind: str, seed: int) -> list[M
         return list(manifests)
     rows = [row for manifest in manifests for row in manifest.rows]
     new_rows = iter([with_silence(row) for row in rows] if kind == SILENCE else with_shuffled_audio(rows, seed))
-    digest = kind if kind == SILENCE else f"{kind} {seed} {'+'.join(manifest.digest for manifest in manifests)}"
-    return [replace(m, rows=tuple(next(new_rows) for _ in m.rows), digest=f"{m.digest} {digest}") for m in manifests]
+    digest_suffix = kind if kind == SILENCE else f"{kind} {seed} {'+'.join(manifest.digest for manifest in manifests)}"
+    return [
+        replace(m, rows=tuple(next(new_rows) for _ in m.rows), digest=f"{m.digest} {digest_suffix}") for m in manifests
+    ]
 
 
 def with_silence(row: Row) -> Row:
@@ -87,8 +89,8 @@ def with_silence(row: Row) -> Row:
 def with_shuffled_audio(rows: Sequence[Row], seed: int) -> list[Row]:
     """Return the rows with their clips exchanged; the clips of each row are used once.
 
-    A row gets the clips of a row of the same task that has the same number of clips. These clips are not from the same
-    recording as the row's own clips. If the task has too few recordings for that, the row gets a `problem`.
+    A row gets the clips of another row that has the same task and the same number of clips. These clips are not from
+    the same recording as the row's own clips. If the task has too few recordings for that, the row gets a `problem`.
     """
     pools: dict[tuple[str, int], list[int]] = {}
     for number, row in enumerate(rows):

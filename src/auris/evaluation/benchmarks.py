@@ -21,7 +21,7 @@ Entry = str | Mapping[str, object]
 class Benchmark:
     """Test set, as configured by a file of `configs/benchmark` and the user's overrides.
 
-    A version of the model is `v1` (Qwen-Audio) or `v2` (Qwen2-Audio).
+    The version of a model is `v1` if it is prompted like Qwen-Audio, and `v2` if it is prompted like Qwen2-Audio.
 
     Attributes:
         name: Name of the result files. If None, they are named after the manifests.
@@ -82,8 +82,8 @@ class Benchmark:
 
     def _format_advice(self, files: Sequence[str], root: str | Path) -> str:
         return (
-            f"put {', '.join(files)} from {self.origin} and the audio there, and set benchmark.root={root}; for files "
-            "in another format, set benchmark.test=[{path: FILE, columns: ..., labels: ...}]"
+            f"put {', '.join(files)} (from {self.origin}) and the audio in {root}, and set benchmark.root={root}; for "
+            "files in another format, set benchmark.test=[{path: FILE, columns: ..., labels: ...}]"
         )
 
     def deviations(self, version: str, prompt: Config | None, generation: Mapping[str, object]) -> list[str]:
@@ -100,7 +100,7 @@ class Benchmark:
         deviations = [f"prompt:{prompt['_target_'].rpartition('.')[2]}"] if prompt and published_prompt else []
         if published_decoding is None:
             return deviations
-        published = {"do_sample": False, **published_decoding}
+        published = {"do_sample": False, **published_decoding}  # greedy, unless the authors say otherwise
         user_settings = {key: value for key, value in generation.items() if value is not None}
         return deviations + [f"{key}:{value}" for key, value in user_settings.items() if published.get(key) != value]
 

@@ -1,4 +1,4 @@
-"""Predictions of the metrics that a judge computes from responses to dialogues."""
+"""Predictions (`metrics.records.Prediction`) of the metrics that a judge computes from responses to dialogues."""
 
 from __future__ import annotations
 

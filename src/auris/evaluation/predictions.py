@@ -79,8 +79,8 @@ def score_responses(responses: Sequence[Response], raw_metrics: Sequence[str] = 
         labels = row.labels
         reference = tasks.get_task(labels["task"]).render(labels)
         options = _options(labels)
-        metrics_of_text = [*(_CHOICE_METRICS if options else ()), *raw_metrics]
-        for metric, extract in {**_metrics(row), **dict.fromkeys(metrics_of_text, str)}.items():
+        metrics_of_response = [*(_CHOICE_METRICS if options else ()), *raw_metrics]
+        for metric, extract in {**_metrics(row), **dict.fromkeys(metrics_of_response, str)}.items():
             if metric == "eer":  # `_predict_verification` computes it from the log-odds
                 continue
             correct = extract(labels.get("key", reference))  # `key`: the words that a correct answer contains
@@ -110,7 +110,7 @@ def _metrics(row: Row) -> dict[str, Callable[[str], Any]]:
     Each metric comes with a function that extracts from a text the part that the metric compares.
     """
     task = tasks.get_task(row.labels["task"])
-    metrics = (main_metric(row), *list(task.metrics)[1:])
+    metrics = (main_metric(row), *list(task.metrics)[1:])  # the first metric depends on the language
     return {metric: partial(task.extract, metric=metric) for metric in metrics}
 
 
@@ -148,7 +148,7 @@ def make_prediction(row: Row, metric: str, stats: Sequence[Any], hypothesis: str
         language=answer_language(row),
         group=group(row),
         metric=metric,
-        provenance=row.labels.get("provenance", "unknown"),
+        provenance=row.labels.get("provenance", "unknown"),  # origin of the audio, such as `tts`
         audio_seconds=sum(clip.duration or 0.0 for clip in row.clips),
         speaker=speaker if isinstance(speaker, str) else None,
         recording="+".join(map(str, row.labels.get("sources") or [clip.path for clip in row.clips])),

@@ -77,6 +77,7 @@ class Pair:
             directory: Directory of the manifest, to which the paths of audio files are relative.
         """
         labels = self.row.labels
+        # The last message of a dialogue is its correct answer.
         question = labels["messages"][:-1] if labels["task"] == "chat" else labels["messages"]
         clips = iter(self.row.clips)
         ranking = {name: getattr(self, name) for name in ("metric", "scores", "answered_by", "judge")}
@@ -121,25 +122,29 @@ def sample_pairs(config: Config, console: Console) -> Outcome:
     test = config["data"]["test"]
     manifests = read_manifests(test if isinstance(test, list) else [test], key="data.test")
     samples = build_samples(model, "chat", config["long_audio"])
-    request = Request("chat", manifests, {}, samples, generation, config["seed"])
+    request = Request(
+        kind="chat", manifests=manifests, windows={}, samples=samples, generation=generation, seed=config["seed"]
+    )
     rows = request.rows
     lengths = measure_lengths(manifests, samples, Path(model.config["data"]["cache_dir"]))
     unusable = {rows[number].id: reason for number, reason in lengths.problems.items()}
     for number in np.flatnonzero(lengths.tokens):
         row = rows[number]
-        no_question = None if is_scored(row) else f"task {row.labels['task']!r} has no question: expected dialogues"
+        has_question = is_scored(row)  # plain text and preferences have none
+        no_question = None if has_question else f"task {row.labels['task']!r} has no question: expected dialogues"
         if problem := no_question or _audio_problem(row):
             unusable[row.id] = problem
-            lengths.tokens[number] = 0
+            lengths.tokens[number] = 0  # no pack contains the row
     pairs: dict[int, Pair] = {}
     without_pair: Counter[str] = Counter()
-    shares = split_into_shares(pack_by_length(lengths, config["token_budget"]))
-    for share in track(shares, description="answering", console=console):
+    # Lists of a few packs that are answered together.
+    chunks = split_into_shares(pack_by_length(lengths, config["token_budget"]))
+    for chunk in track(chunks, description="answering", console=console):
         answers: dict[int, list[str]] = {}
         for draw in range(config["n_samples"]):
-            # The seed is the same for all shares, so that a row's answers do not depend on its pack.
+            # The seed is the same for all chunks, so that a row's answers do not depend on its pack.
             seeded_request = replace(request, seed=row_seed(config["seed"], draw, ""))
-            responses, skipped = answer_share(model, seeded_request, rows, share)
+            responses, skipped = answer_share(model, seeded_request, rows, chunk)
             unusable |= skipped
             for number, (text, _) in responses.items():
                 answers.setdefault(number, []).append(str(text))
@@ -216,11 +221,11 @@ def choose_pair(answers: Sequence[str], metric: str, scores: Sequence[float], ma
     Returns:
         The indices of the chosen and the rejected answer, or the reason why there is no pair.
     """
-    usable = [n for n, answer in enumerate(answers) if answer.strip()]
+    usable = [index for index, answer in enumerate(answers) if answer.strip()]
     if len(usable) < 2:
         return EMPTY
     sign = 1 if measures.find_measure(metric).higher_is_better else -1
-    best, worst = (pick(usable, key=lambda n: sign * scores[n]) for pick in (max, min))
+    best, worst = (pick(usable, key=lambda index: sign * scores[index]) for pick in (max, min))
     gap = abs(scores[best] - scores[worst])
     if gap == 0:
         return TIE
@@ -281,6 +286,7 @@ def compute_statistics(outcome: Outcome) -> dict[str, Any]:
     n_characters = np.array([(len(pair.chosen), len(pair.rejected)) for pair in pairs], dtype=float)  # (pairs, 2)
     n_chosen, n_rejected = n_characters.T
     chosen_is_longer = np.where(n_chosen == n_rejected, 0.5, n_chosen > n_rejected)
+    # A share is a ratio of two sums, like accuracy.
     low, high = bootstrap_interval([[is_longer, 1.0] for is_longer in chosen_is_longer.tolist()], "accuracy")
     scores: dict[str, list[tuple[float, float]]] = {}
     for pair in pairs:
@@ -301,27 +307,29 @@ def _mean_by_answer(values: np.ndarray) -> dict[str, float]:
     return dict(zip(("chosen", "rejected"), map(float, values.mean(0)), strict=True))
 
 
-def print_statistics(console: Console, counts: Mapping[str, Any], unusable: Mapping[str, str]) -> None:
+def print_statistics(console: Console, statistics: Mapping[str, Any], unusable: Mapping[str, str]) -> None:
     """Print the statistics and the reasons why rows cannot be used.
 
     Args:
         console: Console to print on.
-        counts: The result of `compute_statistics`.
+        statistics: The result of `compute_statistics`.
         unusable: Reasons why rows cannot be used, by row id.
     """
-    table = numbers_table("rows", str(counts["rows"]), title="preference pairs")
-    table.add_row("pairs", str(counts["pairs"]))
-    for reason, number in counts["without_pair"].items():
+    table = numbers_table("rows", str(statistics["rows"]), title="preference pairs")
+    table.add_row("pairs", str(statistics["pairs"]))
+    for reason, number in statistics["without_pair"].items():
         table.add_row(f"no pair: {reason}", str(number))
-    table.add_row("rows that cannot be used", str(counts["unusable"]))
-    if counts["pairs"]:
+    table.add_row("rows that cannot be used", str(statistics["unusable"]))
+    if statistics["pairs"]:
         table.add_section()
-        table.add_row("characters, chosen / rejected", "{chosen:.1f} / {rejected:.1f}".format(**counts["characters"]))
-        share = (100 * counts["chosen_longer"][key] for key in ("value", "low", "high"))
-        table.add_row("the chosen answer is the longer one", "{:.1f} % [{:.1f}, {:.1f}]".format(*share))
-        for ranker, number in counts["ranked_by"].items():
+        table.add_row(
+            "characters, chosen / rejected", "{chosen:.1f} / {rejected:.1f}".format(**statistics["characters"])
+        )
+        percentages = (100 * statistics["chosen_longer"][key] for key in ("value", "low", "high"))
+        table.add_row("the chosen answer is the longer one", "{:.1f} % [{:.1f}, {:.1f}]".format(*percentages))
+        for ranker, number in statistics["ranked_by"].items():
             table.add_row(f"ranked by {ranker}", str(number))
-        for metric, means in counts["scores"].items():
+        for metric, means in statistics["scores"].items():
             table.add_row(f"{metric}, chosen / rejected", "{chosen:.3f} / {rejected:.3f}".format(**means))
     console.print(table)
     for row_id, reason in list(unusable.items())[:_MAX_LISTED]:
@@ -343,8 +351,8 @@ def run(config: Config) -> None:
     if out.exists():
         raise UserError(f"out={out}: the file exists, expected the name of a new file")
     outcome = sample_pairs(config, console) if config["from"] is None else read_pairs(config["from"])
-    counts = compute_statistics(outcome)
-    print_statistics(console, counts, outcome.unusable)
+    statistics = compute_statistics(outcome)
+    print_statistics(console, statistics, outcome.unusable)
     if not outcome.pairs:
         raise UserError(
             "there is no pair to write. For a model's answers, set a larger n_samples=... to get more different "
@@ -352,5 +360,5 @@ def run(config: Config) -> None:
         )
     write_jsonl(out, (pair.to_json(out.parent) for pair in outcome.pairs))
     statistics_file = out.with_suffix(".statistics.json")
-    write_json(statistics_file, counts)
+    write_json(statistics_file, statistics)
     print_plain(console, f"wrote {out} and {statistics_file.name}")

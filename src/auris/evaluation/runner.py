@@ -41,7 +41,7 @@ from auris.model.weights.tensors import weights_digest
 from auris.text.prompts import TagPrompt
 from auris.training import provenance
 
-MAX_NEW_TOKENS = 64  # largest number of tokens of a response, if neither the user nor the benchmark sets it
+MAX_NEW_TOKENS = 64  # largest number of tokens of a response, unless the user or the benchmark sets another
 
 
 @dataclass(frozen=True)
@@ -203,8 +203,8 @@ def _score(job: _Job, run_dir: Path, name: str, evaluation: answer_cache.Evaluat
     identity: Identity = {**evaluation.run, "benchmark": name}
     results = summary.summarise(all_predictions, identity, n_resamples, seed, signatures, evaluation.changes)
     if evaluation.audio != audio_ablation.AS_IS:
-        with_audio = records.read_records(_predictions_file(run_dir, name.rpartition("@")[0]), Prediction)
-        results += summary.compute_drops(results, all_predictions, with_audio)
+        with_own_audio = records.read_records(_predictions_file(run_dir, name.rpartition("@")[0]), Prediction)
+        results += summary.compute_drops(results, all_predictions, with_own_audio)
     _write_results(run_dir, name, all_predictions, results)
     if official_scores:
         write_jsonl(run_dir / "official" / f"{name}.jsonl", map(asdict, official_scores))
@@ -234,7 +234,7 @@ def _predictions_file(run_dir: Path, name: str) -> Path:
 def _write_results(
     run_dir: Path, name: str, all_predictions: Sequence[Prediction], results: Sequence[ResultRow]
 ) -> None:
-    """Write the predictions of an evaluation, and replace the lines of the evaluation in `results.jsonl`."""
+    """Write the predictions of an evaluation, and replace its result rows in `results.jsonl`."""
     with evaluation_lock(run_dir / CACHE_DIR):
         records.write_records(_predictions_file(run_dir, name), all_predictions)
         file = run_dir / "results.jsonl"

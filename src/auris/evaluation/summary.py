@@ -61,14 +61,15 @@ def summarise(
         deviations: Deviations from the benchmark's prompt and decoding settings, which are appended to every signature.
     """
     results = []
-    for (group, metric), scored in sorted(_group_by_score(predictions).items()):
-        stats, units = [prediction.stats for prediction in scored], _find_units(scored)
-        provenances = {kind for prediction in scored for kind in prediction.provenance.split("+")}
+    for (group, metric), score_predictions in sorted(_group_by_score(predictions).items()):
+        stats = [prediction.stats for prediction in score_predictions]
+        units = _find_units(score_predictions)  # the speakers, recordings or rows that are resampled as a whole
+        provenances = {origin for prediction in score_predictions for origin in prediction.provenance.split("+")}
         scorer = measures.scorer(metric, [dict(enumerate(stats))])
         resampled_scores = statistics.resample_scores(scorer, len(stats), samples, seed, units.indices)
         low, high = statistics.percentile_interval(resampled_scores)
-        detectable = statistics.detectable_difference_alone(resampled_scores)
-        metric_signature = signatures.get(metric) or signature(metric, scored[0].language)
+        detectable_difference = statistics.detectable_difference_alone(resampled_scores)
+        metric_signature = signatures.get(metric) or signature(metric, score_predictions[0].language)
         result = ResultRow(
             **identity,
             task=group,
@@ -77,9 +78,9 @@ def summarise(
             value=measures.score(metric, stats),
             low=low,
             high=high,
-            n=len(scored),
+            n=len(score_predictions),
             units=str(units),
-            detectable=None if math.isnan(detectable) else detectable,
+            detectable=None if math.isnan(detectable_difference) else detectable_difference,
             signature="|".join([metric_signature, *deviations]),
             provenance="+".join(sorted(provenances)),
         )
@@ -88,7 +89,7 @@ def summarise(
 
 
 def compute_drops(
-    results: Sequence[ResultRow], predictions: Sequence[Prediction], with_audio: Sequence[Prediction]
+    results: Sequence[ResultRow], predictions: Sequence[Prediction], with_own_audio: Sequence[Prediction]
 ) -> list[ResultRow]:
     """Return the drop of each score, as result rows whose `split` is "drop".
 
@@ -97,17 +98,19 @@ def compute_drops(
     Args:
         results: The result rows with replaced audio.
         predictions: The predictions with replaced audio.
-        with_audio: The predictions with the rows' own audio.
+        with_own_audio: The predictions with the rows' own audio.
     """
-    sides = [_group_by_score(side) for side in (with_audio, predictions)]
+    sides = [_group_by_score(side) for side in (with_own_audio, predictions)]
     drop_rows = []
     for row in results:
-        key = (row.task, row.metric)
-        as_is, altered = ({prediction.id: prediction for prediction in side.get(key, ())} for side in sides)
-        if common_ids := sorted(as_is.keys() & altered.keys()):
+        score = (row.task, row.metric)
+        original, altered = ({prediction.id: prediction for prediction in side.get(score, ())} for side in sides)
+        if common_ids := sorted(original.keys() & altered.keys()):
             units = _find_units([altered[row_id] for row_id in common_ids])
-            stats_as_is, stats_altered = ({i: side[i].stats for i in common_ids} for side in (as_is, altered))
-            value, low, high, p = statistics.score_drop(row.metric, [stats_as_is], [stats_altered], units.indices)
+            stats_original, stats_altered = (
+                {row_id: side[row_id].stats for row_id in common_ids} for side in (original, altered)
+            )
+            value, low, high, p = statistics.score_drop(row.metric, [stats_original], [stats_altered], units.indices)
             drop_row = replace(row, split="drop", value=value, low=low, high=high, p=p, detectable=None)
             drop_rows.append(replace(drop_row, n=len(common_ids), units=str(units)))
     return drop_rows
@@ -164,10 +167,10 @@ def _make_source(row: Row) -> str:
     return "_".join([row.labels["task"], *languages, "test"])
 
 
-def format_official_score(line: official.ScriptScore) -> str:
+def format_official_score(score: official.ScriptScore) -> str:
     """Return the score of a released script as text."""
-    score = f"stops ({line.stopped})" if line.stopped else f"{line.metric} {line.value:.4f}"
-    return f"{line.script} of {line.version}, {line.source}: {score} (n={line.n})"
+    outcome = f"stops ({score.stopped})" if score.stopped else f"{score.metric} {score.value:.4f}"
+    return f"{score.script} of {score.version}, {score.source}: {outcome} (n={score.n})"
 
 
 # --- on the terminal ----------------------------------------------------------------------------------------------
@@ -266,8 +269,8 @@ def make_published_table(name: str, lines: Sequence[published.Line]) -> Table:
     """
     # Scores that the authors of the table measured have a signature; scores that they quote have none.
     systems = list(dict.fromkeys(cell.system for line in lines for cell in line.cells if cell.signature))
-    has_others = any(not cell.signature for line in lines for cell in line.cells)
-    headers = [systems[0] if len(systems) == 1 else "published", *(["others"] if has_others else [])]
+    has_quoted = any(not cell.signature for line in lines for cell in line.cells)
+    headers = [systems[0] if len(systems) == 1 else "published", *(["others"] if has_quoted else [])]
     table = Table(title=f"{name}: published and ours", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for header in ("benchmark", "part", "ours", *headers):
         table.add_column(header, no_wrap=header in ("part", "ours", *systems), overflow="fold")
@@ -277,7 +280,7 @@ def make_published_table(name: str, lines: Sequence[published.Line]) -> Table:
         measured = [format_cell(cell) for cell in line.cells if cell.signature]
         quoted = [_format_system_and_score(cell) for cell in line.cells if not cell.signature]
         label = f"{line.benchmark} {line.metric}"
-        columns = [", ".join(measured), *([", ".join(quoted)] if has_others else [])]
+        columns = [", ".join(measured), *([", ".join(quoted)] if has_quoted else [])]
         symbols = [published.DIFFERENT] * line.differs + [published.STAND_IN] * line.is_stand_in
         table.add_row("" if label == last_label else label, line.part, " ".join([line.printed, *symbols]), *columns)
         last_label = label

@@ -253,7 +253,7 @@ def timing_errors(aligned: Iterable[tuple[Row, Times]]) -> dict[str, np.ndarray]
         pairs = zip(true_times, times, strict=True)
         deviations = [word[key] - true_word[key] for true_word, word in pairs for key in TIME_KEYS]
         errors.setdefault(answer_language(row), []).extend(deviations)
-    return {code: np.array(deviations) for code, deviations in sorted(errors.items()) if deviations}
+    return {language: np.array(deviations) for language, deviations in sorted(errors.items()) if deviations}
 
 
 def print_errors(errors: Mapping[str, np.ndarray], console: Console) -> None:

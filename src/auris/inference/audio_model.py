@@ -62,6 +62,7 @@ class AudioModel:
     long_audio: str = "window"
 
     def __post_init__(self) -> None:
+        # `prompt` is the style for base models, `dialogue` the style for dialogues.
         self.prompt, self.dialogue = prompt_styles(self.config)
         self._samples = _PromptSamples(
             tokenizer=self.tokenizer, prompt=self.prompt, geometry=self.net.geometry, long_audio=self.long_audio
@@ -74,7 +75,7 @@ class AudioModel:
 
     def check_can_respond(self) -> None:
         """Raise UserError if the model was not trained to respond to prompts."""
-        # Objectives with one of these values of `data.view` train the model on prompts and responses.
+        # A view states how rows become samples. In these views, a sample is a prompt with one or two responses.
         if not {"audio", "pair"} & set(self.objective.views):
             raise UserError(
                 f"this model was trained on {type(self.objective).__name__} and does not respond to prompts: "
@@ -132,7 +133,7 @@ class AudioModel:
         Args:
             audio: a clip or a list of clips, as in `generate`.
             language: code of the language that is spoken.
-            settings: `seed`, `stream`, `keep_control_tokens` and settings, as in `generate`.
+            settings: `seed`, `stream`, `keep_control_tokens` and generation settings, as in `generate`.
         """
         clips: list[Any] = list(audio) if isinstance(audio, (list, tuple)) else [audio]
         windows_of_clips = [self._cut_windows(clip) for clip in clips]
@@ -161,9 +162,9 @@ class AudioModel:
         Args:
             messages: `{role, content}`; content is a string, or a list of `{type: audio, audio: ...}` and
                 `{type: text, text: ...}`. A file may have an `offset` and a `duration`, as in rows. ChatML in the text
-                of a message is treated as plain characters. Like the released code, Qwen-Audio drops the oldest
-                exchanges if a dialogue has more than `max_window_size` tokens.
-            options: `seed`, `stream`, `keep_control_tokens` and settings, as in `generate`.
+                of a message is treated as plain characters. For Qwen-Audio, the oldest exchanges of a dialogue of more
+                than `max_window_size` tokens are dropped, as in the released code.
+            options: `seed`, `stream`, `keep_control_tokens` and generation settings, as in `generate`.
 
         Raises:
             UserError: messages have an unknown form, audio cannot be used, or settings contradict each other.
@@ -179,7 +180,12 @@ class AudioModel:
         return self.net.llm.device
 
     def pack(self, turns: Sequence[list[Turn]], clips: Sequence[Sequence[Audio]]) -> Pack:
-        """Return a batch on the net's device, given the turns of each row and the clips to which its turns refer."""
+        """Return a batch on the net's device.
+
+        Args:
+            turns: the turns of each row, which are the pieces of its prompt.
+            clips: the clips of each row, in the order in which its turns refer to them.
+        """
         labels = {"task": "chat", "mode": "audio_analysis"}  # every sample has a task; it does not affect the response
         rows = [
             # The clips may also be arrays, which `_PromptSamples.read` accepts.
@@ -254,6 +260,7 @@ class _PromptSamples(AudioSamples):
         return self.apply_policies(wave)
 
     def apply_policies(self, wave: np.ndarray) -> np.ndarray:
+        """Apply the policies for silent and long audio, with a warning if audio is dropped."""
         kept = super().apply_policies(wave)
         if len(kept) < len(wave):
             seconds = (len(wave) - len(kept)) / SAMPLE_RATE
@@ -274,7 +281,9 @@ def _convert_segments(messages: Sequence[Message]) -> list[Message]:
         if not segment:
             return audio
         if not isinstance(audio, (str, Path)):
-            raise UserError(f"{segment} of samples: only files have an offset and a duration, slice the array instead")
+            raise UserError(
+                f"{segment} for an array: only files have an offset and a duration; slice the array instead"
+            )
         return Clip(Path(audio), **segment)
 
     return map_audios(convert, messages)
@@ -301,8 +310,8 @@ def _split_batch(
     sizes = {name: len(value) for name, value in values.items() if isinstance(value, (list, tuple))}
     if len(set(sizes.values())) > 1 or 0 in sizes.values():
         raise UserError(f"a batch of {sizes}: expected lists of equal length, or a single value for all rows")
-    n = next(iter(sizes.values()), 1)
-    entries, prompts = (list(value) if name in sizes else [value] * n for name, value in values.items())
+    n_rows = next(iter(sizes.values()), 1)
+    entries, prompts = (list(value) if name in sizes else [value] * n_rows for name, value in values.items())
     clips = [list(entry) if isinstance(entry, (list, tuple)) else [] if entry is None else [entry] for entry in entries]
     return clips, prompts
 
@@ -320,7 +329,7 @@ class StreamingDecoder:
         self.n_returned = 0  # number of characters that were returned
 
     def add(self, token: int) -> str:
-        """Add a token to the response, and return the text that it completes; empty if a character is incomplete."""
+        """Add a token to the response, and return the text that the token completes, or an empty string."""
         self.ids.append(token)
         return "" if self.decode(self.ids).endswith(INCOMPLETE) else self.finish()
 

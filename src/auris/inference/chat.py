@@ -192,7 +192,7 @@ def answer_file(
 
     The new file has the same rows in the same order, in the format of auris, each with an `answer` or a `problem`, and
     with audio paths relative to the folder of the new file. If the last message of a row is from the assistant, the
-    model does not see it and responds to the messages before.
+    model does not see this message and responds to the messages before it.
 
     Args:
         model: the model.
@@ -203,7 +203,8 @@ def answer_file(
         options: options of `AudioModel.chat`.
 
     Returns:
-        The problem of each row without a response, by the row's id, or by its line if an earlier row has the same id.
+        The problem of each row without a response, by the row's id, or by its place in the file
+        (`FILE:LINE`) if an earlier row has the same id.
     """
     if not source.is_file():
         raise MissingFileError(f"input={source}: no such file, expected a JSONL file of chat rows")
@@ -223,7 +224,7 @@ def answer_file(
 
 
 def _read_rows(source: Path) -> dict[str, dict[str, Any]]:
-    """Return the fields of each row by its id, or by its line if an earlier row has the same id."""
+    """Return the fields of each row by its id, or by its place (`FILE:LINE`) if an earlier row has the same id."""
     rows = {}
     # `splitlines` would also split at Unicode line separators, which a message may contain.
     for number, line in enumerate(source.read_bytes().split(b"\n"), start=1):
@@ -238,7 +239,7 @@ def _read_rows(source: Path) -> dict[str, dict[str, Any]]:
 
 def _read_fields(record: Record, folder: Path) -> dict[str, Any]:
     """Return a row's fields with audio paths relative to the working directory, or with its `problem`."""
-    # `answer` and `problem` may have been added by an earlier call of `answer_file`.
+    # An earlier call of `answer_file` may have added `answer` and `problem`, which are left out.
     fields = {key: value for key, value in (record.fields or {}).items() if key not in ("answer", "problem")}
     try:
         if record.problem:

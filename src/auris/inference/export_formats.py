@@ -65,7 +65,7 @@ def find_unsupported(net: AudioLM, tokenizer: Tokenizer, format: str) -> list[st
     vocabulary = tokenizer.fast.get_vocab()
     audio_tokens = (prompt_style.audio_begin, prompt_style.audio_pad, prompt_style.audio_end)
     unsupported += [f"the tokenizer has no {token}" for token in audio_tokens if token not in vocabulary]
-    if is_v1 and "<|extra_204|>" not in vocabulary:  # the last token of Qwen's vocabulary, which others do not have
+    if is_v1 and "<|extra_204|>" not in vocabulary:  # the last token of Qwen's vocabulary; other vocabularies lack it
         unsupported.append(f"the tokenizer does not come from a {RANKS_FILE}")
     return unsupported
 
@@ -78,6 +78,7 @@ def _describe_differences(properties: Mapping[str, tuple[Any, Any]]) -> list[str
 
 
 def _train_length(net: AudioLM) -> int | None:
+    """Return the `train_length` of Qwen-7B's rotary embedding; None for an LLM with another rotary embedding."""
     rotary = getattr(net.llm.get_decoder(), "rotary_emb", None)
     return rotary.train_length if isinstance(rotary, LongRotary) else None
 
@@ -194,9 +195,9 @@ def write_ranks(tokenizer: Tokenizer, path: Path) -> None:
 def _write_auris(model: AudioModel, source: ModelSource, out: Path) -> None:
     """Write recipe.yaml, the tokenizer in `tokenizer/`, and the results of a run."""
     config = dict(model.config) | {"tokenizer": "tokenizer"}
-    if config["model"]["llm"]["config"].get("path"):  # this directory may not exist where the export is used
-        llm = json.loads(model.net.llm.config.to_json_string(use_diff=False))
-        config["model"] = {**config["model"], "llm": {**config["model"]["llm"], "config": llm}}
+    if config["model"]["llm"]["config"].get("path"):  # the directory `path` may not exist where the export is used
+        llm_config = json.loads(model.net.llm.config.to_json_string(use_diff=False))
+        config["model"] = {**config["model"], "llm": {**config["model"]["llm"], "config": llm_config}}
     config["model"] = {**config["model"], "vocab_rows": input_table(model.net.llm).num_embeddings}
     write_yaml(out / "recipe.yaml", config)
     model.tokenizer.save(out / "tokenizer")

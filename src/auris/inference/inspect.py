@@ -55,11 +55,12 @@ def examine(path: str, which: str = "last", *, token_budget: int = 8192, console
         _show_part(console, source)
         return problems
     tokenizer = _call(pretrained.load_tokenizer, source, problems=problems)
+    # Number of rows of the embedding table.
     vocab_rows = source.model.get("vocab_rows") or (tokenizer.size if tokenizer is not None else None)
     if vocab_rows is not None:
-        node = {key: value for key, value in source.model.items() if key != "vocab_rows"}
+        model_config = {key: value for key, value in source.model.items() if key != "vocab_rows"}
         with torch.device("meta"):
-            net = configs.build(node)(vocab_size=vocab_rows)
+            net = configs.build(model_config)(vocab_size=vocab_rows)
         problems += loading.find_mismatches(net, tensors, source.layout)
         if tokenizer is not None:
             _show_use(console, source, net, tokenizer, problems)
@@ -92,10 +93,10 @@ def _summarize(source: TensorSource) -> str:
 
 def _show_part(console: Console, source: identify.ModelSource) -> None:
     """Print what a part of a model can be used for, its parameters and its tokenizer."""
-    [(part, node)] = source.parts.items()
+    [(part, part_config)] = source.parts.items()
     print_plain(console, f"usable for training with weights.{part}={source.path}")
     with torch.device("meta"):
-        module = configs.build(node)
+        module = configs.build(part_config)
         if part == "llm":
             config = source.config
             vocab_size = config.get("vocab_size") or AutoConfig.for_model(**config).get_text_config().vocab_size

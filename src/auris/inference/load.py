@@ -95,7 +95,8 @@ def build(source: ModelSource) -> tuple[Config, Tokenizer, AudioLM]:
 def _read_config(source: ModelSource) -> Config:
     """Return the config of a complete model.
 
-    A published system has no config of auris. It gets the default config, with its own model, prompts and tokenizer.
+    A published system has no config of auris. The default config is used, with the model, prompts and tokenizer of the
+    system.
 
     Raises:
         UserError: the source is only a part of a model.
@@ -114,7 +115,7 @@ def _read_config(source: ModelSource) -> Config:
     return config | {"tokenizer": source.tokenizer}
 
 
-# kind -> (field of config.json with the id of an audio token, this token, field with the number of vocabulary rows).
+# kind -> (field of config.json with the id of an audio token, this token, field with the number of embedding rows).
 _VOCABULARY_FIELDS = {
     "qwen2_audio": ("audio_token_index", NaturalPrompt.audio_pad, "text_config.vocab_size"),
     "qwen_audio": ("audio.audio_start_id", TagPrompt.audio_begin, "vocab_size"),
@@ -122,7 +123,7 @@ _VOCABULARY_FIELDS = {
 
 
 def load_tokenizer(source: ModelSource) -> Tokenizer:
-    """Load the tokenizer of a complete model. For a run, audio tokens are added if the tokenizer lacks them.
+    """Load the tokenizer of a complete model. For a run, control tokens are added if there is no audio token.
 
     Raises:
         UserError: there is no tokenizer, it has no audio tokens, or the model's config contradicts it.

@@ -108,7 +108,7 @@ def _data_lines(config: Config) -> Iterator[str]:
         n_by_origin = Counter(_describe_origin(row) for row in rows)
         origins = ", ".join(f"{n:,} {origin}" for origin, n in n_by_origin.most_common())
         licences = sorted({str(row.labels["licence"]) for row in rows if "licence" in row.labels})
-        yield f"- `{manifest.name}`: number of rows {len(rows):,}, {hours:.1f} h ({origins})" + (
+        yield f"- `{manifest.name}`: rows: {len(rows):,}; audio: {hours:.1f} h ({origins})" + (
             f"; licences: {', '.join(licences)}" if licences else ""
         )
 
@@ -130,6 +130,6 @@ def _result_lines(source: ModelSource) -> Iterator[str]:
     for row in read_jsonl(file):
         metric = find_measure(row["metric"])
         value, low, high = (f"{metric.scale * row[key]:.1f}" for key in ("value", "low", "high"))
-        origin = ", ".join(_PROVENANCE.get(code, _PROVENANCE["unknown"]) for code in row["provenance"].split("+"))
+        origin = ", ".join(_PROVENANCE.get(label, _PROVENANCE["unknown"]) for label in row["provenance"].split("+"))
         cells = (row["benchmark"], row["task"], metric.label, value, f"[{low}, {high}]", str(row["n"]), origin)
         yield f"| {' | '.join(cells)} |"

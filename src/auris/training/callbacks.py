@@ -52,14 +52,14 @@ class TaskLosses(L.Callback):
     """
 
     def __init__(self) -> None:
-        # (2, K): summed loss and number of tokens or pairs, for each of LOSS_CURVES.
+        # (2, K): summed loss and number of tokens or pairs, for each of the K curves (LOSS_CURVES).
         self.sums: torch.Tensor | None = None
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any = None, batch_idx: int = 0
     ) -> None:
         """Add the step's losses, and log the means if this step is logged."""
-        if "tasks" not in outputs:  # CTC trains on a single task
+        if "tasks" not in outputs:  # CTC has no sums by task, because it trains on a single one
             return
         step_sums = outputs["tasks"]
         self.sums = step_sums if self.sums is None else self.sums.to(step_sums) + step_sums
@@ -183,8 +183,8 @@ class UnusableRows(L.Callback):
             self.reasons, self.counts = {}, Counter()
             return
         if not trainer.global_step:
-            self.path.unlink(missing_ok=True)  # an earlier start, which ended before its first checkpoint, has left it
-        for row_id, reason in recorded.items():  # the file holds the rows of all ranks
+            self.path.unlink(missing_ok=True)  # left over from an earlier start that ended before its first checkpoint
+        for row_id, reason in recorded.items():  # the restored state lacks the rows of other ranks
             self.reasons.setdefault(row_id, reason)
             self.counts[row_id] = max(1, self.counts[row_id])
         problems = datamodule(trainer).unusable_rows()
@@ -201,8 +201,8 @@ class UnusableRows(L.Callback):
         n_rows, n_unusable = (sum(counts) for counts in zip(*self.recent_steps, strict=True))
         if n_unusable > self.max_unusable * max(WINDOW_ROWS, n_rows):
             raise RunStopped(
-                f"{n_unusable:.0f} of the last {n_rows:.0f} rows could not be used, more than the share "
-                f"data.max_unusable={self.max_unusable} of {WINDOW_ROWS} rows; {self.path} lists them with the reasons"
+                f"{n_unusable:.0f} of the last {n_rows:.0f} rows could not be used, more than "
+                f"data.max_unusable={self.max_unusable} of {WINDOW_ROWS}; {self.path} lists the rows with the reasons"
             )
 
     def on_validation_batch_end(
@@ -258,8 +258,8 @@ class Faults(L.Callback):
 
     Args:
         run_dir: Directory of the run.
-        nonfinite: "skip" counts a step that is not finite, and stops the run after MAX_CONSECUTIVE_SKIPS of them in a
-            row; "stop" stops the run at the first such step.
+        nonfinite: "skip" counts a step whose loss or gradient is not finite, and stops the run after
+            MAX_CONSECUTIVE_SKIPS consecutive ones; "stop" stops the run at the first such step.
 
     Raises:
         UserError: `nonfinite` has another value.

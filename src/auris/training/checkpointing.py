@@ -84,7 +84,10 @@ class CheckpointCallback(L.Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Save the previous step if a checkpoint is due. If the run has been preempted, save the step and exit."""
+        """Save a checkpoint if one is due. If the run has been preempted, save one and exit.
+
+        `batch_idx` is the number of steps taken.
+        """
         if self._is_preempted(trainer):
             self._save_and_exit(trainer, pl_module, batch_idx)
         if batch_idx and batch_idx % self.every == 0:
@@ -115,7 +118,7 @@ class CheckpointCallback(L.Callback):
                 self.best = previous_best
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save the last step."""
+        """Save a checkpoint of the last step."""
         self._save(trainer, pl_module, _count_steps(trainer))
         self.preemption.exits_at_once = True
 
@@ -147,9 +150,10 @@ class CheckpointCallback(L.Callback):
         reason = f"stopped by {signal}: the same command continues the run from step {step}"
         rank_zero_info(f"{reason} (exit status {REQUEUE_STATUS})")
         request_requeue()
-        # Lightning's launcher kills all processes as soon as a child process exits with a status other than 0.
-        is_child = isinstance(getattr(trainer.strategy, "cluster_environment", None), LightningEnvironment)
-        raise Preempted(reason, 0 if is_child and not trainer.is_global_zero else REQUEUE_STATUS)
+        # Lightning's launcher kills all processes as soon as a child process exits with a status other than 0, so child
+        # processes exit with 0.
+        is_launched = isinstance(getattr(trainer.strategy, "cluster_environment", None), LightningEnvironment)
+        raise Preempted(reason, 0 if is_launched and not trainer.is_global_zero else REQUEUE_STATUS)
 
     def _save(
         self, trainer: L.Trainer, module: L.LightningModule, step: int, *, repeat_validation: bool = False

@@ -79,7 +79,7 @@ def find_peak_flops(device: str, precision: str, setting: float | None = None) -
         return float(setting), "peak_flops"
     words = set(re.split(r"[\s-]+", device))
     matches = [name for name in PEAK_FLOPS if set(name.split()) <= words]
-    if not matches or "MIG" in words:
+    if not matches or "MIG" in words:  # a MIG device is only a part of a GPU
         return None, f"the peak FLOP/s of {device} is not known"
     if not precision.startswith(_HALF_PRECISION):
         return None, f"the peak FLOP/s of {device} in {precision} is not known"
@@ -99,7 +99,7 @@ def measure_peak_bytes(device: torch.device) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """A stage of training.
+    """A stage of training, described by the parts that it trains and by the models that it keeps in memory.
 
     Attributes:
         name: Title of the stage in a table.
@@ -120,7 +120,7 @@ class Stage:
             name="this run",
             trainable=tuple(trainable),
             has_reference=getattr(objective, "reference", None) == "live",
-            runs_llm="transcript" not in objective.views,
+            runs_llm="transcript" not in objective.views,  # the view of CTC
         )
 
     def trains(self, part: str) -> bool:
@@ -314,7 +314,7 @@ def estimate_memory(
     Args:
         net: The net, which may be on the meta device.
         stage: The stage.
-        workload: The pack that a GPU computes.
+        workload: Size of the pack that a GPU computes.
         activation_bytes: Bytes of one activation.
         frozen_bytes: Bytes of one frozen parameter.
         moment_bytes: Bytes of each of the optimizer's two moments, for one trained parameter.
@@ -333,15 +333,19 @@ def estimate_memory(
         if blocks
         else 0
     )
-    input_bytes = activation_bytes * (tokens * n_layers * width + workload.frames * len(blocks) * net.encoder.width)
-    n_table_weights = sum(_count_embedding_and_head(net.llm))
-    gathered = activation_bytes * (n_table_weights + 2 * (count_parameters(net.llm) - n_table_weights) // n_layers)
+    layer_input_bytes = activation_bytes * (
+        tokens * n_layers * width + workload.frames * len(blocks) * net.encoder.width
+    )
+    n_embedding_and_head = sum(_count_embedding_and_head(net.llm))
+    gathered = activation_bytes * (
+        n_embedding_and_head + 2 * (count_parameters(net.llm) - n_embedding_and_head) // n_layers
+    )
     return Memory(
         weights=MASTER_BYTES * trained + frozen_bytes * untrained,
         gradients=(GRADIENT_BYTES + BUCKET_BYTES * has_buckets) * trained,
         moments=2 * moment_bytes * trained,
         activations=tokens * n_layers * bytes_per_token + workload.frames * len(blocks) * bytes_per_frame,
-        recomputed=input_bytes + max(tokens * bytes_per_token, workload.frames * bytes_per_frame),
+        recomputed=layer_input_bytes + max(tokens * bytes_per_token, workload.frames * bytes_per_frame),
         logits=min(workload.scored, POSITIONS_PER_CHUNK) * _embedding_and_head(net.llm)[0].num_embeddings * 2 * 4,
         gathered=gathered if stage.runs_llm else 0,
     )
@@ -361,19 +365,18 @@ def count_training_flops(net: AudioLM, stage: Stage, workload: Workload) -> int:
     """
     n_layer_weights = count_parameters(net.llm) - sum(_count_embedding_and_head(net.llm))
     n_head_weights = _embedding_and_head(net.llm)[1].weight.numel()  # includes a head that is tied to the embedding
-    # Products for each use of a weight: in forward, for the gradient of its input, for the gradient of the weight.
+    # Number of products for each use of a weight: one each in forward, for the gradient of its input, and for the
+    # gradient of the weight. The last one is left out if only adapters or single layers of encoder or LLM are trained.
     passes = {part: 3 if part in stage.trainable else 2 if stage.trains(part) else 1 for part in ("encoder", "llm")}
-    # Weights that are used at scored positions only.
-    n_scored_weights = sum(count_parameters(part) for part in last_tokenwise_parts(net.llm))
+    # Number of weights of the last layer that are used only at positions with logits.
+    n_last_weights = sum(count_parameters(part) for part in last_tokenwise_parts(net.llm))
     llm_uses = 0  # number of times that a weight of the LLM is used in forward, summed over its weights
     if stage.runs_llm:
-        llm_uses += workload.tokens * (n_layer_weights - n_scored_weights)
-        llm_uses += workload.scored * (n_scored_weights + n_head_weights)
+        llm_uses += workload.tokens * (n_layer_weights - n_last_weights)
+        llm_uses += workload.scored * (n_last_weights + n_head_weights)
     # A gradient always passes through the LLM, because a part below it, the LLM or its adapters are trained.
-    products = 2 * (
-        passes["encoder"] * workload.frames * count_parameters(net.encoder) + max(2, passes["llm"]) * llm_uses
-    )
-    products += 2 * _pooling_and_projector_products(net, stage, workload.frames) if stage.runs_llm else 0
+    flops = 2 * (passes["encoder"] * workload.frames * count_parameters(net.encoder) + max(2, passes["llm"]) * llm_uses)
+    flops += 2 * _pooling_and_projector_products(net, stage, workload.frames) if stage.runs_llm else 0
 
     encoder_passes = 3 if passes["encoder"] > 1 else 1
     encoder_attention = encoder_passes * workload.frame_pairs * len(net.encoder.blocks) * net.encoder.width
@@ -381,7 +384,7 @@ def count_training_flops(net: AudioLM, stage: Stage, workload: Workload) -> int:
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     channels = config.num_attention_heads * head_dim
     llm_attention = 3 * workload.token_pairs * config.num_hidden_layers * channels if stage.runs_llm else 0
-    return products + 4 * (encoder_attention + llm_attention)
+    return flops + 4 * (encoder_attention + llm_attention)
 
 
 def _pooling_and_projector_products(net: AudioLM, stage: Stage, frames: int) -> int:

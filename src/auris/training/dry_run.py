@@ -37,7 +37,7 @@ GPU_COUNTS = (1, 8, 64)  # numbers of GPUs for which the table of memory has col
 
 
 def print_report(console: Console, module: AudioLMModule, data: AudioDataModule, config: Config) -> None:
-    """Print what a run would do. Nothing is written except the cache of lengths.
+    """Print what a run would do. Nothing is written except the cache of row lengths.
 
     Args:
         console: Console to print on.
@@ -51,10 +51,10 @@ def print_report(console: Console, module: AudioLMModule, data: AudioDataModule,
     adapters.attach(net, config["trainable"], token_ids=tokenizer.audio_ids, lora=config["lora"])
     stage = Stage.of(module.objective, module.trainable)
     assert data.plan is not None  # the data is set up
-    steps = StepDataset(data.rows, data.plan, data.samples, 1, 0)  # the steps as a single process would compute them
-    packs = steps[0]
-    largest = max(map(Workload.of_pack, packs), key=lambda workload: workload.tokens)
-    print_sizes(console, net, [stage], largest, moment_bytes=optim.moment_bytes(config["optim"]))
+    # The first step as a single process would compute it.
+    packs = StepDataset(data.rows, data.plan, data.samples, world=1, rank=0)[0]
+    largest_workload = max(map(Workload.of_pack, packs), key=lambda workload: workload.tokens)
+    print_sizes(console, net, [stage], largest_workload, moment_bytes=optim.moment_bytes(config["optim"]))
     print_batch(console, packs, tokenizer)
     epoch = compute_epoch_stats(data.rows, data.plan, data.samples, ranks=processes.ranks)
     console.print(_make_epoch_table(epoch))
@@ -70,7 +70,7 @@ def print_sizes(
         console: Console to print on.
         net: The model.
         stages: Stages of training; each is a row of the table of memory.
-        workload: The pack that each GPU computes.
+        workload: Size of the pack that each GPU computes.
         moment_bytes: Bytes of each of the optimizer's two moments, for one trained parameter.
     """
     console.print(make_parameter_table({part: getattr(net, part) for part in identify.PARTS}))
@@ -99,12 +99,12 @@ def make_parameter_table(parts: Mapping[str, nn.Module]) -> Table:
 def _make_memory_table(net: AudioLM, stages: Sequence[Stage], workload: Workload, moment_bytes: int) -> Table:
     """Return the table of the memory of each stage.
 
-    There is a column for each number of GPUs, over which weights, gradients and moments are sharded, and two columns
-    with the additional memory of a pack, without and with recomputation of activations.
+    Weights, gradients and moments are sharded over the GPUs; there is a column for each of GPU_COUNTS. Two more columns
+    show the additional memory of a pack, without and with recomputation of activations.
     """
     title = (
         f"GiB per GPU; a pack has {workload.tokens:,} tokens, {workload.frames / ENCODER_RATE:,.0f} s of audio and "
-        f"{workload.scored:,} scored positions"
+        f"{workload.scored:,} positions with logits"
     )
     columns = [f"{n} GPU{'s' if n > 1 else ''}" for n in GPU_COUNTS]
     table = numbers_table("stage", *columns, "+ a pack", "+ a pack, recomputed", title=title)
@@ -123,8 +123,10 @@ def _make_memory_table(net: AudioLM, stages: Sequence[Stage], workload: Workload
 
 def _make_epoch_table(epoch: EpochStats) -> Table:
     """Return the table of the share of each task in an epoch. The caption describes the balance between the ranks."""
-    sampled = "" if epoch.sampled_steps == epoch.steps else f", estimated from {epoch.sampled_steps:,} of these steps"
-    title = f"an epoch: number of rows {epoch.rows:,} ({epoch.unusable:,} unusable), of steps {epoch.steps:,}{sampled}"
+    sampled = (
+        "" if epoch.sampled_steps == epoch.steps else f"; table estimated from {epoch.sampled_steps:,} of these steps"
+    )
+    title = f"an epoch: rows: {epoch.rows:,} ({epoch.unusable:,} unusable); steps: {epoch.steps:,}{sampled}"
     balance = (
         f"ranks: {epoch.ranks}; {epoch.packs:.2f} packs per rank and step, {100 * epoch.fill:.1f} % full, no padding; "
         f"the busiest rank has {epoch.straggler:.3f} times the tokens of the average rank"
@@ -153,11 +155,11 @@ def print_batch(console: Console, packs: Sequence[Pack], tokenizer: Tokenizer) -
     """Print the size of a step's packs, the skipped rows, and the text of the first row."""
     workloads = [Workload.of_pack(pack) for pack in packs]
     n_rows = sum(len(pack["rows"]) for pack in packs)
-    n_tokens, n_scored = sum(workload.tokens for workload in workloads), sum(workload.scored for workload in workloads)
+    n_tokens, n_logits = sum(workload.tokens for workload in workloads), sum(workload.scored for workload in workloads)
     n_audio_tokens = sum(len(pack["audio_index"]) for pack in packs)
     seconds = sum(pack["audio_seconds"] for pack in packs)
-    tokens = f"of tokens {n_tokens:,} (scored: {n_scored:,}), of audio tokens {n_audio_tokens:,} ({seconds:.1f} s)"
-    print_plain(console, f"first batch: number of packs {len(packs)}, of rows {n_rows}, {tokens}")
+    tokens = f"tokens: {n_tokens:,} (with logits: {n_logits:,}); audio tokens: {n_audio_tokens:,} ({seconds:.1f} s)"
+    print_plain(console, f"first batch: packs: {len(packs)}; rows: {n_rows}; {tokens}")
     for row_id, reason in (row for pack in packs for row in pack["skipped"]):
         print_plain(console, f"  skipped {row_id}: {reason}")
     if n_rows:

@@ -69,7 +69,7 @@ class ResumableTensorBoardLogger(TensorBoardLogger):
             self.save()
 
     def drop_from(self, step: int) -> None:
-        """Have TensorBoard ignore everything that earlier sessions logged at this step or later."""
+        """Have TensorBoard ignore everything that earlier starts of the run logged at this step or later."""
         self._dropped_from = step
         self._try(self._write_session_start)
 
@@ -91,7 +91,7 @@ class ResumableTensorBoardLogger(TensorBoardLogger):
 
     @rank_zero_only
     def _try(self, write: Callable[..., None], *arguments: Any) -> None:
-        """Call `write` on the first rank; count and report an OSError instead of raising it."""
+        """Call `write` on the first rank; count and report an OSError or an error caused by one, without raising it."""
         if self.is_broken:
             return
         try:

@@ -1,4 +1,4 @@
-"""Records of faulty steps in `RUN/faults`. A record lists the rows of a step, so that `auris replay` can repeat it."""
+"""Records of faulty steps in `RUN/faults`. A record lists the rows of a step, which `auris replay` can then repeat."""
 
 from __future__ import annotations
 

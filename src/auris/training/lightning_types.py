@@ -55,5 +55,5 @@ def is_log_step(trainer: L.Trainer) -> bool:
 
 
 def audio_module(pl_module: L.LightningModule) -> AudioModule:
-    """Return the LightningModule of a run as an `AudioModule`, because auris trains no other class."""
+    """Return the LightningModule of a run with the type `AudioModule`. No other class is trained."""
     return cast("AudioModule", pl_module)

@@ -1,9 +1,9 @@
 """LightningModule of every kind of training: steps, logging and weights.
 
 Optimisation is manual. A batch of Lightning is one optimizer step: the list of this rank's packs. Gradients are
-communicated with the last pack only, and divided once by the objective's count (of supervised tokens, of pairs) over
-all packs and ranks. With tensor parallelism, several ranks compute the same rows together; one of these ranks counts,
-scores and reports.
+communicated with the last pack only, and divided once, by the objective's count (the number of supervised tokens or of
+pairs) over all packs and ranks. With tensor parallelism, several ranks compute the same rows together; one of these
+ranks counts, scores and reports.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ from auris.training.objectives.objective import Objective
 from auris.training.strategy import ShardedStrategy
 from auris.training.task_score import TaskScore
 
-# Names of the sums of a step that are not metrics of the objective. Callbacks receive them.
-_COUNTS = {
+# Names of the sums of a step that are returned to the callbacks. All other sums are metrics of the objective.
+_CALLBACK_SUMS = {
     *("loss", "count", "tasks", *cost.WORKLOAD_FIELDS, "idle", "audio_seconds"),
     *("rows_read", "rows_unusable", "lost_workers", "waited", "peak_bytes"),
 }
@@ -99,7 +99,7 @@ class AudioLMModule(L.LightningModule):
         """Attach adapters, freeze parts, shard the net, allocate memory, load the initial weights, and compile."""
         if not self._is_on_meta_device:
             return  # Lightning calls this more than once
-        reference = references.copy_for_live_reference(self.objective, self.net)
+        reference = references.copy_for_live_reference(self.objective, self.net)  # without adapters
         adapters.attach(self.net, self.trainable, token_ids=self.tokenizer.audio_ids, lora=self.lora)
         optim.freeze(self.net, self.trainable)
         device = "cpu"
@@ -116,7 +116,8 @@ class AudioLMModule(L.LightningModule):
             source.load(self.net, seed=self.seed)
         with sharding.ShardIndependentDraws():
             adapters.initialise(self.net, seed=self.seed)
-        self._provide_reference(reference)  # at this point even a resumed run has its initial weights
+        # The reference has the initial weights. A resumed run loads its checkpoint later, so it still has them here.
+        self._provide_reference(reference)
         if self.compile_with is not None:
             compile_blocks([*self.net.encoder.blocks, *llm.decoder_layers(self.net.llm)], self.compile_with)
 
@@ -133,8 +134,9 @@ class AudioLMModule(L.LightningModule):
             device = self.trainer.strategy.root_device
             references.start_live_reference(self.objective, self.net, reference, device=device, meshes=meshes)
         else:
+            tensor_parallel = meshes.n_copies if meshes else 1  # number of ranks that compute the same rows together
             references.attach_cached_logps(
-                self.net, self.trainer, config=self.hparams["recipe"], tensor_parallel=meshes.n_copies if meshes else 1
+                self.net, self.trainer, config=self.hparams["recipe"], tensor_parallel=tensor_parallel
             )
 
     def cpu(self) -> Self:
@@ -169,7 +171,8 @@ class AudioLMModule(L.LightningModule):
         """Take an optimizer step on the packs of this rank.
 
         Metrics are logged. The returned values are sums over all ranks, with these exceptions: `loss` is a mean,
-        `waited` and `peak_bytes` have one value for each rank, `rows` and `skipped` list rows of this rank only.
+        `grad_norm` is the norm of the mean gradient, `waited` and `peak_bytes` have one value for each rank, and `rows`
+        and `skipped` list rows of this rank only.
         """
         sums = {name: torch.zeros((), device=self.device) for name in ("loss", "count")}
         for pack_number, pack in enumerate(packs):
@@ -194,7 +197,7 @@ class AudioLMModule(L.LightningModule):
         loss = self._log_sums("train", sums)
         self.log("train/lr", self._schedule.get_last_lr()[-1])
         return {
-            **{name: sums[name] for name in _COUNTS & sums.keys()},
+            **{name: sums[name] for name in _CALLBACK_SUMS & sums.keys()},
             "loss": loss,
             "grad_norm": norm,
             "skipped": [row for pack in packs for row in pack["skipped"] if self._is_reporter],
@@ -213,9 +216,9 @@ class AudioLMModule(L.LightningModule):
         """
         # `configure_optimizers` returns a single optimizer.
         optimizer, schedule = cast("LightningOptimizer", self.optimizers()), self._schedule
-        # DDP averages gradients over ranks. Multiplying by the number of ranks turns the mean into a sum.
-        ranks = 1 if self._is_sharded else self.trainer.world_size
-        norm = sharding.clip_gradients(self._trained_parameters(), self.optim["clip"], scale=ranks / count)
+        # A sharded net sums gradients over ranks. DDP averages them, and the number of ranks turns the mean into a sum.
+        sum_factor = 1 if self._is_sharded else self.trainer.world_size
+        norm = sharding.clip_gradients(self._trained_parameters(), self.optim["clip"], scale=sum_factor / count)
         self.log("train/grad_norm", norm)
         if not torch.isfinite(loss) or not torch.isfinite(norm):
             optimizer.zero_grad()
@@ -232,7 +235,7 @@ class AudioLMModule(L.LightningModule):
         count = sums["count"].clamp(min=1)
         loss = sums["loss"] / count
         self.log(f"{split}/loss", loss, prog_bar=True)
-        for name in sums.keys() - _COUNTS:
+        for name in sums.keys() - _CALLBACK_SUMS:
             self.log(f"{split}/{name}", sums[name] if name.startswith("rows_") else sums[name] / count)
         return loss
 
@@ -250,16 +253,17 @@ class AudioLMModule(L.LightningModule):
         pack = batch["prompts"]
         stop = frozenset(map(self.tokenizer.id, self._data.valid_samples.prompt.stop))
         settings = GenerationSettings(max_new_tokens=self.max_new_tokens, stop=stop)
-        # Ranks decode different numbers of tokens, but a sharded net needs all ranks in each forward.
+        # Ranks decode different numbers of tokens, but a sharded net needs all ranks in each forward, so every rank
+        # continues until no rank is active.
         any_rank_active = (
             partial(self.trainer.strategy.reduce_boolean_decision, all=False) if self._is_sharded else bool
         )
         responses = self.objective.answer(self.net, pack, settings, any_rank_active=any_rank_active)
-        sharding.reshard(self.net, self.objective)  # so that a checkpoint can be saved between two steps
+        sharding.reshard(self.net, self.objective)  # so that a checkpoint can be saved before the next batch
         if not self._is_reporter:
             return {"skipped": [], "answers": {}}
         answers = {}
-        for row_number, ids in zip(pack["rows"], responses, strict=False):  # an empty pack holds one dummy row
+        for row_number, ids in zip(pack["rows"], responses, strict=False):  # an empty pack has a dummy response
             row = self._data.row_to_score(row_number)
             task = tasks.get_task(row.labels["task"])
             if (group_name := group(row)) in self.scores:
@@ -276,14 +280,14 @@ class AudioLMModule(L.LightningModule):
 
     def predict_step(self, pack: Pack, batch_number: int) -> RowResult:
         """Compute the loss and the gradient of a pack of one row, for `auris replay`. No weight changes."""
-        with torch.enable_grad(), watch_nonfinite(self.net) as nonfinite:
+        with torch.enable_grad(), watch_nonfinite(self.net) as nonfinite_modules:
             loss, _ = self.objective(self.net, pack)
             loss = loss / self.objective.count(pack).clamp(min=1)
             loss.backward()
         norms = [parameter.grad.norm() for parameter in self._trained_parameters() if parameter.grad is not None]
         self.zero_grad()
         norm = torch.stack(norms).norm() if norms else torch.zeros(())
-        return RowResult(float(loss.detach()), float(norm), nonfinite[0] if nonfinite else None)
+        return RowResult(float(loss.detach()), float(norm), nonfinite_modules[0] if nonfinite_modules else None)
 
     def _trained_parameters(self) -> Iterator[nn.Parameter]:
         return (parameter for parameter in self.parameters() if parameter.requires_grad)
@@ -307,7 +311,7 @@ class AudioLMModule(L.LightningModule):
 
     @property
     def _is_reporter(self) -> bool:
-        """Whether this rank counts, scores and reports. With tensor parallelism only one rank of a group does."""
+        """Whether this rank counts, scores and reports. Only one of the ranks that compute the same rows does."""
         strategy = self.trainer.strategy
         return not isinstance(strategy, ShardedStrategy) or strategy.is_reporter
 

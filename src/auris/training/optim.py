@@ -21,8 +21,8 @@ from auris.errors import UserError
 if TYPE_CHECKING:
     from auris.model.audio_lm import AudioLM
 
-# Keys of the section `optim` of a config that parameter groups, clipping and schedule use. All other keys are arguments
-# of the optimizer.
+# Keys of the config section `optim` that are used by parameter groups, clipping and schedule. All other keys are
+# arguments of the optimizer.
 SCHEDULE_KEYS = ("lr", "min_lr", "weight_decay", "clip", "warmup_steps", "lr_factors", "layer_decay")
 # Types of AdamW's two moments by their name in a config. Moments of 8 bits would need another library (torchao,
 # bitsandbytes).

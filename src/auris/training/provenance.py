@@ -101,18 +101,20 @@ class EnvironmentReport(L.Callback):
         assert self.environment is not None  # set by on_train_start on the first rank
         if trainer.global_step == self.environment.step + WINDOW_STEPS:
             module = audio_module(pl_module)
-            n_left = module.max_steps - trainer.global_step
-            seconds = self.environment.tokens * n_left / module.max_steps / speed
-            peak = ""
+            n_steps_left = module.max_steps - trainer.global_step
+            seconds = self.environment.tokens * n_steps_left / module.max_steps / speed
+            peak_note = ""
             if module.device.type == "cuda":
-                peak = f"; peak memory so far {cost.measure_peak_bytes(module.device) / GIB:.2f} GiB"
+                peak_note = f"; peak memory so far {cost.measure_peak_bytes(module.device) / GIB:.2f} GiB"
             duration = _format_duration(seconds)
-            rank_zero_info(f"{_format_tokens(speed)}/s: remaining steps: {n_left:,}, which take about {duration}{peak}")
+            rank_zero_info(
+                f"{_format_tokens(speed)}/s: remaining steps: {n_steps_left:,}, which take about {duration}{peak_note}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Environment:
-    """The machine of a run, its size, and an estimate of its memory and time: the content of `environment.json`.
+    """The content of `environment.json`: a run's machine and size, and an estimate of its memory and time.
 
     Attributes:
         command: Command line that started the run.
@@ -222,6 +224,7 @@ class Environment:
             audio_tokens_per_second=ENCODER_RATE / module.net.geometry.pool,
             moments=module.optim.get("states", "fp32"),  # the config key `optim.states` is about the moments only
             states_bytes=memory.states / n_shards,
+            # Without sharding, no layer is gathered.
             pack_bytes=memory.bytes_without_states(recompute=False) - (0 if is_sharded else memory.gathered),
             operations=operations,
             matmul_speed=speed,
@@ -242,8 +245,8 @@ class Environment:
         return [
             f"auris {versions['auris']} at {versions['commit']}; python {versions['python']}, "
             + ", ".join(f"{name} {versions[name]}" for name in _PACKAGES),
-            f"number of ranks: {self.ranks}, of machines: {self.machines} ({self.host}: {self.device}, "
-            f"{self.device_bytes / GIB:.1f} GiB, {self.threads} threads), {self.strategy}, precision {self.precision}",
+            f"ranks: {self.ranks}; machines: {self.machines} ({self.host}: {self.device}, "
+            f"{self.device_bytes / GIB:.1f} GiB, {self.threads} threads); {self.strategy}, precision {self.precision}",
             f"{self.parameters:,} parameters, {self.trained:,} of them trained",
             f"steps {self.step:,} to {self.steps:,}: {self.epochs:.2f} epochs, {self.rows:,.0f} rows, "
             f"{self.hours:,.1f} h of audio, {_format_tokens(self.tokens)}; rows that cannot be used: {self.unusable:,}",

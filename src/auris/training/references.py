@@ -108,8 +108,8 @@ def attach_cached_logps(net: AudioLM, trainer: L.Trainer, *, config: Config, ten
     """
     data = datamodule(trainer)
     net.to(trainer.strategy.root_device)
-    key = cache_digest(net, data.valid_samples, config, str(trainer.precision))
-    if data.predict_entries:  # `auris replay` needs the rows of a single step
+    digest = cache_digest(net, data.valid_samples, config, str(trainer.precision))
+    if data.predict_entries:  # set by `auris replay`, which needs the rows of a single step
         row_numbers = sorted({row_number for row_number, _ in data.predict_entries})
         train_rows, valid_rows = [data.rows[number] for number in row_numbers], []
         n_tokens = data.lengths.tokens[row_numbers]
@@ -123,7 +123,7 @@ def attach_cached_logps(net: AudioLM, trainer: L.Trainer, *, config: Config, ten
             [*train_rows, *valid_rows],
             n_tokens,
             data.valid_samples,
-            file=data.cache_dir / f"references-{key}",
+            file=data.cache_dir / f"references-{digest}",
             token_budget=data.token_budget,
             tensor_parallel=tensor_parallel,
         )
@@ -145,7 +145,7 @@ def compute_logps(
     token_budget: int,
     tensor_parallel: int = 1,
 ) -> LogpTable:
-    """Return the log-probabilities of both answers under the net by digest of the row, reusing cached ones.
+    """Return, by digest of the row, the log-probabilities of both answers under the net. Cached ones are reused.
 
     Args:
         net: The reference.
@@ -175,12 +175,15 @@ def compute_logps(
     for numbers in track(packs, description="reference log-probabilities", disable=rank > 0 or not packs):
         batch = to_device(build_pack(rows, [(number, None) for number in numbers], samples), device)
         logps = answer_logps(net, batch)[0].tolist()
-        pairs = {
+        logps_by_digest = {
             missing[number]: (chosen, rejected) for number, (chosen, rejected) in zip(batch["rows"], logps, strict=True)
         }
-        lines = [{"row": key, "chosen": chosen, "rejected": rejected} for key, (chosen, rejected) in pairs.items()]
+        lines = [
+            {"row": digest, "chosen": chosen, "rejected": rejected}
+            for digest, (chosen, rejected) in logps_by_digest.items()
+        ]
         files.append_jsonl(file.with_name(f"{file.name}-{rank}.jsonl"), lines)
-        new |= pairs
+        new |= logps_by_digest
     for module in modules_in_training:
         module.training = True
     return cached | _merge_ranks(new)
@@ -241,4 +244,4 @@ def _read_cache(file: Path) -> LogpTable:
 
 def _merge_ranks(table: LogpTable) -> LogpTable:
     """Merge the tables of all ranks."""
-    return {key: pair for part in gather(table) for key, pair in part.items()}
+    return {digest: logps for part in gather(table) for digest, logps in part.items()}

@@ -53,7 +53,9 @@ def replay(file: Path, *, checkpoint: str | None, accelerator: str, console: Con
     data.predict_entries = _find_readable_rows(fault, data, console)
     weights, description = _find_weights(fault, run_dir, checkpoint)
     print_plain(console, description)
-    restore = LambdaCallback(on_predict_start=lambda _, net: weights and checkpoint_io.restore(weights, module=net))
+    restore = LambdaCallback(
+        on_predict_start=lambda _, pl_module: weights and checkpoint_io.restore(weights, module=pl_module)
+    )
     overrides = {
         "accelerator": accelerator,
         "devices": 1,
@@ -127,5 +129,5 @@ def run(config: Config) -> int:
     if nonfinite:
         print(f"rows whose loss or gradient is not finite: {', '.join(nonfinite)}")
     else:
-        print("the loss and the gradient of every single row are finite")
+        print("the loss and the gradient of every row on its own are finite")
     return 1 if nonfinite else 0

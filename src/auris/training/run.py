@@ -120,14 +120,14 @@ def _is_first_process() -> bool:
 @contextmanager
 def remove_if_unused(run_dir: Path) -> Generator[None]:
     """Remove a run directory that the block has created, if the block fails before the first step."""
-    created = [path for path in (run_dir, *run_dir.parents) if not path.exists()]
+    new_dirs = [path for path in (run_dir, *run_dir.parents) if not path.exists()]
     try:
         yield
     except BaseException:
-        if created and not any((run_dir / name).exists() for name in ("progress.json", faults.FAULTS_DIR)):
+        if new_dirs and not any((run_dir / name).exists() for name in ("progress.json", faults.FAULTS_DIR)):
             shutil.rmtree(run_dir, ignore_errors=True)
             with suppress(OSError):  # another run may use a parent by now
-                for parent in created[1:]:
+                for parent in new_dirs[1:]:
                     parent.rmdir()
         raise
 
@@ -226,9 +226,9 @@ def build(config: Config) -> tuple[AudioLMModule, AudioDataModule]:
         sharding.check_tensor_parallel(net, tensor_parallel, has_adapters=has_adapters)
     samples, valid_samples = (
         configs.build_samples(
-            config, net, tokenizer, long_audio=data["long_audio"], silent_audio=data["silent_audio"], train=train
+            config, net, tokenizer, long_audio=data["long_audio"], silent_audio=data["silent_audio"], train=is_train
         )
-        for train in (True, False)
+        for is_train in (True, False)
     )
     objective = configs.build_objective(config, net, tokenizer)
     references.check_augmentation(objective, samples)
@@ -292,7 +292,7 @@ def build_callbacks(config: Config, preemption: Preemption) -> list[L.Callback]:
     built_callbacks = []
     for settings in (config.get("callbacks") or {}).values():
         callback = configs.build(settings)
-        if isinstance(callback, partial):
+        if isinstance(callback, partial):  # `CheckpointCallback`, which needs another argument
             callback = callback(preemption=preemption)
         if config["trainer"]["enable_progress_bar"] or not isinstance(callback, ProgressBar):
             built_callbacks.append(callback)
@@ -315,6 +315,7 @@ def trainer_options(trainer: Config) -> dict[str, Any]:
 
 def silence_messages() -> None:
     """Silence messages of Lightning and torch that a user cannot act on."""
+    # The messages of auris go through this logger and are shown.
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.INFO)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     # Logged values are already sums over all processes, and frozen parts are in eval mode on purpose.

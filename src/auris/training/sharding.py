@@ -89,7 +89,7 @@ def shard(net: AudioLM, meshes: Meshes) -> None:
         _make_unit(layer, meshes.layers, meshes.dtype)
     embedding, head = net.llm.get_input_embeddings(), net.llm.get_output_embeddings()
     assert head is not None  # every causal language model has one
-    if embedding.weight is not head.weight:
+    if embedding.weight is not head.weight:  # otherwise the embedding stays in the unit of the head
         _make_unit(embedding, meshes.whole, meshes.dtype, meshes.n_copies)
     _make_unit(net, meshes.whole, meshes.dtype, meshes.n_copies, reshard_after_forward=False)
     for method in _FORWARD_METHODS:
@@ -123,7 +123,7 @@ def _make_unit(
         module: The module.
         mesh: Processes over which the parameters are sharded.
         dtype: Type of the computation.
-        n_copies: Number of processes that compute the same gradient.
+        n_copies: Number of processes that compute the same gradient, by which the sum over processes is divided.
         reshard_after_forward: Whether the gathered parameters are freed after forward; None uses FSDP's default.
     """
     # Inputs are not cast, because the reference log-probabilities in a pack must stay in float32. The model casts audio

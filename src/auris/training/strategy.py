@@ -1,8 +1,8 @@
 """Strategy of sharded training: Lightning's ModelParallelStrategy with additional meshes.
 
 `auris.training.sharding` shards the model. A single class covers FSDP, FSDP with tensor parallelism, and HSDP (sharding
-within groups of processes that each hold a replica of the model). Gradients are communicated only with the last pack of
-a step.
+within groups of processes, where each group holds a replica of the model). Gradients are communicated only with the
+last pack of a step.
 """
 
 from __future__ import annotations
@@ -133,6 +133,7 @@ class ShardedStrategy(ModelParallelStrategy):
         compat.set_data_parallel_size_before_launch(self, self._data_parallel)
 
     def _data_parallel(self, world: int) -> int:
+        """Return over how many ranks rows are distributed, given the number of processes."""
         return Processes(world=world, tensor_parallel=self.tensor_parallel, replicas=self.replicas).ranks
 
     def setup_environment(self) -> None:

@@ -165,18 +165,20 @@ def plan_jobs(
             compositions[name] = configs.compose([*entries[name]["overrides"], *extra_overrides])
         return deepcopy(compositions[name])
 
-    def add(name: str, seed: int, path: tuple[str, ...] = ()) -> Job:
+    def add(name: str, seed: int, dependents: tuple[str, ...] = ()) -> Job:
         """Add the job of an arm or stage after the jobs that it needs.
 
         Args:
             name: Name of the arm or stage.
             seed: Seed of the job.
-            path: Names of the arms and stages that lead to this job; each of them needs the next one.
+            dependents: Names of the arms and stages that lead to this job; each of them needs the next one.
         """
-        if name in path:
-            raise UsageError(f"study {study['study']}: {' after '.join((*path, name))} is a circular dependency")
+        if name in dependents:
+            raise UsageError(f"study {study['study']}: {' after '.join((*dependents, name))} is a circular dependency")
         if name not in entries:
-            raise UsageError(f"study {study['study']}: {path[-1]} has after: {name}, which is not an arm or stage")
+            raise UsageError(
+                f"study {study['study']}: the entry `after: {name}` of {dependents[-1]} is not an arm or stage"
+            )
         if (name, seed) in jobs:
             return jobs[name, seed]
         entry, is_arm = entries[name], name in study["arms"]
@@ -186,7 +188,7 @@ def plan_jobs(
         sources = (
             {"checkpoint": after} if is_whole_model else {f"weights.{part}": source for part, source in after.items()}
         )
-        needed = {key: add(source, seed, (*path, name)) for key, source in sources.items()}
+        needed = {key: add(source, seed, (*dependents, name)) for key, source in sources.items()}
         weights = [f"{key}={job.run_dir}" for key, job in needed.items()]
         overrides = [*entry["overrides"], *weights, *extra_overrides]
         naming = [f"study={study['study']}", f"arm={name}", f"seed={seed}"]
@@ -324,12 +326,12 @@ def _forward_signals(jobs: Sequence[Job]) -> Generator[list[int]]:
 
 
 def _advance(jobs: Sequence[Job], max_parallel: int, threads: int) -> list[Job]:
-    """Update the status of jobs whose process has ended, and start others; return the jobs whose status has changed.
+    """Update the status of jobs whose process has ended, and start waiting jobs; return those whose status changed.
 
     Args:
         jobs: All jobs.
-        max_parallel: Largest number of jobs that run at the same time. 0 means that the study has been preempted. A job
-            that ends then without being done gets the status `stopped`.
+        max_parallel: Largest number of jobs that run at the same time. 0 means that the study has been preempted. In
+            that case, a job that ends without being done gets the status `stopped`.
         threads: Number of CPU threads of each run.
     """
     old_statuses = {job.key: job.status for job in jobs}

@@ -16,8 +16,9 @@ from auris.metrics.measures import check_packages, find_measure, row_stats, scor
 class TaskScore(torchmetrics.Metric):
     """Torchmetrics version of a metric of `auris.metrics.measures`, accumulated over batches and ranks.
 
-    The score over all ranks equals the score that a single process would compute. The state is the sum of the
-    statistics of all rows, or the statistics of every row if the metric cannot be computed from sums. The score is NaN
+    The score over all ranks equals the score that a single process would compute. The statistics
+    of a row are what it contributes to the score. The state is their sum over all rows, or a list of the statistics of
+    every row if the metric cannot be computed from sums. The score is NaN
     before the first update.
 
     Args:

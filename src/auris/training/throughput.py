@@ -2,10 +2,10 @@
 
 A session is the time since the run was last started. Only useful operations are counted, each of them once:
 
-* for the tokens and frames of rows. In the last layer of the LLM, everything except keys and values is counted only at
-  positions with a label;
-* for logits, only at positions with a label;
-* for the pairs of query and key in attention.
+* operations for the tokens and frames of rows (in the last layer of the LLM, operations other than those for keys and
+  values are counted only at positions with a label);
+* operations for logits at positions with a label;
+* operations for the pairs of query and key in attention.
 
 Operations for padding, recomputation and reference models are not counted. Counts are sums over all ranks.
 """

@@ -47,7 +47,7 @@ def plot_sound(trace: Trace, times: Sequence[WordTime] = ()) -> Figure:
     figure, axes = _make_panels(trace, "Log-mel, encoder frames and audio tokens", (2.0, 1.5, 1.5), height=5.2)
     _draw_mel(axes[0], trace, times)
     frames, basis = _principal_components(trace)
-    # The pooling `stack` concatenates the frames of a window. They are drawn next to each other.
+    # The pooling `stack` concatenates the frames of a window, which are separated here.
     vectors = trace.pooled.reshape(-1, trace.frames.shape[1])
     pooled = (vectors - trace.frames.mean(0)) @ basis.T
     limit = np.quantile(np.abs(frames), 0.99)
@@ -92,7 +92,7 @@ def plot_attention(
     main.invert_yaxis()
     main.set_yticks(np.arange(len(weights)) + 0.5, [_label(token) for token in trace.tokens[: len(weights)]])
     main.tick_params(axis="y", length=0, labelsize=8)
-    _draw_word_ends(main, times)
+    _draw_word_limits(main, times)
     note = f", first {MAX_TOKENS} of {len(trace.tokens)} tokens" if len(trace.tokens) > MAX_TOKENS else ""
     main.set_title(f"Attention to the audio, {selection}{note}")
     total.barh(np.arange(len(weights)) + 0.5, weights.sum(1), height=0.8, color=COLOURS[0])
@@ -110,7 +110,7 @@ def plot_attention(
 def plot_heads(trace: Trace, times: Sequence[WordTime] = ()) -> Figure:
     """Plot the attention of the response to the audio in a panel for each layer and head.
 
-    If there are more than 32 heads in all layers, each layer has one panel with the mean over its heads.
+    If the layers have more than 32 heads in total, each layer has one panel with the mean over its heads.
     """
     n_layers, n_heads, n, m = trace.attention.shape
     has_head_panels = n_layers * n_heads <= 32
@@ -128,9 +128,9 @@ def plot_heads(trace: Trace, times: Sequence[WordTime] = ()) -> Figure:
         layer, head = divmod(number, n_heads) if has_head_panels else (number, None)
         name = f"layer {layer}" if head is None else f"layer {layer}, head {head}"
         axis.set_title(f"{name}: {100 * panel.sum(1).mean():.0f} %", fontsize=8)
-        _draw_word_ends(axis, times)
+        _draw_word_limits(axis, times)
         axis.set_yticks([0, len(panel)])
-    axes[0].invert_yaxis()  # all panels share this axis
+    axes[0].invert_yaxis()  # all panels share its vertical axis
     figure.supylabel("token of the response", fontsize=9)
     _add_title(figure, trace, "Heads, with the share of their attention on audio")
     caption = "Horizontal axes: seconds. Each panel is scaled to its own maximum. Layers and heads are counted from 0."
@@ -150,8 +150,8 @@ def plot_pooling(trace: Trace, kept: pd.DataFrame) -> Figure:
         kept: the result of `compare_poolings`.
     """
     figure = Figure(figsize=(7.2, 3.3), layout="constrained")
-    component, share = figure.subplots(1, 2, width_ratios=(1.15, 1))
-    _draw_first_component(component, trace, sorted({int(k) for k in kept["k"] if k > 1}))
+    component_axis, share_axis = figure.subplots(1, 2, width_ratios=(1.15, 1))
+    _draw_first_component(component_axis, trace, sorted({int(k) for k in kept["k"] if k > 1}))
     for number, (key, points) in enumerate(kept.groupby("pooling", sort=False)):
         name = str(key)
         x = points["tokens per second"] * (1 + 0.035 * (number - 2))  # shifted so that points do not overlap
@@ -159,18 +159,18 @@ def plot_pooling(trace: Trace, kept: pd.DataFrame) -> Figure:
         spread = np.clip([shares - low, high - shares], 0, None)
         label = f"{name} (as initialised)" if "as initialised" in set(points["weights"]) else name
         style: dict[str, Any] = {"color": COLOURS[number], "marker": MARKERS[name], "markersize": 5, "capsize": 2}
-        share.errorbar(x, shares, yerr=spread, linewidth=1, label=label, **style)
-    share.set_xscale("log")
+        share_axis.errorbar(x, shares, yerr=spread, linewidth=1, label=label, **style)
+    share_axis.set_xscale("log")
     rates = sorted(kept["tokens per second"].unique())
-    share.set_xticks(rates, [f"{rate:g}" for rate in rates])
-    share.minorticks_off()
-    share.set_ylim(0, 105)
-    share.set_xlabel("tokens per second of audio")
-    share.set_title("Variance kept, %")
-    share.legend(fontsize=7.5, loc="lower right")
+    share_axis.set_xticks(rates, [f"{rate:g}" for rate in rates])
+    share_axis.minorticks_off()
+    share_axis.set_ylim(0, 105)
+    share_axis.set_xlabel("tokens per second of audio")
+    share_axis.set_title("Variance kept, %")
+    share_axis.legend(fontsize=7.5, loc="lower right")
     _add_title(figure, trace, "Information kept by pooling")
-    rows = kept["rows"].iloc[0]
-    caption = f"Right: {rows} rows on which the readout was not fitted, with 95 % bootstrap intervals over rows."
+    n_rows = kept["rows"].iloc[0]
+    caption = f"Right: {n_rows} rows on which the readout was not fitted, with 95 % bootstrap intervals over rows."
     figure.supxlabel(caption, **CAPTION)
     return figure
 
@@ -231,11 +231,12 @@ def _make_panels(
 
 
 def _draw_mel(axis: Axes, trace: Trace, times: Sequence[WordTime]) -> None:
-    _draw_image(axis, trace.mel, trace.mel.shape[1] * FRAME_SECONDS / 2, cmap=FEATURE_COLOURS)
+    seconds = trace.mel.shape[1] * FRAME_SECONDS / 2  # a mel frame is half as long as an encoder frame
+    _draw_image(axis, trace.mel, seconds, cmap=FEATURE_COLOURS)
     axis.set_ylabel("mel bin")
     axis.set_yticks([0, len(trace.mel)])
     axis.set_title(f"Log-mel, {len(trace.mel)} bins", pad=14 if times else None)
-    _draw_word_ends(axis, times)
+    _draw_word_limits(axis, times)
     for word in times:
         axis.text(
             (word["start"] + word["end"]) / 2,
@@ -262,7 +263,7 @@ def _draw_image(axis: Axes, values: np.ndarray, seconds: float, **options: Any) 
     return axis.imshow(values, extent=extent, **style)
 
 
-def _draw_word_ends(axis: Axes, times: Sequence[WordTime]) -> None:
+def _draw_word_limits(axis: Axes, times: Sequence[WordTime]) -> None:
     """Draw vertical lines at the starts and ends of words."""
     for time in sorted({word[key] for word in times for key in TIME_KEYS}):
         axis.axvline(time, color="white", linewidth=1.4, alpha=0.6)

@@ -64,8 +64,8 @@ def compare_poolings(
     n_fit_windows = sum(len(clip) // max(ks) for clip in clips[::2])
     if n_fit_windows < 2 * width or len(clips) < 4:
         raise UserError(
-            f"the readout can be fitted on {n_fit_windows} windows of {max(ks)} frames, in every other one of "
-            f"{len(clips)} rows: expected {2 * width} or more windows (twice the encoder's width) and 4 or more rows; "
+            f"the readout is fitted on every other one of {len(clips)} rows, which have {n_fit_windows} windows of "
+            f"{max(ks)} frames: expected {2 * width} or more windows (twice the encoder's width) and 4 or more rows; "
             f"use more rows (limit={limit}) or smaller windows (ks={tuple(ks)})"
         )
     records = []
@@ -103,7 +103,10 @@ def _frames(model: AudioModel, rows: Sequence[Row], limit: int) -> list[torch.Te
 
 
 def _build_poolings(model: AudioModel, ks: Sequence[int], seed: int) -> list[tuple[str, int, Pooling]]:
-    """Return the name, window size and module of each pooling. The model's own pooling replaces an equal one."""
+    """Return the name, window size and module of each pooling.
+
+    The model's own pooling replaces the new one of the same class and window size.
+    """
     own_pooling = model.net.pooling
     width, n_heads = model.net.encoder.width, model.net.encoder.n_heads
     torch.manual_seed(seed)
@@ -143,6 +146,6 @@ def explained_variance(module: Pooling, clips: Sequence[torch.Tensor], k: int, s
     test_pairs = [(windows - mean_y, (tokens - mean_x) @ readout) for tokens, windows in pairs[1::2]]
     residuals = np.array([((true - predicted) ** 2).sum() for true, predicted in test_pairs])
     totals = np.array([(true**2).sum() for true, _ in test_pairs])
-    # The unexplained share is a ratio of two sums over clips, like accuracy.
+    # The unexplained share is a ratio of two sums over clips, so its interval is computed like that of accuracy.
     low, high = bootstrap_interval(list(np.stack([residuals, totals], axis=1)), "accuracy", seed=seed)
     return float(1 - residuals.sum() / totals.sum()), 1 - high, 1 - low

@@ -91,8 +91,8 @@ def time_shifts(row: Row, times: Mapping[str, Times]) -> pd.DataFrame:
     true_words = times.get(LABELLED, [])
     records = []
     for source, words in times.items():
-        keys = [[normalize(word["word"], language_code) for word in side] for side in (true_words, words)]
-        for i, j in match_items(*keys) if source != LABELLED else ():
+        normalized = [[normalize(word["word"], language_code) for word in side] for side in (true_words, words)]
+        for i, j in match_items(*normalized) if source != LABELLED else ():
             true_word = true_words[i]
             shifts = [round(1000 * (words[j][key] - true_word[key])) for key in TIME_KEYS]
             records.append((source, true_word["word"], true_word["start"], true_word["end"], *shifts))

@@ -2,7 +2,7 @@
 
 It trains the small encoder of the demo, which replaces Whisper's pre-trained encoder. The targets are text tokens of
 the language model. The encoder thus learns to represent, frame by frame, the tokens into which the projector has to
-translate its frames later.
+translate the encoder's frames later.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class CTC(Objective):
                 "(do_sample=false min_new_tokens=0 repetition_penalty=1)"
             )
         answers = self._decode_best_paths(net, pack, settings)
-        while (further_pack := next_pack(0)) is not None:
+        while (further_pack := next_pack(0)) is not None:  # no row is active, because each pack is decoded at once
             answers += self._decode_best_paths(net, further_pack, settings)
         return answers
 

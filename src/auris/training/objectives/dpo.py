@@ -35,7 +35,7 @@ class DPO(Objective):
     reward(rejected), the losses are:
 
     * `sigmoid`: -(1 - s) log sigmoid(x) - s log sigmoid(-x) with label smoothing s (Mitchell 2023), by default 0;
-    * `ipo`: (x / beta - 1 / (2 beta))^2 (Azar et al. 2023; equal to TRL's with `average=true`);
+    * `ipo`: (x / beta - 1 / (2 beta))^2 (Azar et al. 2023); with `average=true`, it equals TRL's;
     * `hinge`: max(0, 1 - x) (Zhao et al. 2023).
 
     Args:
@@ -127,8 +127,8 @@ class DPO(Objective):
             reference: (P, 2) log-probabilities under the reference, summed over tokens.
             lengths: (P, 2) numbers of tokens of the answers.
         """
-        ratios = logps - reference
-        return self.beta * (ratios / lengths if self.average else ratios)
+        log_ratios = logps - reference
+        return self.beta * (log_ratios / lengths if self.average else log_ratios)
 
     def losses(self, rewards: Tensor, logps: Tensor, lengths: Tensor) -> Tensor:
         """Return the loss of each pair (P,)."""
@@ -165,7 +165,8 @@ class DPO(Objective):
 def answer_logps(net: AudioLM, pack: Pack) -> tuple[Tensor, Tensor]:
     """Return the summed log-probabilities (P, 2) of the answers in a pack of pairs, and their numbers of tokens (P, 2).
 
-    The answers of pair p are the labels of segments 2 p and 2 p + 1.
+    A segment is a part of the pack between two values of `cu_seqlens`. The answers of pair p are the labels of segments
+    2 p and 2 p + 1.
     """
     logps, positions, _ = label_logps(net, pack)
     segments = torch.searchsorted(pack["cu_seqlens"][1:].long(), positions, right=True)

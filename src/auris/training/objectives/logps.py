@@ -30,15 +30,15 @@ def label_logps(net: AudioLM, pack: Pack) -> tuple[Tensor, Tensor, Tensor]:
     hidden = net.hidden_states(pack, positions)  # (R, H)
     labels = pack["labels"][positions]
     if len(positions) <= POSITIONS_PER_CHUNK:
-        logps, is_likeliest = _score(net, hidden, labels)
+        logps, is_likeliest = _score_labels(net, hidden, labels)
     else:
         chunks = zip(hidden.split(POSITIONS_PER_CHUNK), labels.split(POSITIONS_PER_CHUNK), strict=True)
-        scored_chunks = [checkpoint(_score, net, h, y, use_reentrant=False) for h, y in chunks]
+        scored_chunks = [checkpoint(_score_labels, net, h, y, use_reentrant=False) for h, y in chunks]
         logps, is_likeliest = (torch.cat(parts) for parts in zip(*scored_chunks, strict=True))
     return logps, positions, is_likeliest
 
 
-def _score(net: AudioLM, hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def _score_labels(net: AudioLM, hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Return the log-probabilities (R,) of labels, and whether no other token is more likely than the label (R,)."""
     logits = net.head(hidden).float()
     label_logits = logits.detach().gather(-1, labels[:, None]).squeeze(-1)

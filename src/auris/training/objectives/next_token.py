@@ -33,6 +33,7 @@ class NextToken(Objective):
         logps, positions, is_likeliest = label_logps(net, pack)
         sums = {"accuracy": is_likeliest.sum()}
         if "tasks" in pack:
-            segments = torch.searchsorted(pack["cu_seqlens"][1:].long(), positions, right=True)
-            sums["tasks"] = task_sums(-logps, pack["tasks"][segments])
+            # Index of the row to which each label belongs.
+            row_indices = torch.searchsorted(pack["cu_seqlens"][1:].long(), positions, right=True)
+            sums["tasks"] = task_sums(-logps, pack["tasks"][row_indices])
         return -logps.sum(), sums

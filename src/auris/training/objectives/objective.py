@@ -19,7 +19,7 @@ class Objective(nn.Module):
     """Base class of objectives: the loss of a pack, and the responses to a pack of prompts.
 
     Attributes:
-        views: Values of `data.view`, which states how rows become samples, with which the objective can be used.
+        views: Values of `data.view` with which the objective can be used. A view states how rows become samples.
     """
 
     views: tuple[str, ...]
