@@ -49,6 +49,7 @@ test: setup  ## run the tests (offline, CPU)
 	$(PY) -m pytest -n $(TESTERS) --dist loadfile --no-loadscope-reorder
 
 # Rounding differs between instruction sets and thread counts: no test may depend on it. About six times `make test`.
+# Threads that wait sleep (PASSIVE), because several processes share the cores.
 test-portable: setup  ## run the tests under three instruction sets, with 1 and 2 threads each
 	@failed=; for set in default avx2 best; do for threads in 1 2; do \
 	  case $$set in \
@@ -57,7 +58,7 @@ test-portable: setup  ## run the tests under three instruction sets, with 1 and 
 	    best) limits= ;; \
 	  esac; \
 	  echo "== instruction set: $$set, threads: $$threads =="; \
-	  env $$limits OMP_NUM_THREADS=$$threads $(PY) -m pytest -n $(TESTERS) --dist loadfile --no-loadscope-reorder \
+	  env $$limits OMP_NUM_THREADS=$$threads OMP_WAIT_POLICY=PASSIVE $(PY) -m pytest -n $(TESTERS) --dist loadfile --no-loadscope-reorder \
 	    || failed="$$failed $$set/$$threads"; \
 	done; done; \
 	if [ -n "$$failed" ]; then echo "failed under (instruction set/threads):$$failed"; exit 1; fi

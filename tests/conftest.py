@@ -36,6 +36,17 @@ def float64() -> Iterator[None]:
     torch.set_default_dtype(torch.float32)
 
 
+@pytest.fixture(scope="module")
+def single_thread() -> Iterator[None]:
+    """Compute in one thread. A module that forks processes needs it, because OpenMP's threads do not survive a fork."""
+    import torch
+
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(n_threads)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Return the folder of real recordings and golden numbers, which are not part of the repository."""

@@ -22,6 +22,8 @@ from auris.model.weights.tensors import weights_digest
 from auris.text.prompts import NaturalPrompt, TagPrompt
 from support.manifests import samples_of, write_wave
 
+pytestmark = pytest.mark.usefixtures("single_thread")
+
 SETTINGS = {"kind": "task", "weights": "w", "prompt": "p", "decoding": {"max_new_tokens": 3}}
 ROW = Row("r", (Clip(Path("a.wav"), 0.5, 1.0),), {"task": "sec", "text": "Bär"})
 

@@ -24,6 +24,8 @@ from support.manifests import write_wave
 from support.recipes import smallest_run
 from support.runs import ROOT, environment, in_processes, read_logs, start
 
+pytestmark = pytest.mark.usefixtures("single_thread")
+
 
 class Threads(Ranks):
     """Ranks that are threads and exchange values through a shared table."""

@@ -27,6 +27,8 @@ from support import runs
 from support.recipes import smallest_run, with_run_dir
 from support.runs import ROOT, KillAt, Killed, assert_equal, environment, fit, in_processes, read_logs, weights
 
+pytestmark = pytest.mark.usefixtures("single_thread")
+
 STEPS = 6  # validated after steps 3 and 6; saved after steps 2 and 4, and at the end
 TAGS = ("train/loss", "train/grad_norm", "train/lr", "train/audio_hours", "val/loss")
 

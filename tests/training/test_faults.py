@@ -26,6 +26,8 @@ from auris.training.faults import Fault, watch_nonfinite
 from support.recipes import smallest_run, with_run_dir
 from support.runs import ROOT, KillAt, Killed, assert_equal, fit, in_processes, read_logs, weights
 
+pytestmark = pytest.mark.usefixtures("single_thread")
+
 
 @pytest.fixture(scope="module")
 def compose(corpus: Path, tmp_path_factory: pytest.TempPathFactory):

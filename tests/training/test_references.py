@@ -34,6 +34,8 @@ from support.manifests import read_row, samples_of, tokenizer, write_manifest, w
 from support.recipes import SMALLEST_MODEL
 from support.runs import ROOT, KillAt, Killed, assert_equal, fit, load_state, train_in_a_process, weights
 
+pytestmark = pytest.mark.usefixtures("single_thread")
+
 
 @pytest.fixture(scope="module")
 def net() -> nn.Module:

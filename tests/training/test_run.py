@@ -34,6 +34,8 @@ from support.runs import (
     weights,
 )
 
+pytestmark = pytest.mark.usefixtures("single_thread")
+
 
 @pytest.fixture
 def compose_run(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -19,6 +19,8 @@ from support.recipes import SMALLEST_MODEL
 from support.records import Record, record, record_in_processes
 from support.runs import ROOT
 
+pytestmark = pytest.mark.usefixtures("single_thread")
+
 STEPS = 3  # validated after step 2 and at the end
 MAX_NORM = 0.01  # maximum gradient norm, far below the gradient norms of these runs
 

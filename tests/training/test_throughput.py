@@ -31,6 +31,8 @@ from support.packs import Clip, pack, text
 from support.recipes import smallest_run
 from support.runs import ROOT, fit, in_processes, read_logs
 
+pytestmark = pytest.mark.usefixtures("single_thread")
+
 EVERYTHING = cost.Stage(name="", trainable=("encoder", "pooling", "projector", "boundary", "llm"))
 
 

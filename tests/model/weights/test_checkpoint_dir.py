@@ -23,6 +23,8 @@ from auris.training import optim
 from support.runs import in_processes, read_logs
 from support.sharded import learn, make, resume
 
+pytestmark = pytest.mark.usefixtures("single_thread")
+
 STATE = {"recipe": {"seed": 3, "names": ["a", "é"]}, "validating": False}
 
 

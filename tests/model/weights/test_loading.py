@@ -25,6 +25,8 @@ from auris.training import sharding
 from support import nets
 from support.runs import in_processes, read_logs
 
+pytestmark = pytest.mark.usefixtures("single_thread")
+
 MAPS = Path("/proc/self/maps")
 
 
