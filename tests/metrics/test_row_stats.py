@@ -205,8 +205,8 @@ def test_cider_of_empty_answers_or_of_a_single_row_is_zero():
 def test_the_bootstrap_interval_of_a_proportion_is_the_binomial_interval():
     stats = [[1.0, 1.0]] * 700 + [[0.0, 1.0]] * 300
     low, high = bootstrap_interval(stats, "accuracy", n_samples=4000)
-    half = 1.96 * np.sqrt(0.7 * 0.3 / 1000)
-    assert (low, high) == pytest.approx((0.7 - half, 0.7 + half), abs=0.003)
+    half_width = 1.96 * np.sqrt(0.7 * 0.3 / 1000)
+    assert (low, high) == pytest.approx((0.7 - half_width, 0.7 + half_width), abs=0.003)
     assert bootstrap_interval(stats, "accuracy") == bootstrap_interval(stats, "accuracy")
 
 
@@ -218,8 +218,8 @@ def test_pairing_narrows_the_interval_if_the_same_rows_are_hard_for_both_systems
     scorer_a, scorer_b = (scorer("wer", [dict(enumerate(rows))]) for rows in (a, b))
     low, high = percentile_interval(resample_scores(difference_scorer(scorer_a, scorer_b), 400))
     assert -0.02 < low < score("wer", b) - score("wer", a) < high < 0
-    single = bootstrap_interval(a, "wer")
-    assert high - low < 0.2 * (single[1] - single[0])
+    low_a, high_a = bootstrap_interval(a, "wer")
+    assert high - low < 0.2 * (high_a - low_a)
 
 
 @pytest.mark.parametrize("metric", CORPUS_METRICS)
@@ -229,8 +229,8 @@ def test_a_row_with_weight_two_counts_like_two_rows(metric):
     weights[0, 1] = 2
     weighted = scorer(metric, [dict(enumerate(rows))])(weights)[0]
     if metric == "cider":  # document frequencies do not depend on the weights
-        single = scorer(metric, [dict(enumerate(rows))])(np.eye(len(rows)))
-        assert weighted == pytest.approx((single.sum() + single[1]) / (len(rows) + 1))
+        row_scores = scorer(metric, [dict(enumerate(rows))])(np.eye(len(rows)))
+        assert weighted == pytest.approx((row_scores.sum() + row_scores[1]) / (len(rows) + 1))
     else:
         assert weighted == pytest.approx(score(metric, [*rows, rows[1]]))
 
@@ -246,8 +246,8 @@ def test_seeds_are_pooled_for_summed_statistics_and_averaged_for_corpus_metrics(
     seed_0, seed_1 = {"a": [1, 1], "b": [0, 1]}, {"a": [1, 3]}
     assert scorer("accuracy", [seed_0, seed_1])(np.ones((1, 2)))[0] == pytest.approx(2 / 5)
     # All scores of the second seed are higher, so a common threshold would accept all of its rows.
-    low, high = ({str(i): [x + shift, t] for i, (x, t) in enumerate(ROWS["eer"])} for shift in (0, 100))
-    assert scorer("eer", [low, high])(np.ones((1, 6)))[0] == pytest.approx(score("eer", ROWS["eer"]))
+    low_seed, high_seed = ({str(i): [x + shift, t] for i, (x, t) in enumerate(ROWS["eer"])} for shift in (0, 100))
+    assert scorer("eer", [low_seed, high_seed])(np.ones((1, 6)))[0] == pytest.approx(score("eer", ROWS["eer"]))
 
 
 @pytest.mark.parametrize(

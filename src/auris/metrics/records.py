@@ -46,8 +46,8 @@ class Prediction(_Record):
         provenance: Where the recording comes from, such as `real` or `tts`.
         audio_seconds: Total duration of the row's clips.
         speaker: The speaker, if the row states one.
-        recording: The recordings that the row's clips were cut from, or if they are unknown, the paths of the clips,
-            joined by `+`.
+        recording: The row's `sources`, from which it was made, or if the row states none, the paths of its clips. They
+            are joined by `+`.
         stats: The statistics that the row contributes to the score; `Measure.stats` names them.
         hypothesis: The response as text.
         reference: The correct answer as text.

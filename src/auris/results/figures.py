@@ -54,8 +54,8 @@ def plot_bars(root: str | Path, arms: Sequence[str] | None = None, frame: pd.Dat
     names: list[str] = frame.attrs["arms"]
     colours = assign_colours(names, ADVICE)
     with_benchmark = frame["benchmark"].nunique() > 1
-    lines = frame_rows(frame)
-    panels = {panel: [row for row in lines if MEASURES[row["metric"]].panel == panel] for panel in PANELS}
+    all_rows = frame_rows(frame)
+    panels = {panel: [row for row in all_rows if MEASURES[row["metric"]].panel == panel] for panel in PANELS}
     panels = {panel: rows for panel, rows in panels.items() if rows}
     as_points = len(names) * sum(len(rows) for rows in panels.values()) > MAX_BARS
     row_height = 0.12 + 0.06 * len(names) if as_points else 0.14 + 0.17 * len(names)  # inches
@@ -240,8 +240,8 @@ def _add_x(x: str, points: pd.DataFrame, scalars: pd.DataFrame) -> pd.DataFrame:
         return points.assign(x=points["step"])
     parts = []
     for (arm, seed), run_points in points.groupby(["arm", "seed"], sort=False):
-        is_counter = (scalars["arm"] == arm) & (scalars["seed"] == seed) & (scalars["tag"] == tag)
-        counts = scalars[is_counter].sort_values("step")
+        is_axis_scalar = (scalars["arm"] == arm) & (scalars["seed"] == seed) & (scalars["tag"] == tag)
+        counts = scalars[is_axis_scalar].sort_values("step")
         if counts.empty:
             raise UserError(f"x={x}: the TensorBoard events of {arm}, seed {seed} have no {tag}; use x=steps")
         parts.append(run_points.assign(x=np.interp(run_points["step"], counts["step"], counts["value"])))
@@ -259,7 +259,7 @@ def _draw_curves(axis: Axes, tag: str, points: pd.DataFrame, colours: dict[str, 
             seeds = seeds.ewm(
                 span=max(1, len(seeds) // 50)
             ).mean()  # this span is short, to keep the shape of the curve
-        x = points[points["arm"] == arm].groupby("step")["x"].mean()  # the values of all seeds are nearly the same
+        x = points[points["arm"] == arm].groupby("step")["x"].mean()  # the seeds have nearly the same values
         axis.plot(x, seeds.mean(axis=1), color=colour, linewidth=1.4, marker="." if len(seeds) < 12 else None)
         axis.fill_between(x, seeds.min(axis=1), seeds.max(axis=1), color=colour, alpha=0.2, linewidth=0)
     axis.margins(x=0.02)
