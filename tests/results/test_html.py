@@ -97,8 +97,8 @@ def check_page(page: str) -> PageParser:
 def prediction(number: int, task: str, language: str, metric: str, hypothesis: str, reference: str) -> dict:
     group = f"asr {language}" if task == "asr" else task
     stats = row_stats(metric, hypothesis, reference, language)
-    labels = {"id": f"{task}-{language}-{number}", "task": task, "language": language, "group": group, "metric": metric}
-    return labels | {
+    fields = {"id": f"{task}-{language}-{number}", "task": task, "language": language, "group": group, "metric": metric}
+    return fields | {
         "stats": stats,
         "hypothesis": hypothesis,
         "reference": reference,

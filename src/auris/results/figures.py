@@ -178,9 +178,11 @@ def plot_curves(root: str | Path, arms: Sequence[str] | None = None, x: str = "s
     if x not in AXES:
         raise UserError(f"x={x}: expected {join(AXES)}")
     scalars = curves(root)
-    tag = scalars["tag"]
-    is_constant = tag.str.startswith("val/length_")  # lengths of answers in the data, which training does not change
-    points = scalars[(tag == "train/loss") | tag.str.startswith("val/") & ~is_constant]
+    all_tags = scalars["tag"]
+    is_constant = all_tags.str.startswith(
+        "val/length_"
+    )  # lengths of the answers in the data; training cannot change them
+    points = scalars[(all_tags == "train/loss") | all_tags.str.startswith("val/") & ~is_constant]
     logged = set(points["arm"])
     runs = list_runs(root)
     if arms is None:
@@ -220,7 +222,7 @@ TITLES = {
     "train/loss": "Training loss, smoothed",
     "val/loss": "Validation loss",
     "val/reward_margin": "Reward, chosen - rejected",
-    "val/kl": "Log p of the reference - log p",
+    "val/kl": "Log p, reference model - model",
     "val/logps_chosen": "Log p of the chosen answer",
     "val/logps_rejected": "Log p of the rejected answer",
 }

@@ -36,7 +36,7 @@ LABELS = {"aas_official": "AAS (ms)", "spice": "SPICE", "spider": "SPIDEr", "acc
 
 
 def table(name: str, studies: Iterable[str | Path]) -> pd.DataFrame:
-    """Return a published table with our results. It has one row for each line of the published table and system.
+    """Return a published table with our results. It has one row for each system in each line of the published table.
 
     Columns: benchmark, part, metric, system (`<study>/<arm>` for our systems), ours (whether it is our system), value,
     low and high (ends of the interval; published numbers have none), n (number of test rows), seeds (number of seeds),

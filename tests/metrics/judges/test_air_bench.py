@@ -36,10 +36,10 @@ def test_the_judge_prompt_equals_the_prompt_of_the_script(golden):
         if row["written"]:
             content = air_bench.build_prompt(row["row"], row["row"]["response"], 0)
             assert hashlib.sha256(content.encode()).hexdigest() == row["sha256"]
-            override = (
+            temperature = (
                 air_bench.PUBLISHED_TEMPERATURES[1] if random.Random(row["python_random_seed"]).random() < 0.5 else None
             )
-            assert override == row["temperature_override"]
+            assert temperature == row["temperature_override"]
         elif row["error"]:
             assert "meta_info" in air_bench.check_labels({**LABELS, **row["row"]})
     first, second = (air_bench.build_prompt(LABELS, "a cat", order) for order in (0, 1))

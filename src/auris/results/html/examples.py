@@ -1,4 +1,7 @@
-"""The rows of a group with the worst scores. Each row is scored separately, by the metric of the group."""
+"""The rows with the worst scores in a group, which is a set of test rows over which a score is computed.
+
+Each row is scored separately, by one of the metrics of the group (`choose_metric`).
+"""
 
 from __future__ import annotations
 
