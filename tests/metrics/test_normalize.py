@@ -48,10 +48,8 @@ def test_chinese_differs_from_the_official_script_in_the_currency_sign_only(pair
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        (
-            "电话是 139 1234 5678。",
-            "电话是一三九一二三四五六七八",
-        ),  # spaces are removed before numbers are parsed, as in the official script
+        # Spaces are removed before numbers are parsed, as in the official script.
+        ("电话是 139 1234 5678。", "电话是一三九一二三四五六七八"),
         ("房间007，编号12345678", "房间零零七编号一二三四五六七八"),
         ("3.05元和0.5元", "三点零五元和零点五元"),
         ("-3到+5度", "三到五度"),

@@ -188,9 +188,8 @@ def test_cider_equals_coco_caption_evaluation():
     ]
     rows = [[hyp.split(), [ref.split() for ref in refs]] for hyp, refs in zip(predicted, references, strict=True)]
     assert score("cider", rows) == pytest.approx(1.583339757052079, abs=1e-12)
-    row_scores = scorer("cider", [dict(enumerate(rows))])(
-        np.eye(5)
-    )  # scores of single rows with the document frequencies of all
+    # Scores of single rows, with the document frequencies of all rows.
+    row_scores = scorer("cider", [dict(enumerate(rows))])(np.eye(5))
     np.testing.assert_allclose(row_scores, [3.0894562, 2.5181608, 0.7146855, 0.4526581, 1.1417382], atol=1e-7)
 
 

@@ -483,9 +483,8 @@ def test_a_column_states_how_much_worse_the_score_is_without_audio(tmp_path: Pat
         (run / "predictions/embedded@silence.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     table = results.table(root).set_index(["benchmark", "metric"])
     assert table.loc[("embedded@silence", "accuracy"), ["a drop", "a drop low"]].tolist() == [1, 1]
-    assert table.loc[("embedded@silence", "wer"), "a drop"] == pytest.approx(
-        4 / 9
-    )  # positive means worse for every metric
+    # A positive drop means a worse score for every metric.
+    assert table.loc[("embedded@silence", "wer"), "a drop"] == pytest.approx(4 / 9)
     assert table.loc[("embedded@silence", "wer"), "a drop p"] == 1 / 2001
     assert table.loc["embedded", "a drop"].isna().all()
     assert cli.main(["results", f"runs={tmp_path}", "study=study"]) == 0

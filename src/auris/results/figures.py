@@ -179,9 +179,8 @@ def plot_curves(root: str | Path, arms: Sequence[str] | None = None, x: str = "s
         raise UserError(f"x={x}: expected {join(AXES)}")
     scalars = curves(root)
     all_tags = scalars["tag"]
-    is_constant = all_tags.str.startswith(
-        "val/length_"
-    )  # lengths of the answers in the data; training cannot change them
+    # The lengths of the answers in the data do not change during training, so they have no curve.
+    is_constant = all_tags.str.startswith("val/length_")
     points = scalars[(all_tags == "train/loss") | all_tags.str.startswith("val/") & ~is_constant]
     logged = set(points["arm"])
     runs = list_runs(root)
@@ -258,9 +257,8 @@ def _draw_curves(axis: Axes, tag: str, points: pd.DataFrame, colours: dict[str, 
         if measure:
             seeds = measure.scale * seeds
         if tag == "train/loss":
-            seeds = seeds.ewm(
-                span=max(1, len(seeds) // 50)
-            ).mean()  # this span is short, to keep the shape of the curve
+            # This span is short, to keep the shape of the curve.
+            seeds = seeds.ewm(span=max(1, len(seeds) // 50)).mean()
         x = points[points["arm"] == arm].groupby("step")["x"].mean()  # the seeds have nearly the same values
         axis.plot(x, seeds.mean(axis=1), color=colour, linewidth=1.4, marker="." if len(seeds) < 12 else None)
         axis.fill_between(x, seeds.min(axis=1), seeds.max(axis=1), color=colour, alpha=0.2, linewidth=0)
