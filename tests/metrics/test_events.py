@@ -23,10 +23,10 @@ def test_events_match_by_label_start_and_end():
 @pytest.mark.parametrize(
     ("start", "end", "is_match"),
     [
-        (0.8, 2.0, True),  # 1.0 - 0.8 is above 0.2 in floating point, so times are rounded to 10 ms first
+        (0.8, 2.0, True),  # in floating point, 1.0 - 0.8 is slightly above the collar of 0.2, which is tolerated
         (0.79, 2.0, False),
         (1.0, 1.8, True),
-        (1.0, 1.79, False),  # 20% of one second is not longer than the collar
+        (1.0, 1.79, False),  # 20 % of one second is not longer than the collar, so the limit is the collar
     ],
 )
 def test_the_collar_is_200_ms_for_an_event_of_one_second(start, end, is_match):
@@ -39,7 +39,7 @@ def test_the_collar_at_the_end_of_a_long_event_is_20_percent_of_its_length():
 
 
 def test_events_are_paired_one_to_one_with_the_most_matches():
-    # The first reference event matches both predictions, the second matches only the first prediction.
+    # The first reference event matches both predictions, and the second one matches only the first prediction.
     reference = [event("dog", 1.0, 2.0), event("dog", 0.8, 1.8)]
     assert count_matches([event("dog", 0.9, 1.9), event("dog", 1.1, 2.1)], reference) == [2, 0, 0]
     assert count_matches([event("dog", 1.0, 2.0)], reference) == [1, 0, 1]

@@ -79,7 +79,7 @@ def test_an_empty_reference_adds_only_insertions(golden):
     assert row_stats("wer", "", "", "en") == [0, 0]
 
 
-def test_bleu_equals_the_official_corpora(golden):
+def test_bleu_of_corpora_equals_the_official_bleu(golden):
     rows = golden("bleu")
     corpora = [row for row in rows if row["kind"] == "corpus"]
     assert len(corpora) == 8
@@ -150,7 +150,7 @@ def test_accuracy_ignores_case_and_surrounding_space_only():
     assert [row_stats("accuracy", answer, "dog", "en")[0] for answer in answers] == [1, 1, 0, 0, 0]
 
 
-def test_the_metric_unparsed_is_the_rate_of_answers_outside_the_classes():
+def test_unparsed_as_a_metric_is_the_rate_of_answers_outside_the_classes():
     answers = ["Dog", "cat", "a dog", ""]
     assert score("unparsed", answers, ["dog"] * 4, "en", classes=["dog", "cat"]) == 0.5
     with pytest.raises(ValueError, match="classes"):
@@ -176,7 +176,7 @@ def test_several_entities_of_one_type_are_counted_separately():
 def test_note_scores_equal_the_released_script_except_for_chroma(golden):
     """The script uses 128 for a number that cannot be parsed.
 
-    Its chroma takes modulo 12 the position of a pitch among the pitches that occur, instead of its MIDI number.
+    For chroma, it takes the position of a pitch among the pitches that occur modulo 12, not the MIDI number modulo 12.
     """
     corpora = [row for row in golden("accuracy") if row["kind"] == "note"]
     assert len(corpora) == 5
@@ -190,7 +190,7 @@ def test_note_scores_equal_the_released_script_except_for_chroma(golden):
         assert rate("chroma_accuracy", "pitch") == corpus["chroma_by_midi_number"]
         if corpus["pitch_top1"] is not None:
             assert rate("pitch_accuracy", "pitch") == corpus["pitch_top1"]
-        if corpus["name"] != "mixed":  # its instruments differ in case and spaces
+        if corpus["name"] != "mixed":  # auris ignores case and spaces, in which the instruments of `mixed` differ
             assert rate("instrument_accuracy", "instrument") == corpus["instrument_acc"]
 
 
@@ -359,13 +359,13 @@ def test_lists_of_unequal_length_raise_an_error():
         TaskScore("wer").update(["a", "b"], ["a"], ["en"])
 
 
-def test_the_metric_contains_matches_a_key_as_whole_words():
+def test_contains_as_a_metric_matches_a_key_only_as_whole_words():
     assert row_stats("contains", "It is a Dog.", "dog", "en") == [1, 1]
     assert row_stats("contains", "It is a hotdog.", "dog", "en") == [0, 1]
     assert row_stats("contains", "The dog sleeps in the garden", "dog sleeps", "en") == [1, 1]
     assert row_stats("contains", "我听到狗叫", "狗", "zh") == [1, 1]
 
 
-def test_the_metric_contains_skips_rows_whose_key_is_empty_after_normalization():
+def test_contains_as_a_metric_skips_rows_whose_key_is_empty_after_normalization():
     for predicted, key in (("", "..."), ("it is a dog", "(dog)"), ("", "")):
         assert row_stats("contains", predicted, key, "en") == [0, 0]

@@ -48,16 +48,14 @@ def test_chinese_differs_from_the_official_script_in_the_currency_sign_only(pair
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        (
-            "电话是 139 1234 5678。",
-            "电话是一三九一二三四五六七八",
-        ),  # spaces are removed before numbers are parsed, as in the official script
+        # Spaces are removed before numbers are parsed, as in the official script.
+        ("电话是 139 1234 5678。", "电话是一三九一二三四五六七八"),
         ("房间007，编号12345678", "房间零零七编号一二三四五六七八"),
         ("3.05元和0.5元", "三点零五元和零点五元"),
         ("-3到+5度", "三到五度"),
     ],
 )
-def test_digits_of_identifiers_are_converted_one_by_one(text, expected):
+def test_chinese_identifiers_are_spelled_out_by_digit_and_quantities_by_value(text, expected):
     pytest.importorskip("cn2an")
     assert normalize(text, "zh") == expected
 
@@ -94,7 +92,7 @@ def test_normalization_of_examples(text, language, expected):
     assert normalize(text, language) == expected
 
 
-def test_the_unit_is_the_character_in_languages_without_spaces():
+def test_error_rates_count_characters_in_languages_without_spaces():
     assert [counted_unit(language) for language in ("en", "de", "zh", "yue", "ja", "zh-TW")] == ["word"] * 2 + [
         "char"
     ] * 4

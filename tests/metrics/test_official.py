@@ -1,4 +1,4 @@
-"""The official scores equal those of the released scripts; the strict variants equal values computed by hand."""
+"""The official scores equal those of the released scripts; scores that include every reply equal manual ones."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def golden(shared_data):
 
 
 def assert_script_error(call: Callable, error: str) -> None:
-    """Assert that `call` raises the error on which the released script stops."""
+    """Assert that `call` raises the error with which the released script fails."""
     with pytest.raises(ScriptError) as caught:
         call()
     assert str(caught.value).split(":")[0] == error.split(":")[0]
@@ -276,19 +276,19 @@ def test_options_with_equal_text_are_the_same_answer_except_in_the_script():
         row_stats("choice", "B", "three", "en", ["one", "two"])
 
 
-def test_a_report_has_a_line_per_source_and_shows_where_the_script_stops():
+def test_each_source_has_its_scores_or_the_error_with_which_the_script_fails():
     common = {"language": "en", "reply": "yes"}
     answers = [
         official.Answer(source="clothoaqa_val", reference="yes", **common),
         official.Answer(source="clothoaqa_open", reference="rain", **common),
     ]
-    lines = official.script_scores("evaluate_aqa", "v1", answers)
-    assert [(line.source, line.metric, line.value) for line in lines] == [
+    scores = official.script_scores("evaluate_aqa", "v1", answers)
+    assert [(score.source, score.metric, score.value) for score in scores] == [
         ("clothoaqa_val", "accuracy", 1.0),
         ("clothoaqa_val", "binary", 1.0),
         ("clothoaqa_open", None, None),
     ]
-    assert lines[-1].stopped.startswith("ValueError") and lines[0].n == 1
+    assert scores[-1].stopped.startswith("ValueError") and scores[0].n == 1
     with pytest.raises(ValueError, match="benchmark.script=evaluate_caption: expected one of evaluate_asr"):
         official.script_scores("evaluate_caption", "v1", answers)
 

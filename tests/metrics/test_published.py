@@ -1,10 +1,10 @@
-"""Published scores as data, and their comparison with computed ones."""
+"""Published scores as data, and their comparison with our scores."""
 
 from __future__ import annotations
 
 import pytest
 
-from auris.metrics import published as module
+from auris.metrics import published
 from auris.metrics.measures import MEASURES, signature
 from auris.metrics.published import Line, PublishedScore, is_comparable, published_scores, table_lines, table_names
 from auris.metrics.records import ResultRow
@@ -89,7 +89,7 @@ def test_results_are_matched_to_cells_by_benchmark_part_and_metric():
     assert set(by_part) == {"dev-clean", "dev-other", "test-clean", "test-other"}
     assert by_part["test-clean"].ours.value == 0.5 and not by_part["test-clean"].differs
     assert by_part["test-other"].ours is None and not by_part["test-other"].differs
-    # The table copies these numbers. No source states how they were computed.
+    # The paper copied this number, and no source states how it was computed, so it is not comparable.
     [copied] = [cell for cell in by_part["test-clean"].cells if cell.system == "SpeechVerse"]
     assert not is_comparable(signature("wer", "en"), copied.signature)
 
@@ -99,9 +99,8 @@ def test_numbers_with_different_signatures_are_not_comparable():
     assert line.ours and line.differs  # Qwen-Audio keeps punctuation and does not convert numbers
     assert is_comparable(signature("bleu", "en"), "bleu|nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:1.5.1")
     assert is_comparable(signature("accuracy_raw", "en"), "accuracy_raw|lstrip|exact")
-    assert not is_comparable(
-        signature("wer", "zh"), "wer|cn_tn|char"
-    )  # the conversion of Chinese numbers is approximate
+    # The conversion of Chinese numbers is approximate.
+    assert not is_comparable(signature("wer", "zh"), "wer|cn_tn|char")
     assert not is_comparable(signature("accuracy_raw", "en"), "accuracy_raw|exact")
     assert not is_comparable(signature("bleu", "en"), None)
 
@@ -119,4 +118,4 @@ def test_errors_name_an_unknown_table_and_a_system_with_missing_cells():
     with pytest.raises(
         ValueError, match=r"t, x, librispeech: there are 2 cells, expected one for each of the parts \['a'\]"
     ):
-        list(module._parse_scores({"benchmarks": benchmarks, "tables": invalid_tables}))
+        list(published._parse_scores({"benchmarks": benchmarks, "tables": invalid_tables}))

@@ -188,9 +188,8 @@ def test_cider_equals_coco_caption_evaluation():
     ]
     rows = [[hyp.split(), [ref.split() for ref in refs]] for hyp, refs in zip(predicted, references, strict=True)]
     assert score("cider", rows) == pytest.approx(1.583339757052079, abs=1e-12)
-    row_scores = scorer("cider", [dict(enumerate(rows))])(
-        np.eye(5)
-    )  # scores of single rows with the document frequencies of all
+    # Scores of single rows, with the document frequencies of all rows.
+    row_scores = scorer("cider", [dict(enumerate(rows))])(np.eye(5))
     np.testing.assert_allclose(row_scores, [3.0894562, 2.5181608, 0.7146855, 0.4526581, 1.1417382], atol=1e-7)
 
 
@@ -205,8 +204,8 @@ def test_cider_of_empty_answers_or_of_a_single_row_is_zero():
 def test_the_bootstrap_interval_of_a_proportion_is_the_binomial_interval():
     stats = [[1.0, 1.0]] * 700 + [[0.0, 1.0]] * 300
     low, high = bootstrap_interval(stats, "accuracy", n_samples=4000)
-    half = 1.96 * np.sqrt(0.7 * 0.3 / 1000)
-    assert (low, high) == pytest.approx((0.7 - half, 0.7 + half), abs=0.003)
+    half_width = 1.96 * np.sqrt(0.7 * 0.3 / 1000)
+    assert (low, high) == pytest.approx((0.7 - half_width, 0.7 + half_width), abs=0.003)
     assert bootstrap_interval(stats, "accuracy") == bootstrap_interval(stats, "accuracy")
 
 
@@ -218,8 +217,8 @@ def test_pairing_narrows_the_interval_if_the_same_rows_are_hard_for_both_systems
     scorer_a, scorer_b = (scorer("wer", [dict(enumerate(rows))]) for rows in (a, b))
     low, high = percentile_interval(resample_scores(difference_scorer(scorer_a, scorer_b), 400))
     assert -0.02 < low < score("wer", b) - score("wer", a) < high < 0
-    single = bootstrap_interval(a, "wer")
-    assert high - low < 0.2 * (single[1] - single[0])
+    low_a, high_a = bootstrap_interval(a, "wer")
+    assert high - low < 0.2 * (high_a - low_a)
 
 
 @pytest.mark.parametrize("metric", CORPUS_METRICS)
@@ -229,8 +228,8 @@ def test_a_row_with_weight_two_counts_like_two_rows(metric):
     weights[0, 1] = 2
     weighted = scorer(metric, [dict(enumerate(rows))])(weights)[0]
     if metric == "cider":  # document frequencies do not depend on the weights
-        single = scorer(metric, [dict(enumerate(rows))])(np.eye(len(rows)))
-        assert weighted == pytest.approx((single.sum() + single[1]) / (len(rows) + 1))
+        row_scores = scorer(metric, [dict(enumerate(rows))])(np.eye(len(rows)))
+        assert weighted == pytest.approx((row_scores.sum() + row_scores[1]) / (len(rows) + 1))
     else:
         assert weighted == pytest.approx(score(metric, [*rows, rows[1]]))
 
@@ -246,8 +245,8 @@ def test_seeds_are_pooled_for_summed_statistics_and_averaged_for_corpus_metrics(
     seed_0, seed_1 = {"a": [1, 1], "b": [0, 1]}, {"a": [1, 3]}
     assert scorer("accuracy", [seed_0, seed_1])(np.ones((1, 2)))[0] == pytest.approx(2 / 5)
     # All scores of the second seed are higher, so a common threshold would accept all of its rows.
-    low, high = ({str(i): [x + shift, t] for i, (x, t) in enumerate(ROWS["eer"])} for shift in (0, 100))
-    assert scorer("eer", [low, high])(np.ones((1, 6)))[0] == pytest.approx(score("eer", ROWS["eer"]))
+    low_seed, high_seed = ({str(i): [x + shift, t] for i, (x, t) in enumerate(ROWS["eer"])} for shift in (0, 100))
+    assert scorer("eer", [low_seed, high_seed])(np.ones((1, 6)))[0] == pytest.approx(score("eer", ROWS["eer"]))
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ class TestTurns:
 
     def test_missed_false_and_confused_speech_add_up(self):
         predicted = [turn("1", 0.0, 5.0), turn("2", 5.0, 8.0), turn("1", 8.0, 11.0)]
-        # 4-5 s is bob but assigned to ann, 7-8 s of ann is missed, and 10-11 s is a false alarm.
+        # From 4 to 5 s, bob is taken for ann. From 7 to 8 s, ann is missed. From 10 to 11 s, there is a false alarm.
         assert row_stats("der", predicted, REFERENCE, "en") == pytest.approx([3.0, 11.0])
         # ann: 7 s of reference and 2 s of false alarm are 9 s, of which 2 s (false) and 1 s (missed) are wrong: 3/9.
         # bob: 1 s of 4 s is missed: 1/4.

@@ -43,13 +43,14 @@ def test_rows_are_resampled_in_the_largest_known_units_of_which_there_are_at_lea
     assert str(find_units(labels)) == expected
 
 
-def test_ten_equal_rows_of_a_speaker_count_as_one_in_the_interval():
+def test_ten_equal_rows_of_a_speaker_count_as_one_row_in_the_interval():
     correct = np.repeat(np.random.default_rng(0).permutation([1.0] * 35 + [0.0] * 15), 10)
     stats = np.stack([correct, np.ones(500)], axis=1)
     units = find_units(rows(500, 10)).indices
     low, high = bootstrap_interval(stats, "accuracy", 4000, units=units)
-    half = 1.96 * np.sqrt(0.7 * 0.3 / 50)  # 50 speakers, not 500 rows
-    assert (low, high) == pytest.approx((0.7 - half, 0.7 + half), abs=0.021)  # accuracies are multiples of 1/50
+    half_width = 1.96 * np.sqrt(0.7 * 0.3 / 50)  # 50 speakers, not 500 rows
+    # Accuracies are multiples of 1/50.
+    assert (low, high) == pytest.approx((0.7 - half_width, 0.7 + half_width), abs=0.021)
     row_interval = bootstrap_interval(stats, "accuracy", 4000)
     assert (high - low) / (row_interval[1] - row_interval[0]) == pytest.approx(np.sqrt(10), rel=0.05)
 
@@ -66,21 +67,22 @@ def test_resampled_error_rates_are_corpus_error_rates():
     assert {round(x, 9) for x in resampled} == {round(x, 9) for x in possible}
 
 
-def unweighted_rows(values: list[float]) -> list[dict[int, list[float]]]:
+def one_seed_system(values: list[float]) -> list[dict[int, list[float]]]:
+    """Return the statistics of a system with one seed, whose rows have these values."""
     return [{i: [value, 1.0] for i, value in enumerate(values)}]
 
 
 def test_all_exchanges_are_enumerated_for_few_units():
     # The differences are 1, 2, 3 and 4. Only no exchange and a full exchange reach the mean of 10 / 4.
-    assert permutation_test("judged", unweighted_rows([0, 0, 0, 0]), unweighted_rows([1, 2, 3, 4])) == 2 / 16
-    # The differences of the pairs are 3, 7 and 0: of 8 sign combinations, 4 give an absolute sum of 10.
+    assert permutation_test("judged", one_seed_system([0, 0, 0, 0]), one_seed_system([1, 2, 3, 4])) == 2 / 16
+    # The differences of the three units are 3, 7 and 0: of 8 sign combinations, 4 give an absolute sum of 10.
     assert (
         permutation_test(
-            "judged", unweighted_rows([0] * 6), unweighted_rows([1, 2, 3, 4, 0, 0]), np.array([0, 0, 1, 1, 2, 2])
+            "judged", one_seed_system([0] * 6), one_seed_system([1, 2, 3, 4, 0, 0]), np.array([0, 0, 1, 1, 2, 2])
         )
         == 4 / 8
     )
-    assert permutation_test("judged", unweighted_rows([1, 2, 3]), unweighted_rows([1, 2, 3])) == 1
+    assert permutation_test("judged", one_seed_system([1, 2, 3]), one_seed_system([1, 2, 3])) == 1
 
 
 def test_the_p_value_equals_that_of_scipy():
@@ -93,10 +95,10 @@ def test_the_p_value_equals_that_of_scipy():
 
     # All 2^9 = 512 exchanges are tried if n_samples allows it. With 511, random exchanges are tried.
     expected = stats.permutation_test((a, b), mean, permutation_type="samples", vectorized=True, n_resamples=np.inf)
-    assert permutation_test("judged", unweighted_rows(a), unweighted_rows(b), n_samples=512) == pytest.approx(
+    assert permutation_test("judged", one_seed_system(a), one_seed_system(b), n_samples=512) == pytest.approx(
         expected.pvalue
     )
-    assert permutation_test("judged", unweighted_rows(a), unweighted_rows(b), n_samples=511) == pytest.approx(
+    assert permutation_test("judged", one_seed_system(a), one_seed_system(b), n_samples=511) == pytest.approx(
         expected.pvalue, abs=0.07
     )
 
@@ -106,15 +108,15 @@ def test_p_values_of_equal_systems_are_uniform():
     p_values = []
     for trial in range(200):
         difficulty = rng.normal(size=30)
-        systems = [unweighted_rows(difficulty + rng.normal(size=30)) for _ in "ab"]
+        systems = [one_seed_system(difficulty + rng.normal(size=30)) for _ in "ab"]
         p_values.append(permutation_test("judged", *systems, n_samples=200, seed=trial))
     assert np.mean(np.array(p_values) <= 0.05) <= 0.08 and 0.35 < np.mean(p_values) < 0.65
 
 
 def test_rows_of_one_speaker_are_not_independent_evidence():
     a, b = [0.0] * 100, [1.0] * 90 + [0.0] * 10
-    by_row = permutation_test("accuracy", unweighted_rows(a), unweighted_rows(b))
-    by_speaker = permutation_test("accuracy", unweighted_rows(a), unweighted_rows(b), np.arange(100) // 25)
+    by_row = permutation_test("accuracy", one_seed_system(a), one_seed_system(b))
+    by_speaker = permutation_test("accuracy", one_seed_system(a), one_seed_system(b), np.arange(100) // 25)
     assert by_row == 1 / 2001 and by_speaker == 2 / 16
 
 
@@ -151,12 +153,12 @@ def test_the_detectable_difference_equals_the_closed_form():
 
 def test_a_detectable_difference_is_significant_in_80_percent_of_cases():
     rng, n, gap = np.random.default_rng(3), 200, 0.1
-    spread = detectable_difference(rng.normal(scale=1, size=4000)) / (1.96 + 0.8416)
-    assert spread == pytest.approx(1, abs=0.05)
+    standard_error = detectable_difference(rng.normal(scale=1, size=4000)) / (1.96 + 0.8416)
+    assert standard_error == pytest.approx(1, abs=0.05)
     scale = gap * np.sqrt(n) / (1.96 + 0.8416)  # standard deviation at which `gap` is the detectable difference
     n_significant = 0
     for trial in range(100):
-        a, b = unweighted_rows(np.zeros(n)), unweighted_rows(rng.normal(gap, scale, n))
+        a, b = one_seed_system(np.zeros(n)), one_seed_system(rng.normal(gap, scale, n))
         scorer_a, scorer_b = (scorer("judged", system) for system in (a, b))
         low, high = percentile_interval(resample_scores(difference_scorer(scorer_a, scorer_b), n, 400, seed=trial))
         n_significant += low > 0 or high < 0

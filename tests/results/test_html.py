@@ -29,7 +29,7 @@ from support.manifests import write_wave
 
 HOSTILE = "<script>alert('1')</script> \"><img src=x onerror=alert(2)> {{ 7*7 }} </style></title>&lt;b\u202e\ufffe\0"
 DISPLAYED = HOSTILE.replace("\ufffe", "\ufffd").replace("\0", "\ufffd")
-VOID = {"meta", "br", "img", "link", "input", "hr"}
+VOID = {"meta", "br", "img", "link", "input", "hr"}  # elements without an end tag
 # Allowed parents of elements that a browser would otherwise move or close.
 PARENTS = {"tr": {"thead", "tbody"}, "td": {"tr"}, "th": {"tr"}, "li": {"ul"}, "dt": {"dl"}, "dd": {"dl"}}
 PARENTS |= {"thead": {"table"}, "tbody": {"table"}, "caption": {"table"}, "figcaption": {"figure"}}
@@ -80,10 +80,10 @@ def check_page(page: str) -> PageParser:
         and page.startswith("<!DOCTYPE html>")
         and {"html", "head", "body", "title"} <= {tag for tag, _ in parsed.tags}
     )
-    names = parsed.values("id")
-    assert len(set(names)) == len(names)
+    anchors = parsed.values("id")
+    assert len(set(anchors)) == len(anchors)
     for address in parsed.values("href"):
-        assert address[0] == "#" and address[1:] in names
+        assert address[0] == "#" and address[1:] in anchors
     for source in parsed.values("src"):
         assert source.startswith("data:audio/flac;base64,")
     assert not {"script", "img", "link", "iframe", "object", "form", "base"} & {tag for tag, _ in parsed.tags}
@@ -97,8 +97,8 @@ def check_page(page: str) -> PageParser:
 def prediction(number: int, task: str, language: str, metric: str, hypothesis: str, reference: str) -> dict:
     group = f"asr {language}" if task == "asr" else task
     stats = row_stats(metric, hypothesis, reference, language)
-    labels = {"id": f"{task}-{language}-{number}", "task": task, "language": language, "group": group, "metric": metric}
-    return labels | {
+    fields = {"id": f"{task}-{language}-{number}", "task": task, "language": language, "group": group, "metric": metric}
+    return fields | {
         "stats": stats,
         "hypothesis": hypothesis,
         "reference": reference,
@@ -107,7 +107,7 @@ def prediction(number: int, task: str, language: str, metric: str, hypothesis: s
     }
 
 
-LINES = [
+PREDICTIONS = [
     prediction(0, "asr", "en", "wer", "the cat sat", "the cat sat"),
     prediction(1, "asr", "en", "wer", HOSTILE, "a dog ran off"),
     prediction(2, "asr", "en", "wer", "a dog ran", "a dog ran off"),
@@ -119,7 +119,7 @@ LINES = [
 ]
 
 
-def write_run(root: Path, arm: str = "first", lines: list[dict] = LINES) -> Path:
+def write_run(root: Path, arm: str = "first", lines: list[dict] = PREDICTIONS) -> Path:
     """Write an evaluated run in which one recording is missing."""
     run = root / "runs" / "demo" / arm / "seed_0"
     (run / "predictions").mkdir(parents=True)
@@ -145,9 +145,9 @@ def write_page(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 
 def test_pages_are_well_formed_and_safe_for_any_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    lines = [line | {"id": f"{line['id']}{HOSTILE}"} for line in LINES]
+    lines = [line | {"id": f"{line['id']}{HOSTILE}"} for line in PREDICTIONS]
     lines.append(prediction(3, "sec", "en", "accuracy", "bell", HOSTILE) | {"group": HOSTILE})
-    run = write_run(tmp_path, lines=LINES)
+    run = write_run(tmp_path, lines=PREDICTIONS)
     (run / "predictions" / "embedded.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     scores = [json.loads(row) | {"arm": HOSTILE} for row in (run / "results.jsonl").read_text().splitlines()]
     (run / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in scores))
@@ -192,7 +192,7 @@ def test_a_clip_used_by_two_rows_is_embedded_once(tmp_path: Path):
     assert segment.source and segment.seconds == pytest.approx(0.2)
 
 
-def test_the_audio_of_a_row_on_a_page_is_the_audio_the_model_received(tmp_path: Path):
+def test_a_page_plays_the_replaced_audio_that_the_model_received(tmp_path: Path):
     write_wave(tmp_path / "other.wav", 0.3)
     labels = {"task": "sec", "text": "bell"}
     for kind, clip in (("shuffled", Clip(tmp_path / "other.wav")), ("silence", Clip(Silence(400)))):
@@ -260,10 +260,10 @@ def run_predictions(
 
 
 def test_the_worst_rows_have_the_lowest_scores():
-    english = [line for line in LINES if line["group"] == "asr en"]
+    english = [line for line in PREDICTIONS if line["group"] == "asr en"]
     worst = examples.choose_worst_rows(run_predictions(english), 2)
     assert worst.ids == ["asr-en-1", "asr-en-3"] and "ranked by WER; 3 of 4 rows" in worst.description
-    sounds = [line for line in LINES if line["group"] == "sec"]
+    sounds = [line for line in PREDICTIONS if line["group"] == "sec"]
     worst = examples.choose_worst_rows(run_predictions(sounds), 1)
     assert (
         worst.ids == ["sec-en-1"]
@@ -271,13 +271,13 @@ def test_the_worst_rows_have_the_lowest_scores():
         in worst.description
     )
     assert examples.choose_worst_rows(run_predictions(sounds[:1]), 3).ids == []
-    answers = examples.choose_worst_rows(
+    worst = examples.choose_worst_rows(
         [*run_predictions(sounds), *run_predictions(sounds, arm="b", stats=[1.0, 1.0])], 3
     )
-    assert answers.ids == ["sec-en-1", "sec-en-2"] and "mean over the systems" in answers.description
+    assert worst.ids == ["sec-en-1", "sec-en-2"] and "mean over the systems" in worst.description
 
 
-def test_rows_can_be_ranked_by_corpus_metrics():
+def test_rows_are_ranked_by_a_metric_that_scores_single_rows():
     error_rates = examples.row_scores("wer", [[2.0, 0.0], [0.0, 0.0], [1.0, 4.0]])
     assert error_rates[0] == np.inf and np.isnan(error_rates[1]) and error_rates[2] == 0.25
     captions = ["a dog barks loudly", "rain", "a dog barks at night"]
@@ -300,7 +300,7 @@ def test_rows_can_be_ranked_by_corpus_metrics():
 
 
 def test_a_confusion_matrix_counts_every_row_once():
-    sounds = [row for row in LINES if row["group"] == "sec"]
+    sounds = [row for row in PREDICTIONS if row["group"] == "sec"]
     matrix = confusion.build_matrix([row.prediction for row in run_predictions(sounds)], "a", "accuracy")
     assert matrix.columns == ["bell", "dog", "anything else"] and matrix.counts == [[1, 1, 0], [0, 0, 1]]
     assert matrix.share(0, 1) == 0.5 and matrix.note == ""
@@ -315,7 +315,9 @@ def test_a_confusion_matrix_counts_every_row_once():
 
 def test_the_page_of_a_study_shows_its_arms_side_by_side(tmp_path: Path, capsys):
     write_run(tmp_path)
-    better = [line | {"hypothesis": line["reference"], "stats": [0.0, 4.0]} for line in LINES if line["task"] == "asr"]
+    better = [
+        line | {"hypothesis": line["reference"], "stats": [0.0, 4.0]} for line in PREDICTIONS if line["task"] == "asr"
+    ]
     write_run(tmp_path, "second", better)
     page = write_page(capsys, "study=demo", f"runs={tmp_path / 'runs'}", "arms=[first,second]")
     parsed = check_page(page)
@@ -326,7 +328,7 @@ def test_the_page_of_a_study_shows_its_arms_side_by_side(tmp_path: Path, capsys)
 
 def test_arms_appear_in_order_and_only_where_they_have_a_score(tmp_path: Path, capsys):
     write_run(tmp_path, "zero")
-    write_run(tmp_path, "partial", [line for line in LINES if line["task"] == "asr"])
+    write_run(tmp_path, "partial", [line for line in PREDICTIONS if line["task"] == "asr"])
     page = write_page(capsys, "study=demo", f"runs={tmp_path / 'runs'}", "arms=[zero,partial]")
     groups = re.findall(r"<tbody>\s*<tr>\s*<th scope=\"rowgroup\" rowspan=\"(\d)\">(.*?)</th>(.*?)</tbody>", page, re.S)
     arms = {task: re.findall("<td>(zero|partial)</td>", rest) for _, task, rest in groups}

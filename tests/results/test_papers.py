@@ -29,7 +29,7 @@ RESULT = {
 }
 
 
-def write(study: Path, arm: str, seed: int, *rows: dict) -> None:
+def write_results(study: Path, arm: str, seed: int, *rows: dict) -> None:
     run = study / arm / f"seed_{seed}"
     run.mkdir(parents=True)
     lines = [json.dumps({**RESULT, "arm": arm, "seed": seed, **row}) for row in rows]
@@ -39,9 +39,11 @@ def write(study: Path, arm: str, seed: int, *rows: dict) -> None:
 @pytest.fixture
 def study(tmp_path: Path) -> Path:
     path = tmp_path / "s"
-    write(path, "a", 0, {}, {"benchmark": "srwt", "task": "srwt en test", "metric": "aas_official", "value": 0.05})
-    write(path, "a", 1, {"value": 0.05, "low": 0.03, "high": 0.08})
-    write(path, "b", 0, {"provenance": "tts"}, {"benchmark": "elsewhere"})
+    write_results(
+        path, "a", 0, {}, {"benchmark": "srwt", "task": "srwt en test", "metric": "aas_official", "value": 0.05}
+    )
+    write_results(path, "a", 1, {"value": 0.05, "low": 0.03, "high": 0.08})
+    write_results(path, "b", 0, {"provenance": "tts"}, {"benchmark": "elsewhere"})
     return path
 
 

@@ -46,8 +46,8 @@ def test_the_table_pools_seeds_and_shows_each_arm_and_the_difference(study):
     assert row["provenance"] == "tts"
     assert row["qwen2_audio - qwen_audio"] == pytest.approx(row["qwen2_audio"] - row["qwen_audio"])
     assert row["qwen2_audio - qwen_audio high"] < 0, "the interval of the difference excludes zero"
-    same = frame.loc["lid"]
-    assert same["qwen2_audio - qwen_audio low"] <= 0 <= same["qwen2_audio - qwen_audio high"]
+    equal_group = frame.loc["lid"]
+    assert equal_group["qwen2_audio - qwen_audio low"] <= 0 <= equal_group["qwen2_audio - qwen_audio high"]
     assert not results.table(study, ARMS).attrs["notes"]
 
 
@@ -104,7 +104,7 @@ def test_different_references_and_seeds_are_reported(tmp_path):
     path = run / "predictions/embedded.jsonl"
     path.write_text(path.read_text().replace('"r1"', '"other"'))
     notes = " ".join(results.table(root).attrs["notes"])
-    assert "ignores seed 1, which only one arm has" in notes
+    assert "ignores seeds that only one arm has: 1" in notes
     assert "1 rows have different references" in notes
 
 
@@ -157,7 +157,7 @@ def test_collect_returns_every_result_row(study):
     )
 
 
-def test_curves_keep_every_point_and_the_last_of_a_repeated_step(tmp_path):
+def test_curves_keep_every_step_and_the_last_value_of_a_repeated_step(tmp_path):
     run = write_run(tmp_path / "s", "a", 0, {"sec": ("accuracy", [[1, 1]])})
     write_events(run, {"train/loss": [(step, 2.0) for step in range(12_000)]})
     frame = results.curves(tmp_path / "s")
@@ -243,7 +243,7 @@ def test_the_command_prints_the_table_and_writes_csv_and_figures(study, monkeypa
         (["study=demo", "arms=[qwen_audio,salmonn]"], "no predictions of salmonn.*qwen_audio, qwen2_audio"),
     ],
 )
-def test_user_errors_end_in_one_sentence(study, arguments, message, capsys):
+def test_user_errors_are_reported_in_one_sentence(study, arguments, message, capsys):
     assert cli.main(["results", f"runs={study.parent}", *arguments]) != 0
     assert re.search(message, capsys.readouterr().err)
 
@@ -458,10 +458,10 @@ def test_speakers_as_units_widen_the_interval_and_increase_the_p_value(tmp_path:
         run = write_run(root, arm, 0, {"er": ("accuracy", [[float(value), 1.0] for value in answers])})
         lines = [json.loads(line) for line in (run / "predictions/embedded.jsonl").read_text().splitlines()]
         lines = [line | {"speaker": f"s{int(line['id'].split('-')[1]) // 10}"} for line in lines]
-        (run / "spoken.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        (run / "with_speakers.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     by_row = results.table(root).iloc[0]
     for arm in "ab":
-        (root / arm / "seed_0/spoken.jsonl").replace(root / arm / "seed_0/predictions/embedded.jsonl")
+        (root / arm / "seed_0/with_speakers.jsonl").replace(root / arm / "seed_0/predictions/embedded.jsonl")
     by_speaker = results.table(root).iloc[0]
     assert by_row["b - a"] == by_speaker["b - a"] == pytest.approx(0.1)
     assert by_row["b - a p"] == 1 / 2001 and by_speaker["b - a p"] > 0.4  # only two speakers differ
@@ -473,7 +473,7 @@ def test_speakers_as_units_widen_the_interval_and_increase_the_p_value(tmp_path:
 
 
 @pytest.mark.usefixtures("no_figures")
-def test_the_score_lost_without_audio_is_a_column(tmp_path: Path, capsys):
+def test_a_column_states_how_much_worse_the_score_is_without_audio(tmp_path: Path, capsys):
     root = tmp_path / "study"
     for seed in (0, 1):
         run = write_run(root, "a", seed, {"er": ("accuracy", [[1.0, 1.0]] * 40), "asr en": ("wer", [[1.0, 9.0]] * 40)})
@@ -483,9 +483,8 @@ def test_the_score_lost_without_audio_is_a_column(tmp_path: Path, capsys):
         (run / "predictions/embedded@silence.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     table = results.table(root).set_index(["benchmark", "metric"])
     assert table.loc[("embedded@silence", "accuracy"), ["a drop", "a drop low"]].tolist() == [1, 1]
-    assert table.loc[("embedded@silence", "wer"), "a drop"] == pytest.approx(
-        4 / 9
-    )  # positive means worse for every metric
+    # A positive drop means a worse score for every metric.
+    assert table.loc[("embedded@silence", "wer"), "a drop"] == pytest.approx(4 / 9)
     assert table.loc[("embedded@silence", "wer"), "a drop p"] == 1 / 2001
     assert table.loc["embedded", "a drop"].isna().all()
     assert cli.main(["results", f"runs={tmp_path}", "study=study"]) == 0

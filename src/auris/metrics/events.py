@@ -35,17 +35,17 @@ def count_matches(hypothesis: Sequence[Event], reference: Sequence[Event]) -> li
     candidates = [[n for n, event in enumerate(hypothesis) if _is_match(event, true)] for true in reference]
     assigned: dict[int, int] = {}  # index in hypothesis -> index in reference
 
-    def assign(event: int, tried: set[int]) -> bool:
-        """Try to assign a hypothesis event to a reference event (Kuhn's algorithm); others may be reassigned."""
-        for other in candidates[event]:
-            if other not in tried:
-                tried.add(other)
-                if other not in assigned or assign(assigned[other], tried):
-                    assigned[other] = event
+    def assign(true_index: int, tried: set[int]) -> bool:
+        """Try to assign a hypothesis event to a reference event; assigned ones may be moved (Kuhn's algorithm)."""
+        for index in candidates[true_index]:
+            if index not in tried:
+                tried.add(index)
+                if index not in assigned or assign(assigned[index], tried):
+                    assigned[index] = true_index
                     return True
         return False
 
-    hits = sum(assign(event, set()) for event in range(len(reference)))
+    hits = sum(assign(true_index, set()) for true_index in range(len(reference)))
     return [float(hits), float(len(hypothesis) - hits), float(len(reference) - hits)]
 
 

@@ -133,7 +133,7 @@ def metric_in_language(metric: str, language: str) -> str:
 
 
 def format_value(metric: str, value: float, sign: str = "") -> str:
-    """Format a score without its unit, for example 0.089 as `8.9` (%); `sign="+"` also prints the sign of a plus."""
+    """Format a score without its unit, for example 0.089 as `8.9` (%); `sign="+"` gives positive numbers a sign."""
     entry = find_measure(metric)
     return f"{entry.scale * value:{sign}.{entry.digits}f}"
 
@@ -165,7 +165,7 @@ def scorer(metric: str, seeds: Sequence[Mapping[Any, Any]]) -> Scorer:
 
     Args:
         metric: A name in `MEASURES`.
-        seeds: For each training seed, the `stats` of a row by row id. Rows are sorted by id.
+        seeds: For each training seed, the `stats` of each row by row id. The weights are for the rows sorted by id.
     """
     entry = find_measure(metric)
     indices = {row_id: index for index, row_id in enumerate(sorted(set().union(*seeds)))}

@@ -4,9 +4,9 @@ English is normalised by both of Whisper's normalisers. All other languages are 
 keeps diacritics. As in the official script, zhconv first converts Cantonese to simplified characters.
 
 For Chinese, the result is approximate. The official script spells numbers out with cn_tn, which is not on any package
-index, so cn2an is used instead. cn_tn reads numbers of four or more digits that have no measure word digit by digit.
-Here, only numbers of seven or more digits and numbers with a leading zero are read digit by digit. zhconv and cn2an are
-optional packages, needed only for Cantonese and for Chinese text that contains digits.
+index, so cn2an is used instead. cn_tn reads a number digit by digit if it has four or more digits and no measure
+word. Here, only numbers of seven or more digits and numbers with a leading zero are read digit by digit. zhconv and
+cn2an are optional packages, needed only for Cantonese and for Chinese text that contains digits.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from functools import cache
 from auris.errors import UserError
 from auris.metrics import optional_packages
 
-# Languages that are written without spaces and scored by characters. The official script scores only zh and yue so.
+# Languages that are written without spaces and scored by characters. The official script does this only for zh and yue.
 CHARACTER_LANGUAGES = ("zh", "yue", "ja")
 _PACKAGES = {"zh": "cn2an", "yue": "zhconv"}
 
@@ -57,7 +57,7 @@ def normalize(text: str, language: str) -> str:
 
 
 def contains(text: str, key: str, language: str) -> bool:
-    """Return whether the normalised key occurs in the normalised text.
+    """Return whether a text contains the words `key`, after both have been normalised.
 
     In languages that are written with spaces, the key must match whole words. Every text contains a key that is empty
     after normalisation. Scores, the rule-based judge and the synthetic dialogues all use this function.
@@ -68,7 +68,7 @@ def contains(text: str, key: str, language: str) -> bool:
 
 
 def normalize_words(text: str, language: str) -> str:
-    """Return a text normalised as by `normalize`, but without the removal of spaces in some languages."""
+    """Return a text normalised as by `normalize`, but keep the spaces that `normalize` removes in some languages."""
     text = remove_tags(text)
     if base_language(language) == "en":
         text = _english()(text)

@@ -233,7 +233,7 @@ def timed_word_scores(pairs: Pairs) -> dict[str, float]:
 def accuracy(pairs: Pairs, version: str) -> float:
     """Return the share of responses that equal the reference exactly; v2 ignores leading spaces of responses.
 
-    (The inference of v1 strips responses before it stores them; this function takes responses that are stored.)
+    (v1 strips responses before it stores them. This function expects stored responses, so it does not strip them.)
 
     Raises:
         ScriptError: There are no pairs.

@@ -170,17 +170,17 @@ def table_lines(results: Iterable[ResultRow], table: str) -> list[Line]:
 
 
 def table_notes(table: str, results: Iterable[ResultRow]) -> list[str]:
-    """Return the source of a published table, and a line for each metric of ours that was computed differently.
+    """Return the source of a published table, and a note on each of our metrics that was computed differently.
 
-    Such a line states our signature and the published one.
+    Such a note states our signature and the published one.
     """
     compared_lines = table_lines(results, table)
-    differing = {
+    notes = {
         f"{DIFFERENT} {line.benchmark}, {line.metric}: ours {line.ours.signature}; published {line.signature}"
         for line in compared_lines
         if line.ours is not None and line.differs
     }
-    return [compared_lines[0].cells[0].source, *sorted(differing)]
+    return [compared_lines[0].cells[0].source, *sorted(notes)]
 
 
 def is_comparable(signature: str, published: str | None) -> bool:

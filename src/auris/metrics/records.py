@@ -46,7 +46,8 @@ class Prediction(_Record):
         provenance: Where the recording comes from, such as `real` or `tts`.
         audio_seconds: Total duration of the row's clips.
         speaker: The speaker, if the row states one.
-        recording: The source recordings of the row's clips, or their paths, joined by `+`.
+        recording: The row's `sources`, from which it was made, or if the row states none, the paths of its clips. They
+            are joined by `+`.
         stats: The statistics that the row contributes to the score; `Measure.stats` names them.
         hypothesis: The response as text.
         reference: The correct answer as text.
@@ -91,7 +92,8 @@ class ResultRow(_Record):
         n: Number of rows.
         units: Number and kind of the clusters of rows that the bootstrap resamples, such as `38 speakers`.
         detectable: Minimum detectable difference to a second, independent system; None if unknown.
-        signature: How the score was computed: normaliser, words or characters, tokenizer, policy, library version.
+        signature: How the score was computed: normaliser, words or characters, tokenizer, treatment of failures,
+            library version.
         provenance: The provenances of the rows, joined by `+`.
         p: Only if `split` is `drop`: the p value of the drop.
     """

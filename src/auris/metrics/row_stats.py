@@ -1,6 +1,6 @@
 """Functions that compute the statistics that a test row contributes to a metric; `measures.yaml` names them.
 
-Every function takes `hypothesis, reference, language, classes` and returns a list; `Measure.stats` names its entries.
+Every function takes `hypothesis, reference, language, classes` and returns a list, whose entries `Measure.stats` names.
 The task's answer format has parsed the hypothesis and the reference. They are strings unless stated otherwise. If a
 response could not be parsed, the hypothesis is None and is treated as empty.
 """
@@ -212,7 +212,7 @@ def points(points: float, *_: Any) -> list[float]:
 
 
 def _judge_stats(metric: str, replies: Sequence[str], task_name: str, *_: Any) -> list[Any]:
-    """Count the replies of AIR-Bench's judge. Here the hypothesis is the replies, and the reference is the task."""
+    """Return what the judge's replies (passed as hypothesis) contribute; the reference is AIR-Bench's task name."""
     return air_bench.count_replies(metric, replies, task_name)
 
 

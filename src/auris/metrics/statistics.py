@@ -160,32 +160,32 @@ def permutation_test(
         exchanged = differences(np.array(list(product((0, 1), repeat=n_units))))
     else:
         rng = np.random.default_rng(seed)
-        steps = [min(50, n_samples - start) for start in range(0, n_samples, 50)]
-        exchanged = np.concatenate([differences(rng.integers(2, size=(n, n_units))) for n in steps])
+        batch_sizes = [min(50, n_samples - start) for start in range(0, n_samples, 50)]
+        exchanged = np.concatenate([differences(rng.integers(2, size=(n, n_units))) for n in batch_sizes])
     # If the difference after an exchange is NaN, the exchange counts as extreme, which makes p larger.
     extreme = np.count_nonzero(~(np.abs(exchanged) < observed - 1e-12))
     return extreme / len(exchanged) if is_exact else (extreme + 1) / (len(exchanged) + 1)
 
 
 def score_drop(
-    metric: str, as_is: Sequence[Mapping[Any, Any]], altered: Sequence[Mapping[Any, Any]], units: np.ndarray
+    metric: str, original: Sequence[Mapping[Any, Any]], altered: Sequence[Mapping[Any, Any]], units: np.ndarray
 ) -> tuple[float, float, float, float]:
     """Return the drop of a score: how much worse it is on altered rows than on the same rows in their original form.
 
     Args:
         metric: A name in `MEASURES`.
-        as_is: For each training seed, the `stats` of the original rows by row id.
+        original: For each training seed, the `stats` of the original rows by row id.
         altered: For each training seed, the `stats` of the altered rows by row id.
         units: `Units.indices` for the rows sorted by id.
 
     Returns:
         The drop, the ends of its 95 % interval, and its p value.
     """
-    scorers = [scorer(metric, side) for side in (as_is, altered)]
+    scorers = [scorer(metric, side) for side in (original, altered)]
     worse = difference_scorer(*(reversed(scorers) if find_measure(metric).higher_is_better else scorers))
     value = float(worse(np.ones((1, len(units))))[0])
     interval = percentile_interval(resample_scores(worse, len(units), units=units))
-    return value, *interval, permutation_test(metric, as_is, altered, units)
+    return value, *interval, permutation_test(metric, original, altered, units)
 
 
 def correct_by_holm(p_values: Sequence[float]) -> list[float]:

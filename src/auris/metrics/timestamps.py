@@ -35,8 +35,9 @@ BEGIN = "<|0.00|>"
 def shift(hypothesis: Sequence[TimedWord], reference: Sequence[TimedWord], language: str) -> tuple[float, float]:
     """Return the sum of the shifts of matched words in milliseconds, and the number of matched words.
 
-    The shift of a word is the mean distance of its start and its end. Normalised words are matched by the alignment
-    with the fewest edits. Pauses and words without an end are left out.
+    The shift of a word is the mean of two distances: between the predicted and the true start, and between the
+    predicted and the true end. Normalised words are matched by the alignment with the fewest edits. Pauses and words
+    without an end are left out.
     """
     (predicted, spans), (true, true_spans) = (_split_times(words, language) for words in (hypothesis, reference))
     pairs = match_items(true, predicted)

@@ -54,8 +54,8 @@ def plot_bars(root: str | Path, arms: Sequence[str] | None = None, frame: pd.Dat
     names: list[str] = frame.attrs["arms"]
     colours = assign_colours(names, ADVICE)
     with_benchmark = frame["benchmark"].nunique() > 1
-    lines = frame_rows(frame)
-    panels = {panel: [row for row in lines if MEASURES[row["metric"]].panel == panel] for panel in PANELS}
+    all_rows = frame_rows(frame)
+    panels = {panel: [row for row in all_rows if MEASURES[row["metric"]].panel == panel] for panel in PANELS}
     panels = {panel: rows for panel, rows in panels.items() if rows}
     as_points = len(names) * sum(len(rows) for rows in panels.values()) > MAX_BARS
     row_height = 0.12 + 0.06 * len(names) if as_points else 0.14 + 0.17 * len(names)  # inches
@@ -178,9 +178,10 @@ def plot_curves(root: str | Path, arms: Sequence[str] | None = None, x: str = "s
     if x not in AXES:
         raise UserError(f"x={x}: expected {join(AXES)}")
     scalars = curves(root)
-    tag = scalars["tag"]
-    is_constant = tag.str.startswith("val/length_")  # lengths of answers in the data, which training does not change
-    points = scalars[(tag == "train/loss") | tag.str.startswith("val/") & ~is_constant]
+    all_tags = scalars["tag"]
+    # The lengths of the answers in the data do not change during training, so they have no curve.
+    is_constant = all_tags.str.startswith("val/length_")
+    points = scalars[(all_tags == "train/loss") | all_tags.str.startswith("val/") & ~is_constant]
     logged = set(points["arm"])
     runs = list_runs(root)
     if arms is None:
@@ -220,7 +221,7 @@ TITLES = {
     "train/loss": "Training loss, smoothed",
     "val/loss": "Validation loss",
     "val/reward_margin": "Reward, chosen - rejected",
-    "val/kl": "Log p of the reference - log p",
+    "val/kl": "Log p, reference model - model",
     "val/logps_chosen": "Log p of the chosen answer",
     "val/logps_rejected": "Log p of the rejected answer",
 }
@@ -240,8 +241,8 @@ def _add_x(x: str, points: pd.DataFrame, scalars: pd.DataFrame) -> pd.DataFrame:
         return points.assign(x=points["step"])
     parts = []
     for (arm, seed), run_points in points.groupby(["arm", "seed"], sort=False):
-        is_counter = (scalars["arm"] == arm) & (scalars["seed"] == seed) & (scalars["tag"] == tag)
-        counts = scalars[is_counter].sort_values("step")
+        is_axis_scalar = (scalars["arm"] == arm) & (scalars["seed"] == seed) & (scalars["tag"] == tag)
+        counts = scalars[is_axis_scalar].sort_values("step")
         if counts.empty:
             raise UserError(f"x={x}: the TensorBoard events of {arm}, seed {seed} have no {tag}; use x=steps")
         parts.append(run_points.assign(x=np.interp(run_points["step"], counts["step"], counts["value"])))
@@ -256,10 +257,9 @@ def _draw_curves(axis: Axes, tag: str, points: pd.DataFrame, colours: dict[str, 
         if measure:
             seeds = measure.scale * seeds
         if tag == "train/loss":
-            seeds = seeds.ewm(
-                span=max(1, len(seeds) // 50)
-            ).mean()  # this span is short, to keep the shape of the curve
-        x = points[points["arm"] == arm].groupby("step")["x"].mean()  # the values of all seeds are nearly the same
+            # This span is short, to keep the shape of the curve.
+            seeds = seeds.ewm(span=max(1, len(seeds) // 50)).mean()
+        x = points[points["arm"] == arm].groupby("step")["x"].mean()  # the seeds have nearly the same values
         axis.plot(x, seeds.mean(axis=1), color=colour, linewidth=1.4, marker="." if len(seeds) < 12 else None)
         axis.fill_between(x, seeds.min(axis=1), seeds.max(axis=1), color=colour, alpha=0.2, linewidth=0)
     axis.margins(x=0.02)

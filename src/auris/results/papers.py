@@ -36,11 +36,11 @@ LABELS = {"aas_official": "AAS (ms)", "spice": "SPICE", "spider": "SPIDEr", "acc
 
 
 def table(name: str, studies: Iterable[str | Path]) -> pd.DataFrame:
-    """Return a published table with our results. It has one row for each line of the published table and system.
+    """Return a published table with our results. It has one row for each system in each line of the published table.
 
     Columns: benchmark, part, metric, system (`<study>/<arm>` for our systems), ours (whether it is our system), value,
     low and high (ends of the interval; published numbers have none), n (number of test rows), seeds (number of seeds),
-    different (whether it was computed differently), synthetic (whether it was measured on synthetic data), decimals
+    different (whether the value was computed differently), synthetic (whether the data are synthetic), decimals
     (number of decimals in the published table). If there are several seeds, `value` is the mean over the seeds, and
     `low` and `high` are the outermost ends of the seeds' intervals. `attrs["notes"]` contains the source of the table
     and the signatures of numbers that were computed differently.
@@ -68,10 +68,10 @@ def table(name: str, studies: Iterable[str | Path]) -> pd.DataFrame:
                 rows.append((*key, system, True, *scaled, line.ours.n, *marks, line.decimals))
     numbers = pd.DataFrame(rows, columns=columns)
     numbers["position"] = numbers.groupby(LINE, sort=False).ngroup()  # published numbers come first, in order
-    seeds = numbers.groupby(["position", *LINE, "system"], sort=False)
+    by_system = numbers.groupby(["position", *LINE, "system"], sort=False)
     means = {"ours": "first", "value": "mean", "low": "min", "high": "max", "n": "first"}
-    frame = seeds.agg(means | {"different": "any", "synthetic": "any", "decimals": "first"})
-    frame["seeds"] = seeds.size().where(frame["ours"])
+    frame = by_system.agg(means | {"different": "any", "synthetic": "any", "decimals": "first"})
+    frame["seeds"] = by_system.size().where(frame["ours"])
     frame = frame.reset_index().sort_values("position", kind="stable", ignore_index=True).drop(columns="position")
     frame.attrs |= {"table": name, "notes": notes}
     return frame
@@ -198,7 +198,7 @@ def _draw(axis: Axes, panel: str, lines: Sequence[pd.DataFrame], owner: str, col
                 style = {"textcoords": "offset points", "va": "center", "fontsize": 8, "color": colour}
                 axis.annotate(DIFFERENT, (row["high"], row_y), (3, 0), **style)
         first_row = rows[0]  # benchmark, part and metric are the same in all rows of a line
-        # Only these panels show several metrics.
+        # Only these panels show several metrics, so only their row labels name the metric.
         metric = [_label(first_row["metric"])] if panel.startswith(("Captions", "Accuracy")) else []
         labels.append(" ".join(dict.fromkeys([first_row["benchmark"], first_row["part"], *metric])))
     axis.set_yticks(range(len(lines)), labels)

@@ -69,10 +69,10 @@ def read_predictions(run: str | Path, arm: str, seed: int) -> list[RunPrediction
             key = (row.group, row.metric, row.id)
             if key in keys:
                 raise UserError(f"{path}: row {row.id!r} ({row.group}, {row.metric}) occurs more than once")
-            names = find_measure(row.metric).stats
-            if len(row.stats) != len(names):
+            stat_names = find_measure(row.metric).stats
+            if len(row.stats) != len(stat_names):
                 raise UserError(
-                    f"{path}: {row.metric} needs the statistics {names}, but the row {row.id!r} has the values "
+                    f"{path}: {row.metric} needs the statistics {stat_names}, but the row {row.id!r} has the values "
                     f"{row.stats}"
                 )
             keys.add(key)
@@ -250,7 +250,7 @@ def reproduce(run: str | Path) -> str:
     if environment:
         ranks, threads = environment["ranks"], environment["threads"]
         device = f"{ranks} processes, {threads} threads, {environment['device']}, {environment['precision']}"
-        lines.append(f"# {device}; elsewhere, sums are rounded differently")
+        lines.append(f"# {device}; in any other setup, sums are rounded differently")
     lines += _checksum_lines(environment)
     config = read_metadata(run / "recipe.yaml")
     initial_weights = [path for path in (config.get("checkpoint"), *(config.get("weights") or {}).values()) if path]

@@ -45,7 +45,8 @@ def table(root: str | Path, arms: Sequence[str] | None = None) -> pd.DataFrame:
 
     There is one row for each combination of benchmark, group (a set of test rows) and metric. The columns are:
 
-    benchmark, group, metric, provenance, signature, and n (number of test rows that all arms have).
+    benchmark, group, metric, provenance (origins of the recordings, such as `real` or `tts`), signature (how the score
+    was computed), and n (number of test rows that all arms have).
 
     For every arm: `<arm>`, `<arm> low`, `<arm> high` (score and 95 % interval; statistics are pooled over the seeds,
     and rows are resampled), `<arm> seeds` (number of seeds), `<arm> sd` (standard deviation of the scores of the
@@ -75,26 +76,27 @@ def table(root: str | Path, arms: Sequence[str] | None = None) -> pd.DataFrame:
     signatures: dict[Key, str] = {
         (row["benchmark"], row["task"], row["metric"]): row["signature"] for row in frame_rows(collect(root))
     }
-    lines = _by_key(scored)
-    rows: dict[Key, dict[str, Any]] = {key: dict(zip(KEY, key, strict=True)) for key in lines}
-    for key, line in lines.items():
-        common = set.intersection(*(set(ids) for _, ids in line.groupby("arm")["id"]))
-        provenance = "+".join(sorted(set(line["provenance"])))
+    predictions_by_key = _by_key(scored)
+    rows: dict[Key, dict[str, Any]] = {key: dict(zip(KEY, key, strict=True)) for key in predictions_by_key}
+    for key, key_predictions in predictions_by_key.items():
+        common = set.intersection(*(set(ids) for _, ids in key_predictions.groupby("arm")["id"]))
+        provenance = "+".join(sorted(set(key_predictions["provenance"])))
         rows[key] |= {"provenance": provenance, "signature": signatures.get(key, ""), "n": len(common)}
         for arm in arms:
-            rows[key] |= _score(line[line["arm"] == arm], key[-1], arm)
-        as_is = lines.get((key[0].rpartition("@")[0], *key[1:]))
-        if as_is is not None:
+            rows[key] |= _score(key_predictions[key_predictions["arm"] == arm], key[-1], arm)
+        # The benchmark `meld@silence` is `meld` with replaced audio.
+        with_original_audio = predictions_by_key.get((key[0].rpartition("@")[0], *key[1:]))
+        if with_original_audio is not None:
             for arm in arms:
-                rows[key] |= _drop(as_is, line, key[-1], arm)
+                rows[key] |= _drop(with_original_audio, key_predictions, key[-1], arm)
     for arm in arms[1:]:
-        for key, columns in _compare(lines, arms[0], arm, notes).items():
+        for key, columns in _compare(predictions_by_key, arms[0], arm, notes).items():
             rows[key] |= columns
-    names = [f"{arm} - {arms[0]} p" for arm in arms[1:]]
+    p_columns = [f"{arm} - {arms[0]} p" for arm in arms[1:]]
     for row in rows.values():
         row |= {
-            f"{name} holm": p
-            for name, p in zip(names, statistics.correct_by_holm([row[n] for n in names]), strict=True)
+            f"{column} holm": p
+            for column, p in zip(p_columns, statistics.correct_by_holm([row[c] for c in p_columns]), strict=True)
         }
     frame = pd.DataFrame(rows.values())
     frame.attrs |= {"arms": arms, "notes": notes}
@@ -128,36 +130,41 @@ def _by_key(frame: pd.DataFrame, *columns: str) -> dict[Key, pd.DataFrame]:
     return {cast("Key", key): rows for key, rows in groups}  # grouping by a list of columns gives tuples
 
 
-def _compare(lines: Mapping[Key, pd.DataFrame], first: str, arm: str, notes: list[str]) -> dict[Key, Columns]:
+def _compare(
+    predictions_by_key: Mapping[Key, pd.DataFrame], first: str, arm: str, notes: list[str]
+) -> dict[Key, Columns]:
     """Return the columns that compare an arm with the first arm; they are NaN in rows that cannot be compared.
 
     Args:
-        lines: The predictions for each row of the table.
+        predictions_by_key: The predictions for each row of the table.
         first: The first arm.
         arm: The other arm.
         notes: List to which sentences about what cannot be compared are appended.
     """
-    scored = {side: {key[0] for key, line in lines.items() if (line["arm"] == side).any()} for side in (first, arm)}
+    scored_benchmarks = {
+        side: {key[0] for key, members in predictions_by_key.items() if (members["arm"] == side).any()}
+        for side in (first, arm)
+    }
     for side, other in ((first, arm), (arm, first)):
-        if benchmarks := scored[side] - scored[other]:
+        if benchmarks := scored_benchmarks[side] - scored_benchmarks[other]:
             notes.append(f"{join(sorted(benchmarks))}: {side} was scored, {other} was not")
     columns = {}
-    for key, line in lines.items():
+    for key, key_predictions in predictions_by_key.items():
         columns[key] = _comparison_columns(arm, first)
         name, metric = ", ".join(key), key[-1]
-        a, b = (line[line["arm"] == side].set_index(["seed", "id"]) for side in (first, arm))
+        a, b = (key_predictions[key_predictions["arm"] == side].set_index(["seed", "id"]) for side in (first, arm))
         if a.empty or b.empty:
-            if not (a.empty and b.empty) and key[0] in scored[first] & scored[arm]:
+            if not (a.empty and b.empty) and key[0] in scored_benchmarks[first] & scored_benchmarks[arm]:
                 side, other = (first, arm) if b.empty else (arm, first)
                 notes.append(f"{name}: {side} was scored, {other} was not")
             continue
         seeds_a, seeds_b = (set(side.index.unique("seed")) for side in (a, b))
         if seeds_a.isdisjoint(seeds_b):
-            notes.append(f"{name}: {first} and {arm} have no seed in common, so no difference")
+            notes.append(f"{name}: {first} and {arm} have no seed in common, so their difference is not computed")
             continue
         if unpaired := sorted(seeds_a ^ seeds_b):
             notes.append(
-                f"{name}: the difference {arm} - {first} ignores seed {join(unpaired)}, which only one arm has"
+                f"{name}: the difference {arm} - {first} ignores seeds that only one arm has: {join(unpaired)}"
             )
         a, b = (side[side.index.isin(seeds_a & seeds_b, level="seed")] for side in (a, b))
         both = a.index.intersection(b.index)
@@ -172,16 +179,16 @@ def _compare(lines: Mapping[Key, pd.DataFrame], first: str, arm: str, notes: lis
         a, b = (side.loc[both].reset_index() for side in (a, b))
         if differ := (a["reference"].map(json.dumps) != b["reference"].map(json.dumps)).sum():
             notes.append(f"{name}: {differ} rows have different references in {first} and in {arm}")
-        n, units, stats_a, stats_b = a["id"].nunique(), _units(a), _by_seed(a), _by_seed(b)
+        n, unit_of_row, stats_a, stats_b = a["id"].nunique(), _unit_of_row(a), _by_seed(a), _by_seed(b)
         change = difference_scorer(scorer(metric, stats_a), scorer(metric, stats_b))
-        resampled = resample_scores(change, n, units=units)
+        resampled = resample_scores(change, n, units=unit_of_row)
         columns[key] = _comparison_columns(
             arm,
             first,
             difference=(_score_all_rows(change, n), *percentile_interval(resampled)),
-            wins=_win_share(a, b, metric, units),
+            wins=_win_share(a, b, metric, unit_of_row),
             seeds=_seed_interval(metric, stats_a, stats_b),
-            p=statistics.permutation_test(metric, stats_a, stats_b, units),
+            p=statistics.permutation_test(metric, stats_a, stats_b, unit_of_row),
             detectable=statistics.detectable_difference(resampled),
         )
     return columns
@@ -206,14 +213,14 @@ def _comparison_columns(
 
 
 def format_table(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return a `table` as text, with one column for each arm and each difference, in the unit of the metric."""
+    """Return a `table` as text, with one column for each arm and each difference; scores have the metric's unit."""
     first, *others = frame.attrs["arms"]
     columns = [first, *others, *(f"{arm} - {first}" for arm in others)]
-    rows = []
-    for line in frame_rows(frame):
-        names = {"benchmark": line["benchmark"], "task": line["group"], "metric": cells.format_heading(line["metric"])}
-        rows.append({**names, "n": line["n"], **{column: cells.format_score(line, column) for column in columns}})
-    return pd.DataFrame(rows).set_index(["benchmark", "task", "metric"])
+    texts = []
+    for row in frame_rows(frame):
+        names = {"benchmark": row["benchmark"], "task": row["group"], "metric": cells.format_heading(row["metric"])}
+        texts.append({**names, "n": row["n"], **{column: cells.format_score(row, column) for column in columns}})
+    return pd.DataFrame(texts).set_index(["benchmark", "task", "metric"])
 
 
 def format_markdown(frame: pd.DataFrame, differences: pd.DataFrame) -> str:
@@ -224,10 +231,10 @@ def format_markdown(frame: pd.DataFrame, differences: pd.DataFrame) -> str:
         differences: The `verdicts` on the same arms.
     """
     texts = format_table(frame).reset_index()[["benchmark", "task", "metric", "n", *frame.attrs["arms"]]]
-    lines = {key: index for index, key in enumerate(zip(*(frame[key] for key in KEY), strict=True))}
+    positions = {key: position for position, key in enumerate(zip(*(frame[key] for key in KEY), strict=True))}
     marks = {"better": " ▲", "worse": " ▼"}
     for row in frame_rows(differences[differences["verdict"].isin(list(marks))]):
-        texts.loc[lines[tuple(row[key] for key in KEY)], row["arm"]] += marks[row["verdict"]]
+        texts.loc[positions[tuple(row[key] for key in KEY)], row["arm"]] += marks[row["verdict"]]
     if frame["benchmark"].nunique() == 1:
         texts = texts.drop(columns="benchmark")
     n_number_columns = len(frame.attrs["arms"]) + 1
@@ -320,7 +327,7 @@ def _verdict(metric: str, difference: float, rows: tuple[float, float], seeds: t
     return "rows only" if beyond_rows else "seeds only" if beyond_seeds else "no difference shown"
 
 
-def _win_share(a: pd.DataFrame, b: pd.DataFrame, metric: str, units: np.ndarray) -> ValueAndInterval:
+def _win_share(a: pd.DataFrame, b: pd.DataFrame, metric: str, unit_of_row: np.ndarray) -> ValueAndInterval:
     """Return the share of paired rows in which `b` has the better score, and its 95 % bootstrap interval.
 
     The share is NaN for metrics that are computed over all rows at once, because single rows then have no score.
@@ -329,17 +336,18 @@ def _win_share(a: pd.DataFrame, b: pd.DataFrame, metric: str, units: np.ndarray)
         a: The predictions of the first arm.
         b: The predictions of the other arm for the same rows and seeds.
         metric: The metric.
-        units: `statistics.Units.indices` of the rows.
+        unit_of_row: See `_unit_of_row`.
     """
     formula = MEASURES[metric].formula
     if formula is None:
         return _UNDEFINED
     sign = 1 if MEASURES[metric].higher_is_better else -1
     score_a, score_b = (formula(np.array(side["stats"].tolist(), dtype=float)) for side in (a, b))
-    gap = sign * (score_b - score_a)  # NaN if a row contains nothing that can be counted; this is a tie
+    gap = sign * (score_b - score_a)  # NaN if a row contains nothing that can be counted, which is treated as a tie
     won = np.where(np.isnan(gap) | (gap == 0), 0.5, gap > 0)
     stats = pd.DataFrame({"won": won, "pairs": 1.0}).groupby(a["id"]).sum().to_numpy()
-    return (float(won.mean()), *bootstrap_interval(stats, "accuracy", units=units))
+    # The share is computed like an accuracy: the sum of `won` divided by the sum of `pairs`.
+    return (float(won.mean()), *bootstrap_interval(stats, "accuracy", units=unit_of_row))
 
 
 def _score(rows: pd.DataFrame, metric: str, arm: str) -> Columns:
@@ -347,8 +355,8 @@ def _score(rows: pd.DataFrame, metric: str, arm: str) -> Columns:
     if rows.empty:
         return {arm: np.nan, f"{arm} low": np.nan, f"{arm} high": np.nan, f"{arm} seeds": 0, f"{arm} sd": np.nan}
     n, arm_scorer = rows["id"].nunique(), scorer(metric, _by_seed(rows))
-    low, high = percentile_interval(resample_scores(arm_scorer, n, units=_units(rows)))
-    seed_scores = [score(metric, seed["stats"].tolist()) for _, seed in rows.groupby("seed")]
+    low, high = percentile_interval(resample_scores(arm_scorer, n, units=_unit_of_row(rows)))
+    seed_scores = [score(metric, seed_rows["stats"].tolist()) for _, seed_rows in rows.groupby("seed")]
     deviation = float(np.std(seed_scores, ddof=1)) if len(seed_scores) > 1 else np.nan
     return {
         arm: _score_all_rows(arm_scorer, n),
@@ -359,26 +367,31 @@ def _score(rows: pd.DataFrame, metric: str, arm: str) -> Columns:
     }
 
 
-def _drop(as_is: pd.DataFrame, altered: pd.DataFrame, metric: str, arm: str) -> Columns:
+def _drop(with_original_audio: pd.DataFrame, with_replaced_audio: pd.DataFrame, metric: str, arm: str) -> Columns:
     """Return the columns with the drop of an arm on a benchmark with replaced audio, such as `meld@silence`.
 
     They are missing if the arm was not scored on the same rows with their original audio.
     """
-    original, replaced = (line[line["arm"] == arm].set_index(["seed", "id"]) for line in (as_is, altered))
+    original, replaced = (
+        side[side["arm"] == arm].set_index(["seed", "id"]) for side in (with_original_audio, with_replaced_audio)
+    )
     common = original.index.intersection(replaced.index)
     if common.empty:
         return {}
     original, replaced = (side.loc[common].reset_index() for side in (original, replaced))
-    drop = statistics.score_drop(metric, _by_seed(original), _by_seed(replaced), _units(replaced))
+    drop = statistics.score_drop(metric, _by_seed(original), _by_seed(replaced), _unit_of_row(replaced))
     return dict(zip([f"{arm} drop", f"{arm} drop low", f"{arm} drop high", f"{arm} drop p"], drop, strict=True))
 
 
 def _by_seed(rows: pd.DataFrame) -> list[Stats]:
-    return [dict(zip(seed["id"], seed["stats"], strict=True)) for _, seed in rows.groupby("seed")]
+    return [dict(zip(members["id"], members["stats"], strict=True)) for _, members in rows.groupby("seed")]
 
 
-def _units(rows: pd.DataFrame) -> np.ndarray:
-    """Return `statistics.Units.indices` for the rows sorted by id."""
+def _unit_of_row(rows: pd.DataFrame) -> np.ndarray:
+    """Return the index of each row's unit, for the rows sorted by id.
+
+    A unit is a speaker, a recording or a row, and is resampled as a whole (`statistics.Units`).
+    """
     columns = ["id", *(key for key in statistics.KEYS if key in rows)]
     return statistics.find_units(frame_rows(rows[columns].drop_duplicates("id").sort_values("id"))).indices
 

@@ -125,7 +125,7 @@ def show_table(console: Console, frame: pd.DataFrame, study: str) -> None:
 def _build_wide_table(
     title: str, lines: Sequence[Line], arms: Sequence[str], arms_with_drop: Sequence[str], first: str
 ) -> Table:
-    """Return a table with a column for each arm, followed by columns with differences to the first arm and drops."""
+    """Return a table whose columns are the arms, the differences to the first arm, and the drops, in this order."""
     columns = [*arms, *(f"{arm} - {first}" for arm in arms if arm != first), *(f"{arm} drop" for arm in arms_with_drop)]
     table = _build_empty_table(title, "n", *columns)
     for line in lines:

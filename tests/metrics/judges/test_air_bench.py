@@ -36,10 +36,10 @@ def test_the_judge_prompt_equals_the_prompt_of_the_script(golden):
         if row["written"]:
             content = air_bench.build_prompt(row["row"], row["row"]["response"], 0)
             assert hashlib.sha256(content.encode()).hexdigest() == row["sha256"]
-            override = (
+            temperature = (
                 air_bench.PUBLISHED_TEMPERATURES[1] if random.Random(row["python_random_seed"]).random() < 0.5 else None
             )
-            assert override == row["temperature_override"]
+            assert temperature == row["temperature_override"]
         elif row["error"]:
             assert "meta_info" in air_bench.check_labels({**LABELS, **row["row"]})
     first, second = (air_bench.build_prompt(LABELS, "a cat", order) for order in (0, 1))
@@ -104,8 +104,8 @@ def test_a_malformed_reply_is_dropped_in_official_and_zero_in_strict_points():
     assert score_of("judged_official") == ((8 + 0) / 2 + (4 + 10) / 2) / 2
     assert score_of("judged_strict") == (8 / 3 + 14 / 3) / 2
     assert score_of("judge_failed") == 3 / 6
-    assert score_of("judge_wins") == 2 / 4  # the model wins row 1 in the first order and row 2 in the second order
-    # Only row 1 is parsed in both orders. The model wins 8 to 6 in the first and loses 4 to 6 in the second.
+    assert score_of("judge_wins") == 2 / 4  # the answer wins row 1 in the first order and row 2 in the second
+    # Only row 1 is parsed in both orders. The answer wins 8 to 6 in the first order and loses 4 to 6 in the second.
     assert score_of("judge_flips") == 1 / 1
     assert np.isnan(score("judged_official", [count_replies("judged_official", ("", "5 5"), "sound_QA")]))
 
@@ -146,7 +146,7 @@ def judge_of(path: Path, url: str, **settings) -> AirBenchJudge:
     return AirBenchJudge(ReplyLog(path, endpoint, config_key="judge"), **arguments)
 
 
-def test_both_orders_are_requested_and_replayed(tmp_path: Path):
+def test_replies_in_both_orders_are_requested_saved_and_reused(tmp_path: Path):
     path = tmp_path / "judge.jsonl"
     answers = [({**LABELS, "question": f"What is {n}?"}, "a cat") for n in range(20)]
     with mock_llm.serve(lambda messages: "7 3") as (url, requests):
@@ -167,9 +167,9 @@ def test_both_orders_are_requested_and_replayed(tmp_path: Path):
     )
     with pytest.raises(ValueError, match="holds no reply with .*'model': 'm'"):
         replayed.replies([(LABELS, "a bird")])
-    other = air_bench.recorded(recording=str(path), model="m", temperature=0.5, max_tokens=1024, seed=0)
+    cooler = air_bench.recorded(recording=str(path), model="m", temperature=0.5, max_tokens=1024, seed=0)
     with pytest.raises(ValueError, match="'temperature': 0.5"):
-        other.replies(answers)
+        cooler.replies(answers)
 
 
 def test_no_request_is_sent_if_the_estimated_cost_is_above_max_cost(tmp_path: Path):
@@ -189,15 +189,15 @@ def test_errors_name_the_invalid_setting(tmp_path: Path, settings: dict, message
         judge_of(tmp_path / "judge.jsonl", "http://localhost:1/v1", **settings)
 
 
-def test_a_recording_of_the_stub_says_that_it_is_a_stub(tmp_path: Path):
+def test_the_file_of_the_stub_s_replies_says_that_they_come_from_a_stub(tmp_path: Path):
     overrides = [f"judge.recording={tmp_path}/judge.jsonl", "checkpoint=RUN"]
     stub = config.build(config.resolve(config.compose([*overrides, "judge=stub"], "evaluate"))["judge"])
     assert stub.replies([(LABELS, "A dog barks.")]) == [("6 7", "6 5")]
     recorded = config.build(config.resolve(config.compose([*overrides, "judge=recorded"], "evaluate"))["judge"])
     assert recorded.replies([(LABELS, "A dog barks.")]) == [("6 7", "6 5")]
     assert "stand-in, a script, which counts words" in stub.signature and recorded.signature == stub.signature
-    first = json.loads((tmp_path / "judge.jsonl").read_text().splitlines()[0])
-    assert first["stand-in"] is True and "a script" in first["answered by"]
+    header = json.loads((tmp_path / "judge.jsonl").read_text().splitlines()[0])
+    assert header["stand-in"] is True and "a script" in header["answered by"]
 
 
 def test_the_default_judge_has_the_signature_of_the_published_one(tmp_path: Path):

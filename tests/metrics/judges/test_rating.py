@@ -1,4 +1,4 @@
-"""Judges that rate one answer with points: a rule, and a language model whose replies are recorded."""
+"""Judges that rate one answer with points: a rule, and a language model whose replies are saved."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ LABELS = {
         ("Sure. It is a hotdog.", 5),
     ],
 )
-def test_the_rule_gives_points_for_content_sentence_and_introduction(answer: str, points: float) -> None:
+def test_the_rule_gives_points_for_right_content_a_full_stop_and_a_polite_opening(answer: str, points: float) -> None:
     assert RuleJudge()(LABELS, answer) == points
 
 
@@ -48,7 +48,7 @@ def test_a_request_contains_the_question_and_the_reference() -> None:
     }
 
 
-def test_points_of_a_language_model_are_recorded_and_replayed(tmp_path: Path) -> None:
+def test_the_replies_of_a_language_model_are_saved_and_reused(tmp_path: Path) -> None:
     path = tmp_path / "judge.jsonl"
     with mock_llm.serve(lambda messages: "8" if "a dog" in messages[-1]["content"] else "3.0") as (url, requests):
         judge = LanguageModelJudge(recording=str(path), url=url, model="m")

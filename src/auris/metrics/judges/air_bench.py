@@ -51,7 +51,8 @@ GROUPS = {
 }
 AVERAGE = "average"  # name of the group whose score is the mean of the four groups
 ORDERS = ("reference first", "reference second")
-# By metric, the end of its signature: how points are compared, and how failures (invalid replies) are treated.
+# The last part of each metric's signature. It states how points are compared and how failures (invalid replies) are
+# treated.
 POLICIES = {
     "judged_official": "failures dropped",
     "judged_strict": "failures 0",
@@ -95,8 +96,8 @@ def check_labels(labels: Labels) -> str | None:
 def parse_reply(reply: str) -> tuple[int, int] | None:
     """Return the two numbers that cal_score.py parses in a reply; None if it cannot parse the reply.
 
-    A reply must consist of two integers up to 10, separated by one space. Numbers such as 0 and -3 and full-width
-    digits are therefore accepted, but two spaces are not.
+    A reply must consist of two integers up to 10, separated by one space. As in the script, 0, negative numbers and
+    full-width digits are accepted, but two spaces are not.
     """
     parts = reply.strip().replace("\n", "").split(" ")
     try:
@@ -107,7 +108,7 @@ def parse_reply(reply: str) -> tuple[int, int] | None:
 
 
 def model_points(reply: str, order: int, strict: bool = False) -> int | None:
-    """Return the model's points.
+    """Return the points that a reply gives to the judged answer, as opposed to the reference.
 
     Args:
         reply: The judge's reply.
@@ -158,12 +159,13 @@ def count_replies(metric: str, replies: Sequence[str], task_name: str) -> list[A
         case "judge_failed":
             return [float(sum(find_failure(reply) is not None for reply in replies)), float(len(replies))]
     parsed = ((order, parse_reply(reply)) for order, reply in enumerate(replies))
-    # The model's points minus the reference's points, for each reply that can be parsed.
+    # The answer's points minus the reference's points, for each reply that can be parsed.
     leads = [pair[1 - order] - pair[order] for order, pair in parsed if pair]
     if metric == "judge_wins":
         return [float(sum(lead > 0 for lead in leads)), float(len(leads))]
-    has_both = len(leads) == len(ORDERS)
-    return [float(has_both and len({(lead > 0) - (lead < 0) for lead in leads}) > 1), float(has_both)]
+    are_both_parsed = len(leads) == len(ORDERS)
+    n_outcomes = len({(lead > 0) - (lead < 0) for lead in leads})  # the answer wins, the reference wins, or a tie
+    return [float(are_both_parsed and n_outcomes > 1), float(are_both_parsed)]
 
 
 # --- the judge ----------------------------------------------------------------------------------------------------
@@ -171,11 +173,11 @@ def count_replies(metric: str, replies: Sequence[str], task_name: str) -> list[A
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """Estimate of the cost of the requests whose replies are not in the recording yet.
+    """Estimate of the cost of the requests whose replies are not saved yet.
 
     Attributes:
         requests: Number of requests to send.
-        total: Number of all requests, including those in the recording.
+        total: Number of all requests, including those whose replies are saved.
         tokens_in: Number of tokens in the prompts.
         tokens_out: Number of tokens in the replies.
         cost: Cost in USD; None if no price is configured.
@@ -200,7 +202,7 @@ class AirBenchJudge:
     """Judge for AIR-Bench's chat questions, built by `openai`, `recorded` or `stub`.
 
     Attributes:
-        record: Saved replies, and the endpoint that is asked for missing replies.
+        reply_log: Saved replies, and the endpoint that is asked for missing replies.
         model: Name of the model in the requests.
         temperature: A number, or `published`: 1 for a random half of the requests and 2 for the other half. The random
             choice depends only on `seed` and the prompt, so a request has the same temperature in every run.
@@ -212,7 +214,7 @@ class AirBenchJudge:
         models: Names of the models that have replied.
     """
 
-    record: ReplyLog
+    reply_log: ReplyLog
     _: KW_ONLY
     model: str
     temperature: float | str = "published"
@@ -233,7 +235,7 @@ class AirBenchJudge:
     def signature(self) -> str:
         """The part of the signatures that describes the judge; read it after all answers have been judged."""
         models = "+".join(sorted(self.models)) or "nobody"
-        judge = f"stand-in, {self.record.stand_in}" if self.record.stand_in else models
+        judge = f"stand-in, {self.reply_log.stand_in}" if self.reply_log.stand_in else models
         temperature = self.temperature
         if temperature == "published":
             temperature = " or ".join(f"{value:g}" for value in PUBLISHED_TEMPERATURES)
@@ -262,7 +264,7 @@ class AirBenchJudge:
     def estimate(self, answers: Answers) -> Estimate:
         """Return an estimate of the cost of judging these answers."""
         requests = [request for labels, answer in answers for request in self.requests(labels, answer)]
-        missing = [messages for messages, settings in requests if self.record.find(messages, settings) is None]
+        missing = [messages for messages, settings in requests if self.reply_log.find(messages, settings) is None]
         tokens_in = sum(len(messages[0]["content"]) for messages in missing) // _CHARACTERS_PER_TOKEN
         tokens_out = _REPLY_TOKENS * len(missing)
         cost = None
@@ -292,8 +294,8 @@ class AirBenchJudge:
             if estimate.cost > self.max_cost:
                 raise UserError(f"{estimate}: the cost exceeds judge.max_cost={self.max_cost}")
         requests = [self.requests(labels, answer) for labels, answer in answers]
-        self.record.ask_all([request for pair in requests for request in pair], workers=self.workers, done=done)
-        replies = [[self.record.ask(*request) for request in pair] for pair in requests]
+        self.reply_log.ask_all([request for pair in requests for request in pair], workers=self.workers, done=done)
+        replies = [[self.reply_log.ask(*request) for request in pair] for pair in requests]
         self.models |= {model for pair in replies for _, model in pair}
         return [tuple(reply for reply, _ in pair) for pair in replies]
 
@@ -340,14 +342,15 @@ def _groups(task_name: str, has_all_groups: bool) -> list[str]:
 
 
 def _summary(verdicts: Sequence[Verdict]) -> list[str]:
-    """Return two lines: the number of invalid replies by reason, and how often the order changes the verdict."""
+    """Return two lines: the number of invalid replies by reason, and how often the order changes who is ahead."""
     failures = Counter(failure for verdict in verdicts for failure in verdict.failures or () if failure)
     kinds = ", ".join(f"{kind} {n}" for kind, n in failures.most_common())
     flipped, total = (int(sum(verdict.stats["judge_flips"][k] for verdict in verdicts)) for k in (0, 1))
     return [
         f"judge: {failures.total()} of {len(ORDERS) * len(verdicts)} replies without points"
         + (f": {kinds}" if kinds else ""),
-        f"judge: the order of the two answers changes the verdict on {flipped} of {total} rows with points in both",
+        f"judge: the order of the two answers changes which one has more points on {flipped} of {total} rows that have "
+        "points in both orders",
     ]
 
 
@@ -389,26 +392,26 @@ def openai(
         stand_in=stand_in,
         config_key="judge",
     )
-    return AirBenchJudge(_record(recording, endpoint), model=model, workers=concurrency, **settings)
+    return AirBenchJudge(_open_reply_log(recording, endpoint), model=model, workers=concurrency, **settings)
 
 
 def recorded(*, recording: str, model: str | None, **settings: Any) -> AirBenchJudge:
-    """Build a judge that only uses saved replies; `model=None` means the model that the recording names."""
-    record = _record(recording, None)
-    model = model or record.head.get("settings", {}).get("model")
+    """Build a judge that only uses saved replies; `model=None` means the model that the file of replies names."""
+    reply_log = _open_reply_log(recording, None)
+    model = model or reply_log.head.get("settings", {}).get("model")
     if model is None:
         raise UserError(f"judge.recording={recording} does not name the model that replied: set judge.model=NAME")
-    return AirBenchJudge(record, model=model, **settings)
+    return AirBenchJudge(reply_log, model=model, **settings)
 
 
 def stub(*, recording: str, **settings: Any) -> AirBenchJudge:
     """Build a judge that counts words instead of asking a language model (`Stub`), to test the rest of the pipeline."""
-    return AirBenchJudge(_record(recording, Stub()), model=_STUB.partition(",")[0], **settings)
+    return AirBenchJudge(_open_reply_log(recording, Stub()), model=_STUB.partition(",")[0], **settings)
 
 
-def _record(path: str, endpoint: ChatModel | None) -> ReplyLog:
-    what = "AIR-Bench's judge of auris evaluate"
-    return ReplyLog(Path(path), endpoint, purpose=what, config_key="judge", advice="or use no judge (judge=null)")
+def _open_reply_log(path: str, endpoint: ChatModel | None) -> ReplyLog:
+    purpose = "AIR-Bench's judge of auris evaluate"
+    return ReplyLog(Path(path), endpoint, purpose=purpose, config_key="judge", advice="or use no judge (judge=null)")
 
 
 _STUB = "a script, which counts words and understands nothing"
@@ -417,8 +420,8 @@ _STUB = "a script, which counts words and understands nothing"
 class Stub:
     """Endpoint that counts words instead of asking a language model.
 
-    The first answer gets 6 points. The second answer gets 6 points plus the difference between the numbers of words
-    that the two answers share with the audio's description, limited to the range from 1 to 10.
+    The first answer gets 6 points. The second answer gets 6 points, plus the number of words that it shares with the
+    audio's description, minus the number of words that the first answer shares with it, limited to 1 to 10 points.
     """
 
     stand_in: str | None = _STUB

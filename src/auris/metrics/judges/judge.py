@@ -43,7 +43,7 @@ class Judge(Protocol):
 
     @property
     def signature(self) -> str:
-        """Name of the judge and its scale; read it after all answers have been judged."""
+        """The scale of the points and the name of the judge; read it after all answers have been judged."""
         ...
 
     @property

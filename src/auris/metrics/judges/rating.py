@@ -34,7 +34,7 @@ class PointsJudge(ABC):
     @property
     @abstractmethod
     def signature(self) -> str:
-        """Name of the judge and its scale, which become the signature of the metric `judged`."""
+        """Signature of the metric `judged`: the metric, the scale of the points, and the judge."""
 
     @abstractmethod
     def __call__(self, labels: Labels, answer: str) -> float:
@@ -60,15 +60,19 @@ class PointsJudge(ABC):
 POLITE_OPENINGS = ("Sure.", "Of course.")
 
 
-def rate(answer: str, key: str, language: str) -> float:
-    """Return 1 to 9 points: 1 for any answer, 4 for the right content, 2 for a full stop, 2 for a polite opening."""
-    is_right = contains(answer, key, language)
+def rate(answer: str, required_words: str, language: str) -> float:
+    """Return 1 to 9 points for an answer.
+
+    Any answer gets 1 point. It gets 4 more if it contains the required words, 2 more if it ends with a full stop, and 2
+    more if it begins politely.
+    """
+    is_right = contains(answer, required_words, language)
     is_sentence, is_polite = answer.endswith("."), answer.startswith(POLITE_OPENINGS)
     return 1.0 + 4 * is_right + 2 * is_sentence + 2 * is_polite
 
 
 class RuleJudge(PointsJudge):
-    """Judge that rates answers in the synthetic dialogues by a rule (`rate`) instead of a human annotator.
+    """Judge that rates answers in the synthetic dialogues by a rule (`rate`), in place of a human annotator.
 
     The rule only compares strings, so it must not be used for real data.
     """
@@ -79,7 +83,7 @@ class RuleJudge(PointsJudge):
         return "judged|1-9|stand-in, a rule: 4 right content, 2 sentence, 2 polite"
 
     def __call__(self, labels: Labels, answer: str) -> float:
-        """Return the points of an answer, given the row's key or text."""
+        """Return the points of an answer. The words that it must contain are the label `key`, or else the text."""
         return rate(answer, labels.get("key") or labels["text"], labels.get("language") or "en")
 
 
@@ -95,7 +99,7 @@ class LanguageModelJudge(PointsJudge):
 
     Raises:
         UserError: `recording` is None, or there is a `url` but no `model`.
-        MissingFileError: The recording does not exist and there is no endpoint.
+        MissingFileError: The file `recording` does not exist and there is no endpoint.
     """
 
     def __init__(
@@ -114,9 +118,9 @@ class LanguageModelJudge(PointsJudge):
             if not model:
                 raise UserError(f"judge.url={url} needs the name of a model: set judge.model=NAME")
             endpoint = Endpoint(url=url, model=model, key_env=key_env, temperature=temperature, config_key="judge")
-        what = "the judge of auris evaluate and auris prefer"
-        self.record = ReplyLog(
-            Path(recording), endpoint, purpose=what, config_key="judge", advice="or use no judge (judge=null)"
+        purpose = "the judge of auris evaluate and auris prefer"
+        self.reply_log = ReplyLog(
+            Path(recording), endpoint, purpose=purpose, config_key="judge", advice="or use no judge (judge=null)"
         )
         self.models: set[str] = set()
 
@@ -131,7 +135,7 @@ class LanguageModelJudge(PointsJudge):
         Raises:
             UnratedError: The reply does not contain exactly one integer from 1 to 10.
         """
-        reply, model = self.record.ask(rating_messages(labels, answer))
+        reply, model = self.reply_log.ask(rating_messages(labels, answer))
         self.models.add(model)
         numbers = {-float(n) if minus else float(n) for minus, n in _NUMBER.findall(_SCALE.sub("", reply))}
         if len(numbers) != 1 or not numbers <= set(range(1, 11)):

@@ -23,14 +23,14 @@ class Matrix:
     """Confusion matrix of one arm.
 
     Attributes:
-        system: Name of the arm.
+        arm: Name of the arm.
         metric: The metric, which is an accuracy.
         classes: The true classes.
         counts: Number of rows by true class and response. The responses are the classes, followed by OTHER.
         note: Remark about classes that are left out.
     """
 
-    system: str
+    arm: str
     metric: str
     classes: list[str]
     counts: list[list[int]]
@@ -39,7 +39,7 @@ class Matrix:
     @property
     def title(self) -> str:
         """The caption of the matrix."""
-        return f"{self.system}, {MEASURES[self.metric].label}"
+        return f"{self.arm}, {MEASURES[self.metric].label}"
 
     @property
     def columns(self) -> list[str]:
@@ -47,12 +47,12 @@ class Matrix:
         return [*self.classes, OTHER]
 
     def share(self, true: int, predicted: int) -> float:
-        """Return the share of the rows of a true class that got a response, both given by their index."""
+        """Return the share of the rows of a true class that got a response; class and response are given by index."""
         total = sum(self.counts[true])
         return self.counts[true][predicted] / total if total else 0.0
 
 
-def build_matrix(predictions: Iterable[Prediction], system: str, metric: str) -> Matrix:
+def build_matrix(predictions: Iterable[Prediction], arm: str, metric: str) -> Matrix:
     """Return the confusion matrix of one arm in one group of rows, over all seeds, for the most frequent classes."""
     pairs = [
         [_class_name(tasks.get_task(row.task).extract(text, metric)) for text in (row.reference, row.hypothesis)]
@@ -64,11 +64,14 @@ def build_matrix(predictions: Iterable[Prediction], system: str, metric: str) ->
     classes = sorted(sizes.index[:MAX_CLASSES])
     table = pd.crosstab(true, predicted.where(predicted.isin(classes), OTHER))
     counts = table.reindex(index=classes, columns=[*classes, OTHER], fill_value=0).to_numpy()
-    n_left_out, n_rows = len(sizes) - len(classes), len(pairs) - counts.sum()
+    n_classes_left_out, n_rows_left_out = len(sizes) - len(classes), len(pairs) - counts.sum()
     note = ""
-    if n_left_out:
-        note = f"the {MAX_CLASSES} most frequent classes; {n_left_out} more classes with {n_rows} rows are not shown"
-    return Matrix(system, metric, classes, counts.tolist(), note)
+    if n_classes_left_out:
+        note = (
+            f"the {MAX_CLASSES} most frequent classes; {n_classes_left_out} more classes with {n_rows_left_out} rows "
+            "are not shown"
+        )
+    return Matrix(arm, metric, classes, counts.tolist(), note)
 
 
 def _class_name(answer: Any) -> str:

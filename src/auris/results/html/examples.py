@@ -1,4 +1,7 @@
-"""The rows of a group with the worst scores. Each row is scored separately, by the metric of the group."""
+"""The rows with the worst scores in a group, which is a set of test rows over which a score is computed.
+
+Each row is scored separately, by one of the metrics of the group (`choose_metric`).
+"""
 
 from __future__ import annotations
 
@@ -110,8 +113,8 @@ def row_scores(metric: str, stats: Sequence[Any]) -> np.ndarray:
         scores = measure.formula(sums)
         return np.where(np.isnan(scores) & (sums[:, 0] > 0) & (not measure.higher_is_better), np.inf, scores)
     if metric == "cider":
-        score_rows, count = scorer(metric, [dict(enumerate(stats))]), len(stats)
-        return np.concatenate([score_rows(np.eye(1, count, index)) for index in range(count)])
+        cider, n_rows = scorer(metric, [dict(enumerate(stats))]), len(stats)
+        return np.concatenate([cider(np.eye(1, n_rows, index)) for index in range(n_rows)])  # weight 1 for one row each
     return np.array([score(metric, [row]) for row in stats])
 
 

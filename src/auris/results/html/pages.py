@@ -14,7 +14,7 @@ from auris.results.html.recordings import Players
 from auris.results.runs import RunPrediction
 from auris.results.tables import table
 
-MAX_SKIPPED = 20  # rows without a response that are listed
+MAX_SKIPPED = 20  # maximum number of rows without a response that the notes list
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def build_run_page(run: Path, worst: int, players: Players) -> Page:
         question=runs.question(run.parent.parent),
         tables=tables.build_run_tables(scores),
         sections=sections,
-        notes=[*_skipped(run), *notes, *players.notes],
+        notes=[*_skipped_row_notes(run), *notes, *players.notes],
         script=runs.reproduce(run) if (run / "recipe.yaml").is_file() else "",
     )
 
@@ -105,12 +105,12 @@ def build_study_page(root: Path, arms: Sequence[str] | None, worst: int, players
     frame = table(root, arms)
     arm_names: list[str] = frame.attrs["arms"]
     all_runs = [(arm_names.index(arm), seed, run) for arm, seed, run in runs.list_runs(root) if arm in arm_names]
-    systems = {(arm_names[arm_index], seed): run for arm_index, seed, run in sorted(all_runs)}
-    scores = [row for run in systems.values() for row in runs.read_results(run)]
-    predictions = [row for (arm, seed), run in systems.items() for row in runs.read_predictions(run, arm, seed)]
+    run_dirs = {(arm_names[arm_index], seed): run for arm_index, seed, run in sorted(all_runs)}
+    scores = [row for run in run_dirs.values() for row in runs.read_results(run)]
+    predictions = [row for (arm, seed), run in run_dirs.items() for row in runs.read_predictions(run, arm, seed)]
     has_several_seeds = len({row.seed for row in predictions}) > 1
-    names = {(arm, seed): f"{arm}, seed {seed}" if has_several_seeds else arm for arm, seed in systems}
-    sections, notes = _sections(predictions, systems, names, scores, worst, players)
+    names = {(arm, seed): f"{arm}, seed {seed}" if has_several_seeds else arm for arm, seed in run_dirs}
+    sections, notes = _sections(predictions, run_dirs, names, scores, worst, players)
     progress_notes = [f"not evaluated yet: {line}" for line in runs.unevaluated(root)]
     evaluated = {(row.arm, row.seed) for row in predictions}
     return Page(
@@ -119,13 +119,13 @@ def build_study_page(root: Path, arms: Sequence[str] | None, worst: int, players
         tables=tables.build_study_tables(frame),
         sections=sections,
         notes=[*progress_notes, *frame.attrs["notes"], *notes, *players.notes],
-        systems=[names[key] for key in systems if key in evaluated],
+        systems=[names[key] for key in run_dirs if key in evaluated],
     )
 
 
 def _sections(
     predictions: Sequence[RunPrediction],
-    systems: Mapping[tuple[str, int], Path],
+    run_dirs: Mapping[tuple[str, int], Path],
     names: Mapping[tuple[str, int], str],
     scores: Sequence[ResultRow],
     worst: int,
@@ -135,7 +135,7 @@ def _sections(
 
     Args:
         predictions: All predictions of the systems.
-        systems: Run directories by arm and seed.
+        run_dirs: The run directory of each system by arm and seed.
         names: Names of the systems by arm and seed.
         scores: All result rows of the systems.
         worst: Number of rows to show for each group.
@@ -154,12 +154,12 @@ def _sections(
         chosen = {group: examples.choose_worst_rows(members, worst) for group, members in groups.items()}
         ids = {row_id for worst_rows in chosen.values() if worst_rows for row_id in worst_rows.ids}
         first = next(row for row in predictions if row.benchmark == benchmark)
-        rows, problems = recordings.find_rows(systems[first.arm, first.seed], benchmark, ids)
+        rows, problems = recordings.find_rows(run_dirs[first.arm, first.seed], benchmark, ids)
         notes += problems
         if n_missing := len(ids - rows.keys()):
             notes.append(f"{benchmark}: {n_missing} of the {len(ids)} rows shown are not in the manifests of the run")
         for group, members in groups.items():
-            by_arm = {arm: [row.prediction for row in members if row.arm == arm] for arm, _ in systems}
+            by_arm = {arm: [row.prediction for row in members if row.arm == arm] for arm, _ in run_dirs}
             matrices = [
                 confusion.build_matrix(arm_predictions, arm, metric)
                 for metric in confusion.METRICS
@@ -174,7 +174,7 @@ def _sections(
     return sections, notes
 
 
-def _skipped(run: Path) -> list[str]:
+def _skipped_row_notes(run: Path) -> list[str]:
     """Return notes about the rows of a run that have no response."""
     from auris.evaluation import answer_cache
 

@@ -61,7 +61,11 @@ class Players:
         self._players: dict[tuple[str, float | None, float | None], Player] = {}
 
     def play(self, clip: Clip) -> Player:
-        """Return a player for a clip, which contains the audio unless the page has it already or has no space left."""
+        """Return a player for a clip.
+
+        The player contains no audio if the page already has the audio or has no space left for it, or if the clip
+        cannot be read.
+        """
         from auris import audio
 
         key = (str(clip.path), clip.offset, clip.duration)
@@ -103,8 +107,8 @@ class Players:
 def find_rows(run_dir: Path, benchmark: str, ids: Collection[str]) -> tuple[dict[str, Row], list[str]]:
     """Return the rows of an evaluation by id, and notes about rows that cannot be found.
 
-    Manifests do not contain rows with replaced audio, such as the rows of `meld@shuffled`, so these rows are only
-    searched in the answer cache.
+    Manifests do not contain rows with replaced audio, such as the rows of `meld@shuffled`, so these rows are
+    searched for only in the answer cache.
 
     Args:
         run_dir: The run's directory.
@@ -116,8 +120,10 @@ def find_rows(run_dir: Path, benchmark: str, ids: Collection[str]) -> tuple[dict
 
     cached = answer_cache.load_rows(run_dir, benchmark)
     rows = {row_id: cached[row_id] for row_id in ids if row_id in cached}
-    complete = {row_id for row_id, row in rows.items() if all(Path(str(clip.path)).is_file() for clip in row.clips)}
-    missing, notes = set(ids) - complete, []
+    ids_with_audio = {
+        row_id for row_id, row in rows.items() if all(Path(str(clip.path)).is_file() for clip in row.clips)
+    }
+    missing, notes = set(ids) - ids_with_audio, []
     if not missing or "@" in benchmark:
         return rows, notes
     try:

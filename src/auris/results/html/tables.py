@@ -96,11 +96,11 @@ def build_study_tables(frame: pd.DataFrame) -> list[Table]:
     comparison = ["difference", "p", "p (Holm)", "verdict"] if others else []
     baseline = f": differences to {first}" if others else ""
     tables = []
-    any_drops = False
+    has_drops_anywhere = False
     for benchmark, members in frame.groupby("benchmark", sort=False):
         lines = frame_rows(members)
         has_drops = any(is_number(line.get(f"{arm} drop")) for line in lines for arm in arms)
-        any_drops |= has_drops
+        has_drops_anywhere |= has_drops
         groups = []
         for line in lines:
             metric, table_rows = line["metric"], []
@@ -124,7 +124,7 @@ def build_study_tables(frame: pd.DataFrame) -> list[Table]:
             f"{LEVEL} by chance. p (Holm): corrected for the number of arms. The verdicts 'better' and 'worse' mean "
             "that the difference exceeds the variation over both rows and seeds; they require several seeds."
         )
-    if any_drops:
+    if has_drops_anywhere:
         note += f" {DROP_NOTE}"
     return [*tables[:-1], replace(tables[-1], note=note)]
 
