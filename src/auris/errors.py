@@ -46,6 +46,11 @@ def did_you_mean(name: str, valid: Iterable[str]) -> str:
     return f"did you mean {matches[0]}? " if matches else ""
 
 
+def count(number: int, noun: str) -> str:
+    """Return a number with its noun in the right form, such as "1 row" or "2,048 rows"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 @contextmanager
 def explain_write_errors(key: str, path: str | None) -> Generator[None]:
     """Turn an OSError that the user can fix (a full disk, no permission) into a UserError that names `key=path`.

@@ -522,7 +522,7 @@ def test_unusable_rows_are_counted_by_reason(corpus: Path, tmp_path: Path) -> No
         unusable[1].pop("duration")
         (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, *unusable]))
     facts = instruct(tmp_path, tmp_path / "out", **WITHOUT_SPEECH)
-    assert facts["unused"]["train"] == {"label `text` is empty": 1, "task asr, number of clips: 2": 1}
+    assert facts["unused"]["train"] == {"label `text` is empty": 1, "task asr, 2 clips": 1}
 
 
 def test_the_error_for_a_missing_corpus_gives_the_command_that_builds_it(tmp_path: Path) -> None:

@@ -154,11 +154,11 @@ def test_an_alpaca_question_follows_its_history_and_input(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"audios": []}, "audio marks (<audio>) in the user's messages: 1, number of audio files of the row: 0"),
-        ({"audios": None}, "audio marks (<audio>) in the user's messages: 1, number of audio files of the row: 0"),
+        ({"audios": []}, "the user's messages have 1 audio mark (<audio>), but the row has 0 audio files"),
+        ({"audios": None}, "the user's messages have 1 audio mark (<audio>), but the row has 0 audio files"),
         (
             {"audios": ["a.wav", "b.wav"]},
-            "audio marks (<audio>) in the user's messages: 1, number of audio files of the row: 2",
+            "the user's messages have 1 audio mark (<audio>), but the row has 2 audio files",
         ),
         ({"audios": {"path": "a.wav"}}, "`audios` is {'path': 'a.wav'}, expected a list of paths"),
         ({"audios": [3]}, "the audio of a message is 3, expected a path"),
@@ -238,7 +238,7 @@ def test_an_audio_mark_without_an_audio_file_is_an_error_in_every_format(tmp_pat
     }
     for data_format, fields in without_audio.items():
         assert (
-            "audio marks (<audio>) in the user's messages: 1, number of audio files of the row: 0"
+            "the user's messages have 1 audio mark (<audio>), but the row has 0 audio files"
             in read(tmp_path, fields).problem
         ), data_format
     for fields in (
@@ -247,14 +247,14 @@ def test_an_audio_mark_without_an_audio_file_is_an_error_in_every_format(tmp_pat
         {"prompt": with_audio, **pair},
     ):
         assert (
-            "audio marks (<audio>) in the user's messages: 2, number of audio files of the row: 1"
+            "the user's messages have 2 audio marks (<audio>), but the row has 1 audio file"
             in read(tmp_path, fields).problem
         )
 
 
 def test_an_audio_file_without_a_mark_in_the_messages_is_an_error(tmp_path):
     row = read(tmp_path, {**CHATS["auris"], "audios": ["b.wav"]})
-    assert "audio marks (<audio>) in the user's messages: 1, number of audio files of the row: 2" in row.problem
+    assert "the user's messages have 1 audio mark (<audio>), but the row has 2 audio files" in row.problem
 
 
 def test_rows_in_the_format_of_auris_are_unchanged():

@@ -350,7 +350,7 @@ def test_a_row_without_text_for_each_clip_is_an_error_in_the_text_view(tmp_path)
     samples = samples_of(TextSamples)
     sound = read_row(tmp_path, audio="a.wav", task="sec", text="rain")
     pair = read_row(tmp_path, audio=["a.wav", "b.wav"])
-    for row, message in ((sound, "no `content`"), (pair, "expected one text per clip; number of clips: 2")):
+    for row, message in ((sound, "no `content`"), (pair, "expected one text for each of 2 clips")):
         for attempt in (planned_length, lambda samples, row: samples.build(row, 0, 0)):
             with pytest.raises(RowError, match=message):
                 attempt(samples, row)
@@ -675,7 +675,7 @@ def test_in_the_text_view_each_clip_is_replaced_by_its_own_text(tmp_path):
     spoken = replace(two, labels=labels)
     assert len(samples.build(spoken, 0, None).ids) > len(samples.build(two, 0, None).ids)
     for content in ("the cat", ["the cat"], ["the cat", ""], ["the cat", 7]):
-        with pytest.raises(RowError, match="expected one text per clip; number of clips: 2"):
+        with pytest.raises(RowError, match="expected one text for each of 2 clips"):
             planned_length(samples, replace(two, labels={**two.labels, "content": content}))
     with pytest.raises(RowError, match="no `content`"):
         planned_length(samples, replace(two, labels={**labels, "speakers": ["ann"]}))

@@ -179,7 +179,7 @@ def test_the_check_finds_every_damaged_or_missing_file(manifest, tmp_path):
     (out / "shard-00000.parquet").unlink()
     messages = command.check(out, console)
     assert len(messages) == 2 and "no such file" in messages[0] and f"{path}: its checksum is" in messages[1]
-    assert "intact files: 5, damaged files: 2" in console.export_text()
+    assert "5 intact files, 2 damaged files" in console.export_text()
 
 
 @pytest.mark.parametrize(

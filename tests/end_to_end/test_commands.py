@@ -164,7 +164,7 @@ def test_a_killed_study_resumes_to_the_same_results(full_study: Path, corpus: Pa
     assert study.wait() == -signal.SIGKILL and not (progress.parent / "results.jsonl").exists()
     completed = call(tmp_path, "train", "ablations=smoke", "jobs=2")
     assert completed.returncode == 0, completed.stdout[-2000:]
-    assert "number of runs: 4 (2 already done)" in completed.stdout
+    assert "4 runs (2 already done)" in completed.stdout
     assert results_by_arm(tmp_path) == results_by_arm(full_study)
 
 

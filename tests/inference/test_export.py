@@ -265,7 +265,7 @@ def test_the_model_card_lists_the_config_the_data_and_the_results(tmp_path: Path
     (run / "results.jsonl").write_text(json.dumps({**result, "provenance": "tts"}) + "\n")
     export(run, tmp_path / "out")
     card = (tmp_path / "out/README.md").read_text()
-    assert "rows: 4; audio: 0.0 h (2 synthetic speech, 1 real recordings, 1 of unknown origin); licences: CC0" in card
+    assert "4 rows, 0.0 h of audio (2 synthetic speech, 1 real recordings, 1 of unknown origin); licences: CC0" in card
     assert "gone.jsonl`: not available" in card
     assert "| rows | asr en | WER | 12.5 | [10.0, 20.0] | 40 | synthetic speech |" in card
     assert "arm `mine`" in card and "initial weights of llm: `runs/some/where`" in card

@@ -129,7 +129,7 @@ def test_rows_that_cannot_be_traced_are_refused(subject: inspection.Subject):
     row = subject.rows[0]
     with pytest.raises(ValueError, match="2 windows of audio, expected one clip of at most 30 s"):
         inspection.trace_row(subject.model, replace(row, clips=row.clips * 2))
-    with pytest.raises(ValueError, match="no such row 'r9' with one clip among 6"):
+    with pytest.raises(ValueError, match="no row with one clip and the id 'r9' among 6 rows"):
         inspection.choose_row(subject, "r9")
     assert inspection.choose_row(subject).id == "r1"  # the first row with word times
     assert inspection.choose_row(subject, "r2").id == "r2"

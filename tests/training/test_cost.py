@@ -262,7 +262,7 @@ def test_a_dry_run_prints_the_first_batch_and_its_cost(tmp_path: Path):
     dry_run.print_batch(console, [batch], samples.tokenizer)
     text = console.file.getvalue()
     n_tokens, n_scored = len(batch["ids"]), int((batch["labels"] != IGNORE).sum())
-    assert f"packs: 1; rows: 2; tokens: {n_tokens:,} (with logits: {n_scored}); audio tokens: 75 (3.0 s)" in text
+    assert f"1 pack with 2 rows, {n_tokens:,} tokens ({n_scored} with logits), 75 audio tokens (3.0 s)" in text
     assert "skipped bad: " in text and "this run" in text and "pre-training" not in text
     workload = Workload.of_pack(batch)
     assert (workload.tokens, workload.frames, workload.scored) == (n_tokens, 150, n_scored)

@@ -68,7 +68,7 @@ def test_a_run_reports_its_environment_and_its_expected_cost(corpus: Path, tmp_p
         "GiB",
     ):
         assert part in start_message, part
-    assert "tokens/s: remaining steps: 4, which take" in speed_message
+    assert "tokens/s: 4 steps left, about" in speed_message
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_the_remaining_time_is_estimated_from_the_speed_of_the_first_steps(annou
         speed = {"tokens/s": torch.tensor(500.0)}
         trainer = SimpleNamespace(is_global_zero=True, global_step=step, callback_metrics=speed)
         callback.on_train_batch_end(trainer, module)
-    assert announcements == ["500 tokens/s: remaining steps: 880, which take about 59 min"]
+    assert announcements == ["500 tokens/s: 880 steps left, about 59 min"]
 
 
 def test_measuring_matmul_speed_does_not_advance_the_random_generator():

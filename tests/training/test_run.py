@@ -297,7 +297,7 @@ def test_a_dry_run_describes_the_run_and_writes_nothing(compose_run, capsys: pyt
     run_config = compose_run("experiment=qwen_audio_pretrain", "dry_run=true")
     train.train(run_config)
     output = capsys.readouterr().out
-    assert "this run" in output and "first batch:" in output and "of rows 6" in output
+    assert "this run" in output and "first batch:" in output and "6 rows" in output
     assert "audio tokens]" in output and ("<|startoftranscript|>" in output or "<|startofanalysis|>" in output)
     assert not Path(run_config["run_dir"]).exists()
 
@@ -316,7 +316,7 @@ def test_a_dry_run_plans_an_epoch_for_the_requested_ranks(compose_run, corpus, c
     rows = [json.loads(line) for line in (corpus / "train.jsonl").read_text().splitlines()]
     for part in (
         "planned for processes=16, per_machine=8, machines=2, replicas=2",
-        f"an epoch: rows: {len(rows)} (0 unusable); steps: {-(-len(rows) // 16)}",
+        f"an epoch: {len(rows)} rows (0 unusable) in {-(-len(rows) // 16)} steps",
         "ranks: 16; 1.00 packs per rank and step",
         "on 16 H100 at 400 TFLOP/s each",
         "llm: rows of new tokens",

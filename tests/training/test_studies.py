@@ -203,7 +203,7 @@ def test_finished_runs_start_again_only_with_another_config_or_evaluation(tmp_pa
         return len(start.started)
 
     assert count_starts(make_jobs()) == 3  # one training and two evaluations
-    assert count_starts(make_jobs()) == 0 and "number of runs: 1 (1 already done)" in capsys.readouterr().out
+    assert count_starts(make_jobs()) == 0 and "1 run (1 already done)" in capsys.readouterr().out
     # A run that is planned only as a dependency, for example in another job of a job array, has no evaluations.
     assert count_starts(make_jobs(benchmarks=())) == 0
     assert count_starts(make_jobs(benchmarks=("a", "c"))) == 3

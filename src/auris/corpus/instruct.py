@@ -28,7 +28,7 @@ from auris.corpus.output import check_count, check_processes, hash_bytes, reuse_
 from auris.corpus.recording import Fields
 from auris.data.manifests import read_manifests
 from auris.data.rows import Row
-from auris.errors import MissingFileError, UserError
+from auris.errors import MissingFileError, UserError, count
 from auris.files import create_directory, write_json, write_jsonl
 
 VERSION = 2  # raise it whenever the same seed gives different rows
@@ -180,10 +180,10 @@ def _write_questions(
 
 def _check_counts(counts: Mapping[str, Mapping[str, int]]) -> None:
     for key, by_split in counts.items():
-        for split, count in by_split.items():
+        for split, n_rows in by_split.items():
             if split not in SPLITS:
                 raise UserError(f"{key} has the split {split!r}, expected {', '.join(SPLITS)}")
-            check_count(f"{key}.{split}", count)
+            check_count(f"{key}.{split}", n_rows)
 
 
 def _check_weights(key: str, weights: Weights, valid: Iterable[str]) -> None:
@@ -199,7 +199,7 @@ def _check_weights(key: str, weights: Weights, valid: Iterable[str]) -> None:
 def _count_unusable(rows: Iterable[Row]) -> Counter[str]:
     """Count the rows about which no dialogue can be made, by reason."""
     unusable = (row for row in rows if not is_usable(row))
-    return Counter(row.problem or f"task {row.labels['task']}, number of clips: {len(row.clips)}" for row in unusable)
+    return Counter(row.problem or f"task {row.labels['task']}, {count(len(row.clips), 'clip')}" for row in unusable)
 
 
 def tabulate_rows(metadata: Fields) -> Table:
@@ -227,8 +227,8 @@ def run(config: Mapping[str, Any]) -> None:
     arguments = dict(config)
     metadata = instruct(Path(arguments.pop("corpus")), Path(arguments.pop("out")), **arguments)
     rich.print(tabulate_rows(metadata))
-    for reason, count in metadata["refused"].items():
-        print(f"rejected questions: {count} ({reason})")
+    for reason, number in metadata["refused"].items():
+        print(f"rejected questions: {number} ({reason})")
     for split, reasons in metadata["unused"].items():
-        for reason, count in reasons.items():
-            print(f"unusable {split} rows: {count} ({reason})")
+        for reason, number in reasons.items():
+            print(f"unusable {split} rows: {number} ({reason})")

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from auris.errors import UserError
+from auris.errors import UserError, count
 from auris.text.answer_formats import Notes, Words
 from auris.text.prompts import NaturalPrompt, TagPrompt
 from auris.text.tasks import LANGUAGES
@@ -157,8 +157,8 @@ def _place_audio(messages: Sequence[Any], audios: Sequence[Any]) -> list[Any]:
     if n_marks != len(audios):
         n_named = sum(isinstance(part, Mapping) and ("audio" in part or "audio_url" in part) for part in parts)
         raise UserError(
-            f"number of audio marks ({MARK}) in the user's messages: {n_marks + n_named}, "
-            f"number of audio files of the row: {n_named + len(audios)}; expected equal numbers"
+            f"the user's messages have {count(n_marks + n_named, 'audio mark')} ({MARK}), "
+            f"but the row has {count(n_named + len(audios), 'audio file')}"
         )
     remaining_audios = iter(audios)
     for part in parts:

@@ -20,7 +20,7 @@ from auris.data.parallel_map import parallel_map
 from auris.data.parquet.reader import ShardError
 from auris.data.rows import Clip, Record, Row, TransientProblem, is_task_row
 from auris.data.samples import ClipTooLongError, Samples, prompt_digest
-from auris.errors import AudioError, RowError, UserError
+from auris.errors import AudioError, RowError, UserError, count
 from auris.files import digest
 from auris.text import tasks
 
@@ -57,8 +57,8 @@ def measure_lengths(manifests: Sequence[Manifest], samples: Samples, cache_dir: 
     lengths = _join(n_rows, zip(starts, parts, strict=True))
     if seconds := lengths.dropped_seconds.values():
         warnings.warn(
-            f"long_audio=first drops {sum(seconds):.1f} s of audio after the first 30 s (number of rows: "
-            f"{len(seconds)}, at most {max(seconds):.1f} s in one row); long_audio=window keeps them",
+            f"long_audio=first drops {sum(seconds):.1f} s of audio after the first 30 s, in "
+            f"{count(len(seconds), 'row')} and at most {max(seconds):.1f} s in one of them; long_audio=window keeps it",
             stacklevel=2,
         )
     return lengths

@@ -22,7 +22,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data._utils import signal_handling
 
-from auris.errors import RunStopped, UserError
+from auris.errors import RunStopped, UserError, count
 
 POLL_INTERVAL = 5.0  # seconds between checks that all workers are alive
 PREFETCH = 2  # items that a worker prepares in advance (torch's default)
@@ -110,8 +110,8 @@ class Loader:
                 n_losses += 1
                 if n_losses > self.max_restarts:
                     raise LoaderError(
-                        f"loader workers were lost at step {number} (times: {n_losses}, last reason: {error}); set "
-                        "data.num_workers=0 to see the error, data.worker_timeout=SECONDS to give slow storage more "
+                        f"loader workers were lost {count(n_losses, 'time')} at step {number} (last reason: {error}); "
+                        "set data.num_workers=0 to see the error, data.worker_timeout=SECONDS to give slow storage more "
                         "time, or data.worker_restarts=N to allow more attempts",
                         number,
                     ) from error

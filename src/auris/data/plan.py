@@ -21,7 +21,7 @@ import numpy as np
 
 from auris.data.manifests import Manifest, row_keys
 from auris.data.rows import row_seed
-from auris.errors import UserError
+from auris.errors import UserError, count
 
 # Number of rows of the stream among which the rows of the next pack are chosen. With 256 rows, packs are almost full,
 # and rows stay close to their random position.
@@ -144,7 +144,7 @@ class Plan:
                 raise UserError(f"data.{name}={value}: expected 1 or more")
         assert self.lengths.shape == (self._starts[-1],) and self.lengths.min() >= 0, (self.lengths.shape, self._starts)
         if not self.lengths.any():
-            raise UserError(f"no row of {names} is usable; number of rows: {len(self.lengths)}")
+            raise UserError(f"none of the {count(len(self.lengths), 'row')} of {names} is usable")
         longest = int(self.lengths.argmax())
         if self.lengths[longest] > self.token_budget:
             number = bisect_right(self._starts, longest) - 1

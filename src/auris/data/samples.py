@@ -23,7 +23,7 @@ from auris.data.augment import Distortion
 from auris.data.collate import Sample
 from auris.data.length_cache import LengthCache
 from auris.data.rows import Clip, Row, row_seed
-from auris.errors import RowError, UserError
+from auris.errors import RowError, UserError, count
 from auris.files import digest
 from auris.text import tasks
 from auris.text.chat import Chat
@@ -346,7 +346,7 @@ class TextSamples(Samples):
             return []
         if len(texts) != len(row.clips) or not all(isinstance(text, str) and text for text in texts):
             raise RowError(
-                f"`content` is {content!r:.80}, expected one text per clip; number of clips: {len(row.clips)}"
+                f"`content` is {content!r:.80}, expected one text for each of {count(len(row.clips), 'clip')}"
             )
         return texts
 

@@ -22,7 +22,7 @@ from auris.data.parquet import dataset as shards
 from auris.data.parquet import writer
 from auris.data.parquet.dataset import CONTENTS, SHARD, Contents
 from auris.data.parquet.reader import File
-from auris.errors import UsageError, UserError
+from auris.errors import UsageError, UserError, count
 from auris.files import digest, write_json, write_jsonl, write_text
 from auris.text.console import print_plain
 
@@ -138,7 +138,8 @@ def _pack_shard(job: _Job, number: int) -> File:
 def _print_summary(console: Console, out: Path, contents: Contents, problems: list[tuple[str, str]]) -> None:
     n_rows, size = sum(file.rows for file in contents.shards), sum(file.bytes for file in contents.shards)
     console.print(
-        f"{out}: number of rows {n_rows:,}, of shards {len(contents.shards):,}, {size / 2**30:.2f} GiB", highlight=False
+        f"{out}: {count(n_rows, 'row')} in {count(len(contents.shards), 'shard')}, {size / 2**30:.2f} GiB",
+        highlight=False,
     )
     if problems:
         console.print(f"[yellow]rows that cannot be used: {len(problems)}, see {out / 'problems.jsonl'}[/yellow]")
@@ -154,7 +155,8 @@ def check(folder: Path, console: Console) -> list[str]:
     faults = list(filter(None, results))
     for fault in faults:
         print_plain(console, fault, style="red")
-    console.print(f"{folder}: intact files: {len(contents.shards) + 1 - len(faults)}, damaged files: {len(faults)}")
+    n_intact = len(contents.shards) + 1 - len(faults)
+    console.print(f"{folder}: {count(n_intact, 'intact file')}, {count(len(faults), 'damaged file')}")
     return faults
 
 

@@ -11,6 +11,7 @@ import auris
 from auris.config import Config
 from auris.data.manifests import read_manifests
 from auris.data.rows import Row
+from auris.errors import count
 from auris.files import read_jsonl
 from auris.inference.audio_model import AudioModel
 from auris.inference.load import RELEASED
@@ -108,7 +109,7 @@ def _data_lines(config: Config) -> Iterator[str]:
         n_by_origin = Counter(_describe_origin(row) for row in rows)
         origins = ", ".join(f"{n:,} {origin}" for origin, n in n_by_origin.most_common())
         licences = sorted({str(row.labels["licence"]) for row in rows if "licence" in row.labels})
-        yield f"- `{manifest.name}`: rows: {len(rows):,}; audio: {hours:.1f} h ({origins})" + (
+        yield f"- `{manifest.name}`: {count(len(rows), 'row')}, {hours:.1f} h of audio ({origins})" + (
             f"; licences: {', '.join(licences)}" if licences else ""
         )
 

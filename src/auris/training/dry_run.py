@@ -19,6 +19,7 @@ from auris.config import Config
 from auris.data.batches import StepDataset
 from auris.data.datamodule import AudioDataModule
 from auris.data.epoch_stats import EpochStats, compute_epoch_stats
+from auris.errors import count
 from auris.model import adapters
 from auris.model.pack import IGNORE, Pack
 from auris.model.weights import identify
@@ -85,8 +86,8 @@ def make_parameter_table(parts: Mapping[str, nn.Module]) -> Table:
     """
     table = numbers_table("part", "parameters", title="parameters")
     counts = cost.count_by_component(parts)
-    for name, count in counts.items():
-        table.add_row(name, f"{count:,}")
+    for name, n_parameters in counts.items():
+        table.add_row(name, f"{n_parameters:,}")
     table.add_section()
     table.add_row("total", f"{sum(counts.values()):,}")
     if "encoder" in parts:
@@ -124,9 +125,11 @@ def _make_memory_table(net: AudioLM, stages: Sequence[Stage], workload: Workload
 def _make_epoch_table(epoch: EpochStats) -> Table:
     """Return the table of the share of each task in an epoch. The caption describes the balance between the ranks."""
     sampled = (
-        "" if epoch.sampled_steps == epoch.steps else f"; table estimated from {epoch.sampled_steps:,} of these steps"
+        "" if epoch.sampled_steps == epoch.steps else f"; the table is an estimate from {epoch.sampled_steps:,} of them"
     )
-    title = f"an epoch: rows: {epoch.rows:,} ({epoch.unusable:,} unusable); steps: {epoch.steps:,}{sampled}"
+    title = (
+        f"an epoch: {count(epoch.rows, 'row')} ({epoch.unusable:,} unusable) in {count(epoch.steps, 'step')}{sampled}"
+    )
     balance = (
         f"ranks: {epoch.ranks}; {epoch.packs:.2f} packs per rank and step, {100 * epoch.fill:.1f} % full, no padding; "
         f"the busiest rank has {epoch.straggler:.3f} times the tokens of the average rank"
@@ -158,8 +161,9 @@ def print_batch(console: Console, packs: Sequence[Pack], tokenizer: Tokenizer) -
     n_tokens, n_logits = sum(workload.tokens for workload in workloads), sum(workload.scored for workload in workloads)
     n_audio_tokens = sum(len(pack["audio_index"]) for pack in packs)
     seconds = sum(pack["audio_seconds"] for pack in packs)
-    tokens = f"tokens: {n_tokens:,} (with logits: {n_logits:,}); audio tokens: {n_audio_tokens:,} ({seconds:.1f} s)"
-    print_plain(console, f"first batch: packs: {len(packs)}; rows: {n_rows}; {tokens}")
+    sizes = [count(n_rows, "row"), f"{count(n_tokens, 'token')} ({n_logits:,} with logits)"]
+    sizes.append(f"{count(n_audio_tokens, 'audio token')} ({seconds:.1f} s)")
+    print_plain(console, f"first batch: {count(len(packs), 'pack')} with {', '.join(sizes)}")
     for row_id, reason in (row for pack in packs for row in pack["skipped"]):
         print_plain(console, f"  skipped {row_id}: {reason}")
     if n_rows:

@@ -29,6 +29,7 @@ import auris
 from auris import files
 from auris.audio import ENCODER_RATE
 from auris.data.epoch_stats import DataAmount, compute_epoch_stats
+from auris.errors import count
 from auris.training import cost, optim
 from auris.training.cost import GIB
 from auris.training.lightning_types import AudioModule, audio_module, datamodule
@@ -108,7 +109,7 @@ class EnvironmentReport(L.Callback):
                 peak_note = f"; peak memory so far {cost.measure_peak_bytes(module.device) / GIB:.2f} GiB"
             duration = _format_duration(seconds)
             rank_zero_info(
-                f"{_format_tokens(speed)}/s: remaining steps: {n_steps_left:,}, which take about {duration}{peak_note}"
+                f"{_format_tokens(speed)}/s: {count(n_steps_left, 'step')} left, about {duration}{peak_note}"
             )
 
 

@@ -35,7 +35,7 @@ from rich.table import Table
 from auris import config as configs
 from auris import files
 from auris.config import Config
-from auris.errors import UsageError, UserError
+from auris.errors import UsageError, UserError, count
 from auris.training.preemption import REQUEUE_STATUS
 
 # Settings of the study runner, which are not passed on to the runs.
@@ -275,8 +275,8 @@ def run_jobs(jobs: list[Job], max_parallel: int, threads: int = 1, metric: str |
         job.status = "done" if _is_done(job) else job.status
     n_done = sum(job.status == "done" for job in jobs)
     already_done = f" ({n_done} already done)" if n_done else ""
-    threads_each = f"{threads} thread{'s'[: threads > 1]} each"
-    console.print(f"number of runs: {len(jobs)}{already_done}, {max_parallel} in parallel, {threads_each}")
+    threads_each = f"{count(threads, 'thread')} each"
+    console.print(f"{count(len(jobs), 'run')}{already_done}, {max_parallel} in parallel, {threads_each}")
     try:
         live_table = Live(console=console, refresh_per_second=2, transient=False, auto_refresh=console.is_terminal)
         with _forward_signals(jobs) as signals, live_table:

@@ -311,7 +311,7 @@ def test_an_incomplete_line_of_a_table_is_an_unusable_row(tmp_path):
     table = tmp_path / "cv-corpus-15.0-2023-09-08/en/test.tsv"
     table.write_text(table.read_text() + "b3\tclip.mp3\n")
     row = read(tmp_path / "cv-corpus-15.0-2023-09-08", "common_voice")["common_voice/en/test:3"]
-    assert row["problem"] == "test.tsv:3: number of columns is 2, expected 11"
+    assert row["problem"] == "test.tsv:3: 2 columns, expected 11"
 
 
 def test_a_table_without_a_required_column_is_an_error(tmp_path):
@@ -336,7 +336,7 @@ def test_an_incomplete_line_in_the_vocalsound_class_table_is_an_error_with_its_l
     write_corpus(tmp_path, "vocalsound")
     table = tmp_path / "class_labels_indices_vs.csv"
     table.write_text(table.read_text() + "4,/m/01hsr_\n")
-    with pytest.raises(ValueError, match="class_labels_indices_vs.csv:6: number of columns is 2, expected 3"):
+    with pytest.raises(ValueError, match="class_labels_indices_vs.csv:6: 2 columns, expected 3"):
         read(tmp_path, "vocalsound")
 
 

@@ -28,7 +28,7 @@ from auris import audio
 from auris.data.prepare.tables import EmbeddedAudio, RowDict, map_audio
 from auris.data.rows import Record, decode_record
 from auris.data.samples import DURATION_TOLERANCE
-from auris.errors import MissingFileError, UsageError, UserError
+from auris.errors import MissingFileError, UsageError, UserError, count
 from auris.files import open_atomic
 from auris.text.answer_formats import Labels
 from auris.text.console import print_plain
@@ -151,7 +151,7 @@ def prepare(rows: Iterable[RowDict], out: Path, *, labels: Labels, jobs: int | N
             progress.advance(bar, len(batch))
         if not summary.rows:
             _print_unusable(summary, console)
-            raise UserError(f"no row can be used, so no file was written; number of rows: {summary.unusable.total()}")
+            raise UserError(f"none of {count(summary.unusable.total(), 'row')} can be used, so no file was written")
     for path in writer.files:
         print_plain(console, f"wrote {path}")
     _print_summary(summary, console)

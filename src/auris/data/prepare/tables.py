@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from auris.data.rows import FieldMap, Record, parse_line
-from auris.errors import MissingFileError, UserError
+from auris.errors import MissingFileError, UserError, count
 from auris.text.answer_formats import Labels
 
 RowDict = dict[str, Any]
@@ -94,7 +94,7 @@ def read_delimited(
                 elif cells:
                     yield (
                         reader.line_num,
-                        f"{path.name}:{reader.line_num}: number of columns is {len(cells)}, expected {len(names)}",
+                        f"{path.name}:{reader.line_num}: {count(len(cells), 'column')}, expected {len(names)}",
                     )
         except (csv.Error, ValueError) as error:
             raise UserError(f"{path}, after line {reader.line_num}: {error}") from error
@@ -343,9 +343,9 @@ def files(root: Path, *, pattern: str, **mapping: Any) -> Iterator[RowDict]:
     paths = sorted(path for path in root.rglob("*") if path.is_file())
     matches = [(path, match) for path in paths if (match := expression.fullmatch(path.relative_to(root).as_posix()))]
     if not matches:
-        example = f", such as {paths[0].relative_to(root)}" if paths else ""
+        example = f" (for example {paths[0].relative_to(root)})" if paths else ""
         raise MissingFileError(
-            f"layout.pattern={pattern} matches no file below {root} (number of files: {len(paths)}{example})"
+            f"layout.pattern={pattern} matches none of the {count(len(paths), 'file')} below {root}{example}"
         )
     for path, match in matches:
         file_name = path.relative_to(root).with_suffix("").as_posix()

@@ -28,7 +28,7 @@ from auris.data.collate import Sample, collate
 from auris.data.manifests import JoinedRows, read_manifests
 from auris.data.rows import Row, is_scored
 from auris.data.samples import AudioSamples, ChatSamples
-from auris.errors import MissingFileError, UserError
+from auris.errors import MissingFileError, UserError, count
 from auris.files import read_yaml
 from auris.inference import load as pretrained
 from auris.inference.audio_model import AudioModel, StreamingDecoder
@@ -162,8 +162,8 @@ def choose_row(subject: Subject, id: str | None = None) -> Row:
     usable = [row for row in subject.rows if id in (None, row.id) and len(row.clips) == 1 and is_scored(row)]
     timed = [row for row in usable if row.labels.get("words")]
     if not usable:
-        problem = "no row with one clip and a response" if id is None else f"no such row {id!r} with one clip"
-        raise UserError(f"{problem}; number of rows: {len(subject.rows)}")
+        wanted = "with one clip and a response" if id is None else f"with one clip and the id {id!r}"
+        raise UserError(f"no row {wanted} among {count(len(subject.rows), 'row')}")
     return (timed or usable)[0]
 
 
