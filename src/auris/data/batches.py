@@ -41,7 +41,7 @@ class RowDataset(Dataset):
 
 
 class EvaluationBatch(TypedDict):
-    """Evaluation rows with their answers, to compute the loss, and prompts of the rows that a metric scores."""
+    """Evaluation rows with answers, for the loss, and prompts of the rows that a metric scores, for generation."""
 
     answered: Pack
     prompts: Pack

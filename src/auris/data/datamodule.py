@@ -120,7 +120,7 @@ class AudioDataModule(L.LightningDataModule):
         assert self.plan is not None and self.trainer is not None  # Lightning calls `setup` first
         world, rank = self._world_and_rank()
         dataset = StepDataset(self.rows, self.plan, self.samples, world, rank)
-        self.plan.step(self.trainer.global_step)  # computes the row order; forked workers share it
+        self.plan.step(self.trainer.global_step)  # computes the row order here, so that forked workers share it
         self._train_loader = self._loader(dataset, self.trainer.global_step, self.max_steps)
         return self._train_loader
 

@@ -192,7 +192,7 @@ def decode_clip(clip: Clip) -> DecodedClip:
     if audio.is_silent(wave):  # no digest, because silent clips are not duplicates of one another
         faults.append(("silent", f"{clip.path}: its samples differ by at most {np.ptp(wave):.1e}"))
         return DecodedClip(seconds, b"", tuple(faults))
-    if (share := clipped_share(original)) > 0:  # before resampling, which would smooth the flat peaks
+    if (share := clipped_share(original)) > 0:  # not of `wave`, because resampling smooths the flat peaks
         faults.append(
             ("clipped", f"{clip.path}: {100 * share:.1f} % of its samples are at the highest or lowest value")
         )

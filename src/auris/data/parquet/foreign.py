@@ -89,11 +89,9 @@ class ParquetFiles(FileRows):
             )
         root = os.path.abspath(self.folder)
         outside = [path for path in paths if os.path.commonpath([root, os.path.abspath(path)]) != root]
-        return (
-            replace(row, problem=f"{outside[0]} is outside of {root}, the folder of the Parquet file")
-            if outside
-            else row
-        )
+        if outside:
+            return replace(row, problem=f"{outside[0]} is outside of {root}, the folder of the Parquet file")
+        return row
 
     def _record(self, file: int, row: int, fields: Fields) -> Record:
         name, columns = self.reader.row_name(file, row), self.reader.open(file).columns

@@ -68,7 +68,8 @@ def write_shard(path: Path, rows: Iterable[tuple[Record, Row]]) -> File:
 @contextmanager
 def _writer(path: Path, schema: pa.Schema) -> Generator[Callable[[Sequence[Fields]], None]]:
     """Open a file, which gets its final name when it is complete; yield a function that writes a row group."""
-    compression = {name: "zstd" for name in ("id", "row", "key", "task") if name in schema.names}  # not the audio
+    # The column `audio` is stored without compression.
+    compression = {name: "zstd" for name in ("id", "row", "key", "task") if name in schema.names}
     options = {"use_dictionary": False, "write_statistics": False, "write_page_checksum": True}
     with (
         open_atomic(path, "wb", sync=True) as file,

@@ -18,9 +18,9 @@ class Layout:
     """Tensor names of one release and the corresponding names in auris.
 
     Attributes:
-        names: model name -> layout name; the first match counts. `*` matches one component between dots, `**` matches
-            all following components. Model tensors with the same layout name are concatenated along rows, in this
-            order.
+        names: model name -> layout name, both as patterns; the first match counts. `*` matches one component between
+            dots, `**` matches all following components. Model tensors with the same layout name are concatenated along
+            rows, in this order.
         parts: parts of the model that files in this layout contain; empty if they contain a complete model.
         spellings: (pattern, replacement) pairs that convert other spellings of layout names to the spelling in `names`.
         left_out: pattern of layout names that auris does not use.
