@@ -248,7 +248,7 @@ def test_the_predict_loader_builds_rows_as_their_training_step_did(speech):
 
 def test_lost_workers_are_reported_once(speech):
     data = module(speech)
-    with pytest.warns(UserWarning, match="workers were replaced, reading continues at 3: killed"):
+    with pytest.warns(UserWarning, match="workers were replaced, reading continues at item 3: killed"):
         data._count_restart(3, "killed")
     assert data.pop_lost_workers() == 1 and data.pop_lost_workers() == 0
 

@@ -41,14 +41,14 @@ class RowDataset(Dataset):
 
 
 class EvaluationBatch(TypedDict):
-    """Evaluation rows with their answers, to compute the loss, and prompts of the scored rows, to generate answers."""
+    """Evaluation rows with answers, for the loss, and prompts of the rows that a metric scores, for generation."""
 
     answered: Pack
     prompts: Pack
 
 
 class EvaluationDataset(Dataset):
-    """Dataset whose item k holds the rows of the k-th evaluation pack, given as row numbers."""
+    """Dataset whose item k holds the rows of the k-th evaluation pack. The packs are given as lists of row numbers."""
 
     def __init__(self, rows: Sequence[Row], packs: Sequence[Sequence[int]], samples: Samples):
         self.rows, self.packs, self.samples = rows, packs, samples
@@ -105,7 +105,7 @@ def pack_by_length(lengths: Lengths, token_budget: int, world: int = 1) -> list[
     Empty packs are appended until the number of packs is a multiple of `world`.
     """
     packs: list[list[int]] = []
-    n_tokens = token_budget + 1  # of the last pack; at the start, no row fits
+    n_tokens = token_budget + 1  # in the last pack; at the start so many that the first row starts a pack
     for number in np.argsort(-lengths.tokens, kind="stable"):
         length = int(lengths.tokens[number])
         if length == 0:

@@ -18,7 +18,7 @@ from auris.model.pack import IGNORE, Pack
 from auris.text.tasks import LOSS_CURVES
 
 # Number of valid mel frames of the silent clip in a pack without audio, which is needed because every rank must run the
-# encoder. They become two encoder frames, or one audio token if the encoder pools by 2.
+# encoder. They become two encoder frames, or one audio token if two frames are pooled.
 DUMMY_FRAMES = 4
 
 _CURVE_NUMBERS = {name: number for number, name in enumerate(LOSS_CURVES)}
@@ -37,7 +37,8 @@ class Sample:
             geometry.n_frames_with_padding(frames)) float32: the valid frames, and padding that the encoder needs.
         frames: Number of valid mel frames of each of `mels`.
         audio_seconds: Seconds of audio.
-        loss_curve: Name of the loss curve that the row counts for (one of `tasks.LOSS_CURVES`).
+        loss_curve: Name of the loss curve, a loss that is logged separately, to which the row belongs (one of
+            `tasks.LOSS_CURVES`).
         rejected: (N,) int64, token ids of the rejected answer of a pair; None for a row with one answer.
         reference: Log-probabilities of the chosen and the rejected answer under the reference model, if it is used.
     """
@@ -69,7 +70,8 @@ def collate(samples: Sequence[Sample], *, geometry: Geometry | None, skipped: Se
 
     Args:
         samples: The samples. The list is empty if all rows of the pack are unusable.
-        geometry: Audio geometry of the model. None for text-only training, whose packs have no `mel` and no `frames`.
+        geometry: Determines the numbers of frames and tokens of a clip. None for text-only training, whose packs have
+            no `mel` and no `frames`.
         skipped: (row id, reason) of the rows that were left out of the pack.
     """
     segments = [segment for sample in samples for segment in _segments(sample)] or [_EMPTY]
@@ -143,5 +145,5 @@ def _index_keys(segments: Sequence[_Segment]) -> tuple[Tensor, Tensor]:
         own = torch.arange(start, start + len(segment.ids))
         positions.append(torch.cat([torch.arange(previous_start, previous_start + segment.n_inherited), own]))
         previous_start, start = start, start + len(segment.ids)
-    counts = np.cumsum([len(keys) for keys in positions])
-    return torch.cat(positions), torch.tensor([0, *counts], dtype=torch.int32)
+    ends = np.cumsum([len(keys) for keys in positions])
+    return torch.cat(positions), torch.tensor([0, *ends], dtype=torch.int32)

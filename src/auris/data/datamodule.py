@@ -41,7 +41,7 @@ class AudioDataModule(L.LightningDataModule):
         num_workers: Number of loader processes per rank.
         worker_timeout: Seconds until a worker counts as hung (`loader.Loader`).
         worker_restarts: How often workers are replaced for one step before the run stops.
-        max_unusable: Maximum share of training rows that are known to be unusable before the first step.
+        max_unusable: Maximum share of unusable rows among the training rows, as far as known before the first step.
         seed: Seed of the plan.
         cache_dir: Directory for cached row indexes and lengths.
 
@@ -120,7 +120,7 @@ class AudioDataModule(L.LightningDataModule):
         assert self.plan is not None and self.trainer is not None  # Lightning calls `setup` first
         world, rank = self._world_and_rank()
         dataset = StepDataset(self.rows, self.plan, self.samples, world, rank)
-        self.plan.step(self.trainer.global_step)  # computes the row order; forked workers share it
+        self.plan.step(self.trainer.global_step)  # computes the row order here, so that forked workers share it
         self._train_loader = self._loader(dataset, self.trainer.global_step, self.max_steps)
         return self._train_loader
 
@@ -159,8 +159,8 @@ class AudioDataModule(L.LightningDataModule):
 
     def unusable_rows(self) -> list[tuple[str, str]]:
         """Return (row id, reason) of the rows that are known to be unusable before training."""
-        pairs = ((self.rows, self.lengths), (self.valid_rows, self.valid_lengths))
-        return [(rows[n].id, why) for rows, lengths in pairs for n, why in lengths.problems.items()]
+        sets = ((self.rows, self.lengths), (self.valid_rows, self.valid_lengths))
+        return [(rows[n].id, reason) for rows, lengths in sets for n, reason in lengths.problems.items()]
 
     def scored_groups(self) -> dict[str, str]:
         """Return {group of scored validation rows (`rows.group`): name of its metric}."""
@@ -196,7 +196,7 @@ class AudioDataModule(L.LightningDataModule):
 
     def _count_restart(self, number: int, reason: str) -> None:
         self._n_restarts += 1
-        warnings.warn(f"loader workers were replaced, reading continues at {number}: {reason}", stacklevel=2)
+        warnings.warn(f"loader workers were replaced, reading continues at item {number}: {reason}", stacklevel=2)
 
     def _world_and_rank(self) -> tuple[int, int]:
         assert self.trainer is not None

@@ -13,13 +13,13 @@ from auris.data.plan import Plan
 from auris.data.rows import Row
 from auris.data.samples import Samples
 
-# Maximum number of evenly spaced steps that are sampled. Sampling takes some seconds. The error of a task's share of
-# the epoch is a few thousandths.
+# Maximum number of evenly spaced steps that are sampled. Sampling takes some seconds, and the estimated share of a task
+# in the epoch has an error of a few thousandths.
 MAX_SAMPLED_STEPS = 2000
 
 
 class DataAmount(NamedTuple):
-    """An amount of data: number of rows, number of tokens in their longest wordings and seconds of audio."""
+    """An amount of data: numbers of rows and tokens (in the longest of a row's wordings), and seconds of audio."""
 
     rows: float
     tokens: float
@@ -73,13 +73,13 @@ def compute_epoch_stats(
     rows: Sequence[Row], plan: Plan, samples: Samples, *, ranks: int, max_steps: int = MAX_SAMPLED_STEPS
 ) -> EpochStats:
     """Compute the statistics of an epoch from at most `max_steps` evenly spaced steps, without decoding audio."""
-    steps = plan.n_steps(1)
+    steps = plan.n_steps(epochs=1)
     sampled_steps = np.unique(np.linspace(0, steps - 1, min(steps, max_steps)).astype(int)).tolist()
     totals: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(3))
     n_packs = busiest_tokens = all_tokens = 0
     for step in sampled_steps:
         packs = plan.all_packs(step, world=ranks)
-        pack_tokens = [sum(int(plan.lengths[row]) for row, _ in pack) for pack in packs]
+        pack_tokens = [sum(int(plan.lengths[number]) for number, _ in pack) for pack in packs]
         n_packs += len(packs)
         all_tokens += sum(pack_tokens)
         busiest_tokens += max(sum(pack_tokens[rank::ranks]) for rank in range(ranks))

@@ -155,6 +155,7 @@ def _place_audio(messages: Sequence[Any], audios: Sequence[Any]) -> list[Any]:
     ]
     n_marks = parts.count(_UNNAMED_AUDIO)
     if n_marks != len(audios):
+        # A part with a path is a mark and an audio file at once.
         n_named = sum(isinstance(part, Mapping) and ("audio" in part or "audio_url" in part) for part in parts)
         raise UserError(
             f"the user's messages have {count(n_marks + n_named, 'audio mark')} ({MARK}), "

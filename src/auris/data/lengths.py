@@ -1,4 +1,4 @@
-"""Length of every row in tokens, computed from durations and text without audio features, and cached on disk."""
+"""Length of every row in tokens, computed without decoding audio, and cached on disk."""
 
 from __future__ import annotations
 
@@ -84,8 +84,8 @@ def _load_or_measure(manifest: Manifest, samples: Samples, cache_dir: Path) -> L
     lengths = _measure(manifest.rows, samples)
     # Nothing is cached if a file could not be read, so that its rows are measured again in the next run.
     if not any(isinstance(problem, TransientProblem) for problem in lengths.problems.values()):
-        tables = {"problems": lengths.problems, "dropped": lengths.dropped_seconds}
-        texts = {name: json.dumps(list(table.items())) for name, table in tables.items()}
+        by_row = {"problems": lengths.problems, "dropped": lengths.dropped_seconds}
+        texts = {name: json.dumps(list(values.items())) for name, values in by_row.items()}
         array_cache.save(path, tokens=lengths.tokens, **texts)
     return lengths
 

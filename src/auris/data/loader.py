@@ -111,8 +111,8 @@ class Loader:
                 if n_losses > self.max_restarts:
                     raise LoaderError(
                         f"loader workers were lost {count(n_losses, 'time')} at step {number} (last reason: {error}); "
-                        "set data.num_workers=0 to see the error, data.worker_timeout=SECONDS to give slow storage more "
-                        "time, or data.worker_restarts=N to allow more attempts",
+                        "set data.num_workers=0 to see the error, data.worker_timeout=SECONDS to give slow storage "
+                        "more time, or data.worker_restarts=N to allow more attempts",
                         number,
                     ) from error
                 # Any item in preparation may be the cause. One worker that prepares one item at a time finds out which.

@@ -171,7 +171,7 @@ class Manifest:
     Attributes:
         path: The path as written in the entry.
         rows: The selected rows.
-        weight: Relative share in the training mix; None: in proportion to the number of rows.
+        weight: Relative share in the training mix; None: the share is proportional to the number of rows.
         tasks: Tasks that the entry selects; empty: all tasks.
         digest: Digest of the files that the rows are read from.
         max_per_epoch: Maximum number of rows in an epoch of the training mix.
@@ -225,10 +225,10 @@ class ManifestEntry:
 
     @classmethod
     def parse(cls, entry_config: EntryConfig, key: str) -> ManifestEntry:
-        """Parse an entry of the config's `key` and check that its files exist.
+        """Parse an entry of a list in the config, such as `data.train` (`key`), and check that its files exist.
 
         Raises:
-            UserError: The entry has unknown keys, or settings that have no effect for `key`.
+            UserError: The entry has unknown keys, or settings that have no effect in this list.
             MissingFileError: The manifest does not exist.
         """
         settings = {"path": entry_config} if isinstance(entry_config, (str, Path)) else entry_config

@@ -54,7 +54,7 @@ def _locate(tree: int | _Merge, positions: np.ndarray) -> tuple[np.ndarray, np.n
     """Return the source (n,) of each position (n,) of a merged stream, and how many earlier rows it has (n,)."""
     if isinstance(tree, int):
         return np.full_like(positions, tree), positions
-    n_left = np.floor(positions * tree.share + 0.5).astype(np.int64)  # earlier rows from the left stream
+    n_left = np.floor(positions * tree.share + 0.5).astype(np.int64)  # number of earlier rows from the left stream
     is_left = np.floor((positions + 1) * tree.share + 0.5) > n_left
     sources, n_earlier = np.empty_like(positions), np.empty_like(positions)
     for branch, is_chosen, branch_positions in (

@@ -39,8 +39,8 @@ class RowColumns:
         keys: (R,) uint64, `row_key` of each id.
         tasks: (R,) uint32, index of each row's task in `codes`.
         codes: Task names as written in the rows.
-        lacks_duration: (R,) bool, True if the duration of a clip is not stated, unless the digest of the index covers
-            its audio. The lengths of such rows change with their audio files.
+        lacks_duration: (R,) bool, True if the row states no duration for a clip, and the digest of the index does not
+            cover the audio of this clip. The length of such a row can change without a change of the index.
         row_positions: int64, positions of the rows in their files. The method `scan` of each index says what they mean.
         line_numbers: (R,) uint32, line numbers, from which row names are made; empty for files without lines.
     """
@@ -70,7 +70,7 @@ class Builder:
             is_audio_in_digest: Whether the digest of the index covers the row's audio; `lacks_duration` is then False.
         """
         fields = record.fields
-        # Task rows are not decoded, because decoding takes two thirds of the time.
+        # Task rows are not decoded, because decoding would take two thirds of the total time.
         if fields is not None and record.problem is None and is_task_row(fields):
             code = fields.get("task")
             states_duration = fields.get("duration") is not None or not fields.get("audio")
@@ -202,9 +202,10 @@ class Lines(RowIndex):
     def read_records(self, numbers: np.ndarray) -> Iterator[Record]:
         """Yield records. Consecutive lines are read together, because reading one line takes as long as parsing it."""
         starts = np.flatnonzero(np.diff(numbers, prepend=-2) != 1)
-        for run in np.split(numbers, starts[1:]):
-            for first in range(0, len(run), _READ_LINES):
-                yield from self._read_consecutive(int(run[first]), min(_READ_LINES, len(run) - first))
+        for consecutive in np.split(numbers, starts[1:]):
+            for first in range(0, len(consecutive), _READ_LINES):
+                count = min(_READ_LINES, len(consecutive) - first)
+                yield from self._read_consecutive(int(consecutive[first]), count)
 
     def _read_consecutive(self, first: int, count: int) -> Iterator[Record]:
         offsets = self.columns.row_positions[first : first + count + 1].tolist()
@@ -237,7 +238,7 @@ class Lines(RowIndex):
 
 
 class _Piece(NamedTuple):
-    """Part of a file that ends at a line break: bytes [start, stop); its first line has number `line`, from 1."""
+    """Part of a file that ends at a line break: bytes [start, stop); its first line has number `line` (from 1)."""
 
     start: int
     stop: int

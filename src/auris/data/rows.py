@@ -1,7 +1,7 @@
 """Rows. A row is one training or evaluation example, decoded from the fields of a manifest line.
 
 A row is either a task row or, if it has `messages`, a dialogue. `importers` converts rows in the formats of other
-projects to one of these.
+projects to one of these two kinds.
 
 A row that cannot be used keeps its position, with the reason in `problem`. It is counted and reported, never dropped
 silently, and the other rows keep their positions in the training plan (`data.plan`).
@@ -235,7 +235,7 @@ def parse_segment(fields: Fields) -> dict[str, float]:
 
 
 def row_key(text: str) -> int:
-    """Return a 64-bit hash of a row's id. Among 10^8 ids, two collide with a probability of 1 in 3700."""
+    """Return a 64-bit hash of a row's id. With 10^8 ids, the probability of any collision is 1 in 3700."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
@@ -354,7 +354,7 @@ def _reply(key: str, value: Any) -> str:
 
 
 def _mode(prompt: Sequence[chat.Message]) -> str:
-    """Return the mode of a dialogue: `text` without audio, `voice_chat` if the last message consists only of audio."""
+    """Return `text` for a dialogue without audio, `voice_chat` if its last message has no text, or `audio_analysis`."""
     if not audio_parts(prompt):
         return "text"
     return "audio_analysis" if chat.message_text(prompt[-1]).strip() else "voice_chat"

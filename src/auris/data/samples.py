@@ -5,7 +5,7 @@ uses the clips, the prompt and the answer. `TextSamples` uses text in place of t
 model. `TranscriptSamples` uses the clip and its transcript, for CTC. `ChatSamples` is the view of a dialogue. The views
 with two answers are in `pairs`.
 
-All random choices about a row are drawn from a seed of (seed, epoch, row id).
+The generator of all random choices about a row is seeded with a hash of (`seed`, epoch, row id).
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Samples(ABC):
     Args:
         tokenizer: Tokenizer of the model.
         prompt: Style in which rows are written.
-        geometry: Audio geometry of the encoder; None for a language model without audio.
+        geometry: Determines the numbers of frames and tokens of a clip; None for a language model without audio.
         long_audio: Policy for clips over 30 s. "error" stops the run at its start. "skip" reports the row as unusable.
             "window" encodes consecutive windows of at most 30 s. "first" keeps the first 30 s, like Qwen-Audio and
             Qwen2-Audio, and a warning says how much is dropped.
@@ -125,7 +125,7 @@ class Samples(ABC):
         """Return the number of tokens of the row in its longest wording, the length that the plan uses."""
 
     def max_length_without_text(self, row: Row) -> int | None:
-        """Return the number of tokens except audio and `text`; None if it depends on the audio or `text` of the row."""
+        """Return `max_length` without audio and `text`; None if the result depends on the audio or on `text`."""
         return None
 
     def row_to_score(self, row: Row) -> Row:
@@ -167,8 +167,10 @@ class Samples(ABC):
             for window, n in zip(windows, frames, strict=True)
         ]
         if rng is not None and self.augment is not None:
-            seeds = rng.integers(2**62, size=len(mels))
-            mels = [self.augment(mel, n, int(seed)) for mel, n, seed in zip(mels, frames, seeds, strict=True)]
+            mask_seeds = rng.integers(2**62, size=len(mels))
+            mels = [
+                self.augment(mel, n, int(mask_seed)) for mel, n, mask_seed in zip(mels, frames, mask_seeds, strict=True)
+            ]
         return Sample(
             row=number,
             ids=encoded.ids,
@@ -301,7 +303,7 @@ class AudioSamples(Samples):
         return self._max_length(row, audio_lengths)
 
     def max_length_without_text(self, row: Row) -> int | None:
-        """Return the number of tokens except audio and `text`; None in subclasses that define another length."""
+        """Return `max_length` without the tokens of audio and `text`; None in subclasses with another `max_length`."""
         if type(self).max_length is not AudioSamples.max_length:
             return None
         return self.length_cache.max_length_without_text(self._style, row.labels, len(row.clips))
@@ -413,6 +415,6 @@ class ChatSamples(AudioSamples):
 
 
 def prompt_digest(samples: Samples) -> str:
-    """Return a checksum of everything that turns a row into tokens: view, wordings, tokenizer, audio geometry."""
-    view = [type(samples).__name__, samples.long_audio, repr(samples.geometry)]
-    return digest([*view, samples.prompt.fingerprint(), samples.tokenizer.fast.backend_tokenizer.to_str()])
+    """Return a checksum of everything that turns a row into tokens: view, long audio, geometry, prompts, tokenizer."""
+    settings = [type(samples).__name__, samples.long_audio, repr(samples.geometry)]
+    return digest([*settings, samples.prompt.fingerprint(), samples.tokenizer.fast.backend_tokenizer.to_str()])

@@ -1,8 +1,8 @@
 """`auris shards rows=FILE out=DIR`: pack rows and their audio into Parquet shards.
 
-Several processes pack in parallel. A shard is finished when its checksum has been written to `shard-NNNNN.json`, so an
-interrupted run can be continued. If the command is repeated, every shard is verified, and damaged or missing shards are
-packed again.
+Several processes pack in parallel. A shard is finished when its receipt has been written (`shard-NNNNN.json`, with the
+checksum of the shard), so an interrupted run can be continued. If the command is repeated, every shard is verified, and
+damaged or missing shards are packed again.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def pack(entry: EntryConfig, out: Path, *, rows_per_shard: int, processes: int |
         source=job.source, rows_per_shard=rows_per_shard, problems=len(problems), index=index, shards=tuple(files)
     )
     write_text(out / CONTENTS, contents.dump(), sync=True)
-    for receipt in out.glob("shard-*.json"):  # `shards.json` now contains them
+    for receipt in out.glob("shard-*.json"):  # `shards.json` now contains the content of the receipts
         receipt.unlink()
     _print_summary(console, out, contents, problems)
     return contents

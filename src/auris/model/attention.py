@@ -1,4 +1,4 @@
-"""Attention over packed sequences: sequences of different lengths in one row, without padding and without a dense mask.
+"""Attention over packed sequences of different lengths, which are concatenated: no padding and no dense mask.
 
 The encoder and the LLM compute their attention here. The encoder calls `attend_packed` directly. An LLM of transformers
 calls `_transformers_attention`, which is registered under the name "packed", in training, prefill and cached decoding.
@@ -169,7 +169,7 @@ def _transformers_attention(
     if slot_mask is not None:  # in cached decoding, the keys are in slots (see llm.SlotCache)
         return attend_single_query(q, key, value, slot_mask, scale=scaling)[None], None
     k, v = (rearrange(x, "1 h t d -> t h d") for x in (key, value))
-    if key_index is not None:  # (Tk,): position of each key in the row; responses to one prompt share its keys
+    if key_index is not None:  # (Tk,): position of each key in the pack; responses to one prompt share its keys
         # An embedding lookup, because its backward adds whole rows. index_select adds numbers one by one.
         k, v = (F.embedding(key_index, x.flatten(1)).unflatten(1, x.shape[1:]) for x in (k, v))
     causal = bool(getattr(module, "is_causal", True))
@@ -179,5 +179,5 @@ def _transformers_attention(
 
 
 # The name is not registered in AttentionMaskInterface. For such a name, transformers does not build a mask (for which
-# it would compare position ids to find out whether the row is packed) and does not ask the cache for its sizes.
+# it would compare position ids to find out whether the batch is packed) and does not ask the cache for its sizes.
 AttentionInterface.register("packed", _transformers_attention)

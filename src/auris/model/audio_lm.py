@@ -42,7 +42,7 @@ class AudioLM(nn.Module):
         vocab_rows: V; None: `vocab_size`. Released models have more rows than tokens.
 
     Attributes:
-        geometry: the properties of the model that the data pipeline needs.
+        geometry: determines the numbers of frames and tokens of a clip, for the data pipeline.
 
     Raises:
         UserError: `vocab_rows` is smaller than `vocab_size`.

@@ -16,7 +16,7 @@ class Boundary(Protocol):
     """A module that may insert a begin and an end vector around the audio tokens of each clip.
 
     Attributes:
-        learned: Whether the module inserts them. Otherwise the prompt contains a begin and an end token.
+        learned: Whether the module inserts them. Otherwise the begin and end tokens in the prompt are embedded.
     """
 
     @property

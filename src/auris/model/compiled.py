@@ -1,7 +1,8 @@
 """torch.compile for the blocks of the encoder and of the LLM, in place: names, weights and checkpoints do not change.
 
 All layers of a kind share one compilation for packs of any length. On a GPU in half precision, a block is one graph.
-On other devices and in other precisions, attention splits the block in two, because it is one call per sequence.
+On other devices and in other precisions, attention makes one call per sequence. The number of calls then depends on the
+data, so attention splits the block in two.
 """
 
 from __future__ import annotations

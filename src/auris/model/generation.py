@@ -44,9 +44,9 @@ NextPack = Callable[[int], Pack | None]
 
 _SAMPLING = frozenset({"temperature", "top_k", "top_p"})
 
-# Keys of generation_config.json that auris does not support, with the value at which they have no effect (null has no
-# effect either): transformers 5.23, GenerationConfig. Keys that affect only beam search are left out, because beam
-# search itself is refused (num_beams must be 1).
+# Keys of generation_config.json (GenerationConfig in transformers 5.23) that auris does not support, each with the
+# value at which it has no effect. Null has no effect either. Keys that affect only beam search are left out, because
+# beam search itself is refused (num_beams must be 1).
 _NEUTRAL_SAMPLING_VALUES = {"min_p": 0, "top_h": None, "typical_p": 1, "epsilon_cutoff": 0, "eta_cutoff": 0}
 _NEUTRAL_VALUES = {
     **dict.fromkeys(("num_beams", "num_return_sequences", "guidance_scale", "encoder_repetition_penalty"), 1),
@@ -263,7 +263,7 @@ class _DecodingState:
             self.uniform = _append(self.uniform, _draw_uniform(batch, self.settings.max_new_tokens, self.seed))
 
     def choose_tokens(self, n_generated: Tensor) -> Tensor:
-        """Return the next token of every row (R,) on the host; `n_generated` (R,) counts the tokens of its response."""
+        """Return the next token of every row (R,) on the host. `n_generated` (R,): tokens in each response."""
         assert self.h is not None, "there are active rows"
         scores = process_logits(self.net.head(self.h), self.settings, n_generated=n_generated, seen=self.seen)
         if self.uniform is None:

@@ -31,10 +31,10 @@ class Pack(TypedDict):
         positions: (T,) int64, position of each token in its row.
         cu_seqlens: (S + 1,) int32, cumulative lengths of the segments.
         audio_index: (M,) int64, positions of the audio tokens in `ids`.
-        tasks: one int64 per row or pair, the index in `text.tasks.LOSS_CURVES` of its task (or task and mode). The loss
-            of each is logged separately.
+        tasks: one int64 per row or pair, the index of its loss curve in `text.tasks.LOSS_CURVES`. There is a curve for
+            each task (or task and mode), whose loss is logged separately.
         rows: the number of each row or pair in the data set.
-        skipped: (row id, reason) of each row that could not be read.
+        skipped: (row id, reason) of each row that was left out, because it could not be used.
         audio_seconds: total duration of the audio.
         mel: (n_mels, F) float32, log-mel features of all clips; absent in text-only training.
         frames: (A,) int64, number of valid mel frames of each clip; absent like `mel`.

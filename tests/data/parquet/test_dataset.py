@@ -419,7 +419,8 @@ def test_audio_paths_in_a_file_from_a_url_are_not_read(bucket, tmp_path):
         str(write_hub_dataset(tmp_path, n=2, audio=pa.array(["a.wav", "b.wav"]))), "/bucket/b.parquet"
     )
     assert all(
-        "audio paths of a URL are not read" in row.problem for row in read(f"{bucket}/b.parquet", **HUB_ENTRY).rows
+        "audio paths in a file from a URL are not read" in row.problem
+        for row in read(f"{bucket}/b.parquet", **HUB_ENTRY).rows
     )
 
 

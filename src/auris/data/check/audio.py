@@ -192,7 +192,7 @@ def decode_clip(clip: Clip) -> DecodedClip:
     if audio.is_silent(wave):  # no digest, because silent clips are not duplicates of one another
         faults.append(("silent", f"{clip.path}: its samples differ by at most {np.ptp(wave):.1e}"))
         return DecodedClip(seconds, b"", tuple(faults))
-    if (share := clipped_share(original)) > 0:  # before resampling, which would smooth the flat peaks
+    if (share := clipped_share(original)) > 0:  # not of `wave`, because resampling smooths the flat peaks
         faults.append(
             ("clipped", f"{clip.path}: {100 * share:.1f} % of its samples are at the highest or lowest value")
         )
@@ -216,14 +216,14 @@ def _find_length_faults(clip: Clip, seconds: float) -> Iterator[tuple[str, str]]
     if clip.offset is None and clip.duration is not None and abs(seconds - clip.duration) > DURATION_TOLERANCE:
         yield "length", f"{clip.path} is {seconds:.2f} s long, but the row states {clip.duration:.2f} s"
     if (header_length := _read_header_length(clip.path)) is not None:
-        frames = soundfile.info(str(clip.path)).frames
+        frames = soundfile.info(str(clip.path)).frames  # libsndfile counts the samples that the file contains
         if header_length > frames:
             yield "corrupt", f"{clip.path}: the file is truncated, it contains {frames} of {header_length} samples"
 
 
 def _read_header_length(path: Path | audio.Sound) -> int | None:
-    """Return the number of samples that the header of a WAV states; libsndfile reports the number in the file."""
-    # Truncated audio in shards is found by checksums instead.
+    """Return the number of samples that the header of a WAV states; None for another format or an unknown length."""
+    # Truncated audio in shards is found by checksums.
     if not isinstance(path, Path) or path.suffix.lower() != ".wav":
         return None
     try:

@@ -45,7 +45,7 @@ SHARD_SCHEMA = pa.schema(
         "id": pa.string(),
         "row": pa.string(),  # fields of the row as JSON
         "problem": pa.string(),  # why the row cannot be used, or null
-        "audio": pa.list_(pa.struct({"bytes": pa.binary(), **_SOUND_FIELDS})),  # clips, like in Hugging Face datasets
+        "audio": pa.list_(pa.struct({"bytes": pa.binary(), **_SOUND_FIELDS})),  # clips, as in Hugging Face datasets
     }
 )
 INDEX_SCHEMA = pa.schema(
@@ -194,7 +194,7 @@ class FileRows(RowIndex):
 
     @abstractmethod
     def _record(self, file: int, row: int, fields: Fields) -> Record:
-        """Build the record of a row from its columns."""
+        """Build the record of a row from its fields."""
 
 
 class Shards(FileRows):
@@ -233,10 +233,10 @@ class Shards(FileRows):
 
     def scan(self) -> RowColumns:
         """Read the columns from the index file. `row_positions` and `line_numbers` are empty."""
-        file = len(self.contents.shards)
+        index = len(self.contents.shards)  # number of the index file, which follows the shards
         try:
-            groups = range(len(self.reader.open(file).ends))
-            table = pa.concat_tables([self.reader.load(file, group, ["key", "task"]) for group in groups])
+            groups = range(len(self.reader.open(index).ends))
+            table = pa.concat_tables([self.reader.load(index, group, ["key", "task"]) for group in groups])
         except ShardError as error:
             raise UserError(
                 f"{error}. To restore it, repeat the `auris shards` command that wrote {self.path}"

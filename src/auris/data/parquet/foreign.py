@@ -1,4 +1,4 @@
-"""Parquet files not written by auris, such as Hugging Face datasets: one column per field, audio in the file."""
+"""Parquet files not written by auris, such as Hugging Face datasets, with one column per field."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ class ParquetFiles(FileRows):
         self._is_local = isinstance(system, LocalFileSystem)
         self.reader = Reader(system, paths, partial(_columns, field_map=field_map))
         super().__init__(path, Path(paths[0].rpartition("/")[0]), field_map, cache_dir)
-        self.ends = np.cumsum(self.columns.row_positions)
+        rows_per_file = self.columns.row_positions  # as filled by `scan`
+        self.ends = np.cumsum(rows_per_file)
 
     @cached_property
     def digest(self) -> str:
@@ -83,26 +84,32 @@ class ParquetFiles(FileRows):
         if row.problem or not paths:
             return row
         if not self._is_local:
-            return replace(row, problem="its audio is not stored in the file, and audio paths of a URL are not read")
+            return replace(
+                row, problem="its audio is not stored in the file, and audio paths in a file from a URL are not read"
+            )
         root = os.path.abspath(self.folder)
         outside = [path for path in paths if os.path.commonpath([root, os.path.abspath(path)]) != root]
-        return replace(row, problem=f"{outside[0]} is outside of {root}, the folder of its table") if outside else row
+        if outside:
+            return replace(row, problem=f"{outside[0]} is outside of {root}, the folder of the Parquet file")
+        return row
 
     def _record(self, file: int, row: int, fields: Fields) -> Record:
         name, columns = self.reader.row_name(file, row), self.reader.open(file).columns
         values: dict[str, Any] = _without_nulls(fields)
         if not columns.audio_field:
             return Record(name, self.field_map.apply(values))
-        # Fields that say nothing about the audio belong to a row with one clip.
+        # If the fields leave out the audio (a column of bytes alone), the row has one clip, without a path.
         clips = as_list(values.pop(columns.audio_field, [{}] if columns.fields_omit_audio else None))
         paths = [clip.get("path") if isinstance(clip, Mapping) else None for clip in clips]
         if not columns.sound:  # the file contains only paths
             return Record(name, self.field_map.apply({**values, columns.audio_field: paths}))
-        names = [path or f"{columns.audio_field} {number}" for number, path in enumerate(paths)]
-        sounds = tuple(StoredSound(self.reader, file, row, number, clip) for number, clip in enumerate(names))
-        return Record(
-            name, self.field_map.apply({**values, columns.audio_field: names} if names else values), sounds=sounds
+        clip_names = [path or f"{columns.audio_field} {number}" for number, path in enumerate(paths)]
+        sounds = tuple(
+            StoredSound(self.reader, file, row, number, clip_name) for number, clip_name in enumerate(clip_names)
         )
+        if clip_names:
+            values[columns.audio_field] = clip_names
+        return Record(name, self.field_map.apply(values), sounds=sounds)
 
 
 def _columns(parquet: pq.ParquetFile, field_map: FieldMap) -> Columns:
@@ -117,17 +124,18 @@ def _columns(parquet: pq.ParquetFile, field_map: FieldMap) -> Columns:
         inner = kind.value_type if _is_list(kind) else kind
         audio_leaves = [leaf for leaf in leaves if leaf == column or leaf.startswith(f"{column}.")]
         if pa.types.is_struct(inner) and inner.get_field_index("bytes") >= 0:
-            sound = [leaf for leaf in audio_leaves if leaf.endswith(".bytes")]
+            byte_columns = [leaf for leaf in audio_leaves if leaf.endswith(".bytes")]
         elif pa.types.is_binary(inner) or pa.types.is_large_binary(inner):
-            sound = audio_leaves
+            byte_columns = audio_leaves
         else:
             continue
-        metadata = [leaf for leaf in audio_leaves if leaf not in sound]
+        metadata = [leaf for leaf in audio_leaves if leaf not in byte_columns]
         if not metadata and _is_list(kind):
-            return Columns(leaves, sound, column)  # the number of clips can only be read with the audio
-        fields = [leaf for leaf in leaves if leaf not in sound]
-        has_only_paths = bool(metadata) and _are_null(parquet, sound)
-        return Columns(fields, [] if has_only_paths else sound, column, fields_omit_audio=not metadata)
+            # The bytes are read with the fields, because only they show the number of clips.
+            return Columns(leaves, byte_columns, column)
+        fields = [leaf for leaf in leaves if leaf not in byte_columns]
+        has_only_paths = bool(metadata) and _are_null(parquet, byte_columns)
+        return Columns(fields, [] if has_only_paths else byte_columns, column, fields_omit_audio=not metadata)
     return Columns(leaves, [])
 
 

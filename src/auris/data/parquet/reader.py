@@ -83,7 +83,7 @@ class Columns:
 
     Attributes:
         fields: Columns with the fields of a row.
-        sound: Columns with the audio.
+        sound: Columns with the bytes of the audio; empty if the file contains no audio or only paths.
         audio_field: Field of the row that the audio belongs to; empty if the file has no audio.
         fields_omit_audio: Whether `fields` contains nothing about the audio, not even its path.
     """

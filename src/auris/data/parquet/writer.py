@@ -68,7 +68,8 @@ def write_shard(path: Path, rows: Iterable[tuple[Record, Row]]) -> File:
 @contextmanager
 def _writer(path: Path, schema: pa.Schema) -> Generator[Callable[[Sequence[Fields]], None]]:
     """Open a file, which gets its final name when it is complete; yield a function that writes a row group."""
-    compression = {name: "zstd" for name in ("id", "row", "key", "task") if name in schema.names}  # but not the audio
+    # The column `audio` is stored without compression.
+    compression = {name: "zstd" for name in ("id", "row", "key", "task") if name in schema.names}
     options = {"use_dictionary": False, "write_statistics": False, "write_page_checksum": True}
     with (
         open_atomic(path, "wb", sync=True) as file,
@@ -107,7 +108,7 @@ def _sound(clip: Clip) -> Fields:
             audio.n_samples(source)  # refuses files that are not audio
             content = source.read_bytes() if isinstance(source, Path) else source.read()
         samples = audio.n_samples(_InMemory(content))
-    except OSError as error:  # the message of a failed read does not name the file
+    except OSError as error:  # its message does not name the file, so the name is added
         return {"bytes": None, "path": name, "samples": None, "problem": f"{source}: cannot be read ({error})"}
     except AudioError as error:
         return {"bytes": None, "path": name, "samples": None, "problem": str(error)}

@@ -198,15 +198,15 @@ def _check(row: RowDict, folder: Path) -> RowDict:
 
 def _print_summary(summary: Summary, console: Console) -> None:
     table = Table("split", "task", Column("rows", justify="right"), Column("hours", justify="right"))
-    for (split, task), number in sorted(summary.rows.items()):
-        table.add_row(split, task, f"{number:,}", f"{summary.seconds[split, task] / 3600:,.2f}")
+    for (split, task), n_rows in sorted(summary.rows.items()):
+        table.add_row(split, task, f"{n_rows:,}", f"{summary.seconds[split, task] / 3600:,.2f}")
     console.print(table)
     _print_unusable(summary, console)
 
 
 def _print_unusable(summary: Summary, console: Console) -> None:
-    for kind, number in summary.unusable.most_common():
-        print_plain(console, f"rows that cannot be used: {number:,} ({kind})")
+    for kind, n_rows in summary.unusable.most_common():
+        print_plain(console, f"rows that cannot be used: {n_rows:,} ({kind})")
         for example in summary.examples[kind]:
             print_plain(console, f"  {example}")
 

@@ -46,7 +46,8 @@ class Corpus:
     Attributes:
         name: Prefix of row ids.
         licence: Licence of the corpus.
-        tasks: Tasks for which the corpus has labels. Row ids of the first task have no suffix.
+        tasks: Tasks for which the corpus has labels. Row ids of the first task have no suffix, those of
+            the others end with `#TASK`.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Corpus:
                 row |= {label: utterance[field] for label, field in labels.items() if utterance.get(field) is not None}
                 if missing := [field for field in labels.values() if utterance.get(field) is None]:
                     row["problem"] = f"the corpus does not state its {' or its '.join(missing)}"
+                # The provenance is the origin of the audio: recorded (`real`) or synthesised.
                 row |= {"provenance": "real", "licence": self.licence}
             yield row
 
@@ -120,7 +122,7 @@ def _remove_spaces(text: str) -> str:
 
 
 def _gender(value: str | None) -> str | None:
-    """Normalise a speaker's gender, written as M, male, male_masculine, ...; return None for any other value."""
+    """Return male or female for a value that starts with m or f (M, male_masculine, Female), None for other values."""
     return {"m": "male", "f": "female"}.get((value or "").strip().lower()[:1])
 
 
@@ -159,12 +161,14 @@ def librispeech(root: Path, *, tasks: Sequence[str], splits: Choice, lower: bool
         for transcripts in sorted((home / split).glob("*/*/*.trans.txt")):
             chapter, speaker = transcripts.parent, transcripts.parents[1].name
             texts = read_map(transcripts)
-            for key in sorted({*texts, *(path.stem for path in chapter.glob("*.flac"))}):
-                text = texts.get(key, "")
-                utterance = {"name": f"{split}/{key}", "audio": chapter / f"{key}.flac", "split": split}
+            for utt_id in sorted({*texts, *(path.stem for path in chapter.glob("*.flac"))}):
+                text = texts.get(utt_id, "")
+                utterance = {"name": f"{split}/{utt_id}", "audio": chapter / f"{utt_id}.flac", "split": split}
                 utterance |= {"transcript": text.lower() if lower else text, "language": "en"}
                 utterance |= {"speaker": speaker, "gender": genders.get(speaker)}
-                utterance |= {} if key in texts else {"problem": f"{transcripts.name} has no transcript of this file"}
+                utterance |= (
+                    {} if utt_id in texts else {"problem": f"{transcripts.name} has no transcript of this file"}
+                )
                 yield from LIBRISPEECH.make_rows(utterance, tasks)
 
 
@@ -202,21 +206,21 @@ def aishell1(root: Path, *, tasks: Sequence[str], splits: Choice) -> Iterator[Ro
     transcripts = home / "transcript" / "aishell_transcript_v0.8.txt"
     texts = read_map(transcripts)
     info = read_map(home.parent / "resource_aishell" / "speaker.info")
-    genders = {key.removeprefix("S"): _gender(sex) for key, sex in info.items()}
+    genders = {name.removeprefix("S"): _gender(sex) for name, sex in info.items()}
     with_audio: set[str] = set()
     for split in chosen_splits:
         for path in sorted((home / "wav" / split).glob("*/*.wav")):
-            key, speaker = path.stem, path.parent.name
-            with_audio.add(key)
-            utterance = {"name": f"{split}/{key}", "audio": path, "split": split, "language": "zh"}
-            utterance |= {"transcript": _remove_spaces(texts.get(key, ""))}
+            utt_id, speaker = path.stem, path.parent.name
+            with_audio.add(utt_id)
+            utterance = {"name": f"{split}/{utt_id}", "audio": path, "split": split, "language": "zh"}
+            utterance |= {"transcript": _remove_spaces(texts.get(utt_id, ""))}
             utterance |= {"speaker": speaker, "gender": genders.get(speaker.removeprefix("S"))}
-            utterance |= {} if key in texts else {"problem": f"{transcripts.name} has no transcript of this file"}
+            utterance |= {} if utt_id in texts else {"problem": f"{transcripts.name} has no transcript of this file"}
             yield from AISHELL1.make_rows(utterance, tasks)
     if len(chosen_splits) == 3:  # the split of a transcript without audio is unknown
-        for key in sorted(set(texts) - with_audio):
-            problem = f"{transcripts.name} has a transcript, but there is no {key}.wav"
-            yield from AISHELL1.make_rows({"name": key, "problem": problem}, tasks)
+        for utt_id in sorted(set(texts) - with_audio):
+            problem = f"{transcripts.name} has a transcript, but there is no {utt_id}.wav"
+            yield from AISHELL1.make_rows({"name": utt_id, "problem": problem}, tasks)
 
 
 def aishell2(root: Path, *, tasks: Sequence[str], splits: Choice) -> Iterator[RowDict]:
@@ -236,17 +240,19 @@ def aishell2(root: Path, *, tasks: Sequence[str], splits: Choice) -> Iterator[Ro
     layout = "iOS/data/wav.scp with iOS/data/trans.txt, and the same in iOS/dev, iOS/test, Android/dev, ..."
     for split in _choose(splits, sorted(split_folders), root, layout):
         texts, paths = (read_map(split_folders[split] / name) for name in ("trans.txt", "wav.scp"))
-        for key in sorted({*texts, *paths}):
-            path = Path(paths.get(key, ""))
+        for utt_id in sorted({*texts, *paths}):
+            path = Path(paths.get(utt_id, ""))
             utterance = {
-                "name": f"{split}/{key}",
+                "name": f"{split}/{utt_id}",
                 "split": split,
                 "language": "zh",
                 "audio": split_folders[split] / path,
             }
-            utterance |= {"transcript": _remove_spaces(texts.get(key, "")), "speaker": path.parent.name}
-            absent = "trans.txt" if key not in texts else "wav.scp"
-            utterance |= {} if key in texts and key in paths else {"problem": f"{absent} has no line for this file"}
+            utterance |= {"transcript": _remove_spaces(texts.get(utt_id, "")), "speaker": path.parent.name}
+            absent = "trans.txt" if utt_id not in texts else "wav.scp"
+            utterance |= (
+                {} if utt_id in texts and utt_id in paths else {"problem": f"{absent} has no line for this file"}
+            )
             yield from AISHELL2.make_rows(utterance, tasks)
 
 

@@ -30,13 +30,13 @@ Cells = Mapping[str, Any]
 """A line of a table: its cells by column name."""
 
 Values = Mapping[str, Mapping[Any, Any]]
-"""{auris field: {value in the table: value to write}}; REST matches all other values."""
+"""{auris field: {value in the table: value to write}}. The key `*` matches all other values."""
 
 _SPLIT = "{split}"  # part of a file pattern that matches the name of a split
 REST = "*"  # key in `values` that matches all values that are not listed
 
-# Parsers of text cells for labels that are not strings, each with the expected content, which messages state.
 _STRUCTURED = ("words", "events", "turns", "entities", "texts", "slots", "choices", "notes", "notes.sonic")
+# {label that is not a string: (parser of a text cell, the content that it expects, for messages)}
 _PARSERS: dict[str, tuple[Callable[[str], Any], str]] = {
     **dict.fromkeys(("offset", "duration"), (float, "a number")),
     **dict.fromkeys(("notes.pitch", "notes.velocity"), (int, "a number")),
@@ -135,7 +135,7 @@ def _read_parquet(path: Path) -> Iterator[tuple[int, Cells | str]]:
         file = pq.ParquetFile(path)
         classes = _class_names(file.schema_arrow.metadata or {})
         number = 0
-        for batch in file.iter_batches(batch_size=64):  # rows may hold whole sound files
+        for batch in file.iter_batches(batch_size=64):  # small, because rows may hold whole sound files
             for cells in batch.to_pylist():
                 number += 1
                 class_numbers = {key: cells[key] for key in classes.keys() & cells.keys()}
@@ -203,10 +203,10 @@ class ColumnMap:
                 fields["audio"] = _sound(fields["audio"], folder)
         except ValueError as error:
             return {"id": f"{self.name}/{line_name}", "problem": str(error)}
-        path = fields.get("audio")
+        path, default_id = fields.get("audio"), line_name
         if isinstance(path, Path):
-            line_name = Path(os.path.relpath(path, self.root)).with_suffix("").as_posix()
-        return {"id": f"{self.name}/{fields.pop('id', line_name)}", **fields}
+            default_id = Path(os.path.relpath(path, self.root)).with_suffix("").as_posix()
+        return {"id": f"{self.name}/{fields.pop('id', default_id)}", **fields}
 
     def _fields(self, cells: Cells) -> RowDict:
         fields: RowDict = {}
@@ -293,7 +293,7 @@ def table(root: Path, *, files: str, **mapping: Any) -> Iterator[RowDict]:
         root: The folder.
         files: Path of the table below the folder, or a pattern (`data/train-*.parquet`). The text that matches
             `{split}` is the split of the table's rows, unless a column or label sets the split.
-        mapping: The other attributes of `ColumnMap`. Paths in the column `audio` are relative to the table.
+        mapping: The attributes of `ColumnMap` except `root`. Paths in the column `audio` are relative to the table.
 
     Raises:
         MissingFileError: There is no such table.
@@ -329,7 +329,7 @@ def files(root: Path, *, pattern: str, **mapping: Any) -> Iterator[RowDict]:
         root: The folder.
         pattern: Regular expression for paths below the folder, with a named group for each column:
             `recordings/(?P<digit>\d)_(?P<speaker>\w+)_(?P<take>\d+)\.wav`. Files that do not match are ignored.
-        mapping: The other attributes of `ColumnMap`, which need no column `audio`.
+        mapping: The attributes of `ColumnMap` except `root`. `columns` needs no `audio`.
 
     Raises:
         MissingFileError: No file matches.

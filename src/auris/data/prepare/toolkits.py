@@ -79,7 +79,10 @@ def _cut_rows(cut: Cells, root: Path, task: str, language: str | None) -> Iterat
 
 
 def _aligned_words(supervision: Cells, start: float) -> list[RowDict]:
-    """Return words with times relative to the row's clip. In Lhotse, times are relative to the cut."""
+    """Return words with times relative to the clip, which begins at `start` in the cut.
+
+    In Lhotse, times are relative to the cut.
+    """
     alignment = (supervision.get("alignment") or {}).get("word")
     if not alignment:
         raise UserError(f"supervision {supervision['id']} has no word alignment")
@@ -120,35 +123,39 @@ def _kaldi_rows(root: Path, folder: Path, language: str | None, name: str) -> It
     sounds, texts = read_map(folder / "wav.scp"), read_map(folder / "text")
     segments_file = folder / "segments"
     segment_lines = read_map(segments_file).items()
-    segments = {key: line.split() for key, line in segment_lines} if segments_file.is_file() else None
+    segments = {utt_id: line.split() for utt_id, line in segment_lines} if segments_file.is_file() else None
     speakers, genders = read_map(folder / "utt2spk"), read_map(folder / "spk2gender")
     languages = read_map(folder / "utt2lang")
-    for key in sorted({*texts, *(sounds if segments is None else segments)}):
-        row: RowDict = {"id": f"{name}/{folder.name}/{key}", "task": "asr", "split": folder.name}
+    for utt_id in sorted({*texts, *(sounds if segments is None else segments)}):
+        row: RowDict = {"id": f"{name}/{folder.name}/{utt_id}", "task": "asr", "split": folder.name}
         try:
-            row |= _kaldi_sound(root, key, sounds, segments)
-            labels = {"text": texts.get(key), "language": languages.get(key, language), "speaker": speakers.get(key)}
-            labels["gender"] = {"m": "male", "f": "female"}.get(genders.get(speakers.get(key, ""), ""))
+            row |= _kaldi_sound(root, utt_id, sounds, segments)
+            labels = {
+                "text": texts.get(utt_id),
+                "language": languages.get(utt_id, language),
+                "speaker": speakers.get(utt_id),
+            }
+            labels["gender"] = {"m": "male", "f": "female"}.get(genders.get(speakers.get(utt_id, ""), ""))
             yield row | {label: value for label, value in labels.items() if value}
         except ValueError as error:
             yield row | {"problem": str(error)}
 
 
 def _kaldi_sound(
-    root: Path, key: str, sounds: Mapping[str, str], segments: Mapping[str, Sequence[str]] | None
+    root: Path, utt_id: str, sounds: Mapping[str, str], segments: Mapping[str, Sequence[str]] | None
 ) -> RowDict:
     """Return audio, offset and duration of an utterance.
 
     Raises:
         UserError: The utterance has no audio, or its audio is the output of a command.
     """
-    recording, times = key, {}
+    recording, times = utt_id, {}
     if segments is not None:
         try:
-            recording, *bounds = segments[key][:3]
+            recording, *bounds = segments[utt_id][:3]
             start, end = map(float, bounds)
         except (KeyError, ValueError):
-            raise UserError(f"segments has no line `{key} RECORDING START END` with times in seconds") from None
+            raise UserError(f"segments has no line `{utt_id} RECORDING START END` with times in seconds") from None
         # The end -1 means the end of the file.
         times = {"offset": start} | ({"duration": round(end - start, 4)} if end >= 0 else {})
     if recording not in sounds:
@@ -162,7 +169,7 @@ def _kaldi_sound(
 
 
 def manifest(root: Path, *, files: str) -> Iterator[RowDict]:
-    """Yield the task rows of existing auris manifests unchanged.
+    """Yield the task rows of existing auris manifests unchanged, and each dialogue as a row that cannot be used.
 
     Args:
         root: The folder.

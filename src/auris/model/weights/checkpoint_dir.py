@@ -196,9 +196,9 @@ def _read_manifest(path: Path) -> tuple[int, dict[str, StoredFile], dict[str, di
                 DTYPES[code],
                 tuple(Piece(piece_file, tuple(offset), tuple(size)) for piece_file, offset, size in pieces),
             )
-            for name, (shape, code, pieces) in table.items()
+            for name, (shape, code, pieces) in entries.items()
         }
-        for kind, table in content["tensors"].items()
+        for kind, entries in content["tensors"].items()
     }
     return content["step"], {name: StoredFile(**entry) for name, entry in content["files"].items()}, tensors
 
@@ -312,7 +312,7 @@ def find(path: str | Path, which: str = "last", kinds: Collection[str] = ("weigh
 
 
 def recover(folder: str | Path) -> None:
-    """Give complete checkpoints their final names if a process was killed before it did so.
+    """Give complete checkpoints their final names if a process was killed before it could rename them.
 
     One process must call this at the start of a run, before anything is saved.
     """

@@ -396,7 +396,7 @@ def _check_sizes(file: Path, kind: str, config: ConfigFile) -> None:
         for key in field_name.split("."):
             configured = configured.get(key) if isinstance(configured, Mapping) else None
         if not matches or configured is None or (size == "intermediate_size" and kind in ("qwen", "qwen_audio")):
-            continue  # Qwen's `intermediate_size` is the sum of two widths
+            continue  # Qwen's `intermediate_size` is the sum of two widths, not the size of this tensor
         stored_name = stored_names[matches[0].string]
         shape = source.shape(stored_name)
         actual = len({match[1] for match in matches}) if axis is None else shape[axis]

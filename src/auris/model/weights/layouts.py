@@ -18,9 +18,9 @@ class Layout:
     """Tensor names of one release and the corresponding names in auris.
 
     Attributes:
-        names: model name -> layout name; the first match counts. `*` matches one component between dots, `**` matches
-            all following components. Model tensors with the same layout name are concatenated along rows, in this
-            order.
+        names: model name -> layout name, both as patterns; the first match counts. `*` matches one component between
+            dots, `**` matches all following components. Model tensors with the same layout name are concatenated along
+            rows, in this order.
         parts: parts of the model that files in this layout contain; empty if they contain a complete model.
         spellings: (pattern, replacement) pairs that convert other spellings of layout names to the spelling in `names`.
         left_out: pattern of layout names that auris does not use.
@@ -37,7 +37,8 @@ class Layout:
 
     def model_names(self, name: str) -> list[str]:
         """Return the model names of a stored tensor: several names if it is a concatenation, none if it is not used."""
-        return [model_name for _, model_name in _renamings(self.spell(name), ((b, a) for a, b in self.names.items()))]
+        rules = ((layout_name, model_name) for model_name, layout_name in self.names.items())
+        return [model_name for _, model_name in _renamings(self.spell(name), rules)]
 
     def spell(self, name: str) -> str:
         """Convert the name of a stored tensor to the spelling of `names`."""
@@ -46,7 +47,7 @@ class Layout:
         return name
 
     def is_used(self, name: str) -> bool:
-        """Return whether a stored tensor is used: neither left out nor a constant that old versions saved."""
+        """Return whether a stored tensor is used: neither left out nor a constant that old releases contain."""
         return not _CONSTANTS.search(name) and not (self.left_out and re.match(self.left_out, self.spell(name)))
 
     def group(self, names: Iterable[str]) -> dict[str, list[str]]:

@@ -134,7 +134,7 @@ def _match(net: AudioLM, source: TensorSource, layout: Layout, parts: Collection
         for layout_name, stored_name in stored_names.items()
         if layout_name not in model_names and all(_part(name) in parts for name in layout.model_names(layout_name))
     ]
-    source_is_llm = all(
+    source_has_only_llm = all(
         _part(name) == "llm" for layout_name in stored_names for name in layout.model_names(layout_name)
     )
     vocabulary_names, grown = _vocabulary_names(net), set()
@@ -143,7 +143,7 @@ def _match(net: AudioLM, source: TensorSource, layout: Layout, parts: Collection
         shape = source.shape(stored_names[layout_name])
         expected = _concatenated_shape([targets[name] for name in model_names[layout_name]])
         differs_in_rows = first_name in vocabulary_names and shape[1:] == expected[1:] and shape[0] != expected[0]
-        if differs_in_rows and source_is_llm and shape[0] < expected[0]:
+        if differs_in_rows and source_has_only_llm and shape[0] < expected[0]:
             grown.add(first_name)
         elif shape != expected:
             hint = f" (set model.vocab_rows={shape[0]} to match its vocabulary)" if differs_in_rows else ""
