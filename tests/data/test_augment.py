@@ -49,7 +49,7 @@ def test_noise_of_any_length_is_added_at_the_requested_ratio(tmp_path, seconds, 
         assert decibels(clip, noisy - clip) == pytest.approx(7, abs=0.01)
 
 
-def test_ratio_recording_and_segment_of_the_noise_are_random(tmp_path):
+def test_the_ratio_the_recording_and_the_segment_of_the_noise_are_random(tmp_path):
     low_noise, high_noise = tone(3.0, 1_000) * np.linspace(0.1, 1, 3 * RATE, dtype=np.float32), tone(0.5, 4_000)
     add_noise, clip = Noise(manifest=manifest(tmp_path, low_noise, high_noise), snr=[0, 20], p=0.5), tone(1.0)
     outputs = [add_noise(clip, rng(seed)) for seed in range(60)]

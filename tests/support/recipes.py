@@ -28,7 +28,7 @@ SMALLEST_MODEL = [
 
 
 def with_run_dir(config: Mapping[str, Any], arm: str, run_dir: str) -> dict[str, Any]:
-    """Return a copy of a resolved config with another arm and run directory."""
+    """Return a copy of a resolved config with another arm (variant in a study) and run directory."""
     copy = json.loads(json.dumps(config).replace(config["run_dir"], run_dir))
     return copy | {"arm": arm}
 

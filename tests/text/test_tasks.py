@@ -78,7 +78,7 @@ def test_exactly_the_published_tags_are_marked_as_published():
     assert {code for code, task in TASKS.items() if task.tags_source == "published"} == expected
 
 
-def test_tags_distinguish_all_tasks_but_two_pairs():
+def test_tags_distinguish_all_tasks_except_two_pairs():
     """One pair is the recognition of speech and of dialects, the other is questions about sound and about music."""
     codes_by_tags = {}
     for code in TRAINED_TASKS:
