@@ -405,7 +405,7 @@ def test_the_same_seed_gives_the_same_bytes_with_any_number_of_processes(dialogu
         assert (dialogue_dir / file).read_bytes() == (second_dir / file).read_bytes(), file
 
 
-def test_a_larger_set_contains_the_smaller_one(dialogue_dir: Path, corpus: Path) -> None:
+def test_a_larger_set_of_dialogues_contains_the_smaller_one(dialogue_dir: Path, corpus: Path) -> None:
     sizes = {"rows": {"train": 45}, "preferences": {"train": 24}}
     instruct(corpus, dialogue_dir.with_name("small"), **replace(OPTIONS, sizes), processes=1)
     for name in ("train", "preferences_train"):

@@ -212,7 +212,7 @@ def test_too_many_unusable_rows_are_an_error_at_setup(speech, tmp_path):
     assert module(tmp_path, max_unusable=0.1).unusable_rows() and not module(speech, max_unusable=0).unusable_rows()
 
 
-def test_a_row_over_the_token_budget_is_skipped_or_an_error_by_policy(speech):
+def test_a_row_over_the_token_budget_is_skipped_or_an_error_depending_on_the_policy(speech):
     lengths = module(speech).lengths.tokens
     longest = [int(n) for n in np.flatnonzero(lengths == lengths.max())]
     data = module(speech, token_budget=int(lengths.max()) - 1)  # long_audio=skip
@@ -338,7 +338,7 @@ def test_a_validation_batch_contains_its_rows_with_and_without_answers(speech):
 
 
 def test_text_rows_can_be_validation_rows(speech, tmp_path):
-    """They have no prompt to generate from, so only their loss is computed."""
+    """Text rows have no prompt to generate from, so only their loss is computed."""
     (tmp_path / "lines.txt").write_text("the mat\nthe cat\n")
     text_samples = samples_of(TextSamples)
     data = module(speech, valid=[str(tmp_path / "lines.txt")], valid_samples=text_samples, token_budget=200)

@@ -1,4 +1,4 @@
-"""Tests of epoch statistics: exact if every step is counted, approximate from a sample of the steps."""
+"""Tests of epoch statistics: exact if every step is counted, and approximate if a sample of the steps is."""
 
 from __future__ import annotations
 

@@ -88,7 +88,7 @@ def test_the_signal_handler_of_torchs_loader_has_no_effect(tmp_path, restarts, m
 
 
 def test_a_worker_killed_between_two_items_is_replaced(restarts):
-    """Its death must not raise an error in the code that runs at that time."""
+    """The death of a worker must not raise an error in the code that runs at that time."""
     items = iter(load(Items(), restarts, stop=60))
     first_items = [int(next(items)) for _ in range(3)]
     for worker in active_children():

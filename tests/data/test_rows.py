@@ -134,7 +134,7 @@ def test_an_empty_manifest_is_an_error(tmp_path):
         read(tmp_path)
 
 
-def test_the_weight_of_an_entry_is_in_its_manifest(tmp_path):
+def test_a_manifest_has_the_weight_of_its_entry(tmp_path):
     path = write_manifest(tmp_path / "rows.jsonl", rows_of_three_tasks(tmp_path))
     weighted, plain = read_manifests([{"path": path, "weight": 3, "tasks": ["asr"]}])[0], read_manifests([path])[0]
     assert (weighted.weight, plain.weight) == (3, None)

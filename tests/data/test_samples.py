@@ -192,7 +192,7 @@ def test_a_clip_of_40_seconds_is_split_into_two_windows(tmp_path):
     assert sample.audio_seconds == pytest.approx(40.0)
 
 
-def test_a_silent_clip_is_an_error_or_usable_by_policy(tmp_path):
+def test_a_silent_clip_is_an_error_or_usable_depending_on_the_policy(tmp_path):
     row = row_of(tmp_path)
     for offset in (0.0, 0.25):  # digital silence, and the constant offset of an amplifier
         soundfile.write(tmp_path / "clip.wav", np.full(16_000, offset), 16_000)
@@ -543,7 +543,8 @@ def reference_characters(messages: list[dict], chat: Chat, geometry: audio.Geome
     """Return each character of a dialogue, as the published code formats it, and whether it is supervised."""
     is_v1 = isinstance(chat, QwenAudioChat)
     placeholders = {name: "*" * (geometry.n_tokens(n) + 2 * is_v1) for name, n in (("a.wav", 50), ("b.wav", 20))}
-    clip = "Audio {}:{}\n" if is_v1 else "Audio {}: <|audio_bos|>{}<|audio_eos|>\n"  # v1 has vectors for begin and end
+    # In Qwen-Audio, learned vectors are at the positions of the begin and end tokens, so `*` stands for these too.
+    clip = "Audio {}:{}\n" if is_v1 else "Audio {}: <|audio_bos|>{}<|audio_eos|>\n"
     parts, count = [], 0
     if messages[0]["role"] != "system":
         messages = [{"role": "system", "content": "You are a helpful assistant."}, *messages]

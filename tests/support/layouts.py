@@ -10,7 +10,7 @@ import soundfile
 
 
 def sound(path: Path, seconds: float = 0.5, rate: int = 16_000, *, pitch: float | None = None) -> Path:
-    """Write a tone. Its pitch follows from the file name, so that no two files contain the same audio."""
+    """Write a tone. By default its pitch follows from the file name, so that files differ in their audio."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pitch = pitch or 200 + sum(path.name.encode()) % 997
     soundfile.write(path, 0.3 * np.sin(2 * np.pi * pitch * np.arange(round(seconds * rate)) / rate), rate)

@@ -100,7 +100,7 @@ class Refused:
 
 @contextmanager
 def serve(answer=reply) -> Iterator[tuple[str, list[dict]]]:
-    """Serve replies; yield the address of the endpoint and the growing list of requests ({path, headers, body}).
+    """Serve replies. Yield the address of the endpoint and the growing list of requests ({path, headers, body}).
 
     Args:
         answer: Returns a reply, or a `Refused`, to the messages of a request.

@@ -168,7 +168,7 @@ def _v1_shapes(config: dict[str, Any]) -> list[tuple[str, tuple[int, ...]]]:
 
 
 def golden_qwen_audio(golden: Path, path: Path) -> None:
-    """Write the golden model of the released v1 code as a directory."""
+    """Write a model directory from the files of the golden model, whose outputs the released v1 code computed."""
     path.mkdir(parents=True)
     config = json.loads((golden / "model_config.json").read_text())
     write_json(path / "config.json", config)
@@ -180,7 +180,7 @@ def golden_qwen_audio(golden: Path, path: Path) -> None:
 
 
 def golden_table(n_rows: int, n_columns: int, seed: int, scale: float) -> Tensor:
-    """Return one of the two big matrices by the formula of the golden README."""
+    """Return one of the two big matrices, computed by the formula in the README of the golden model."""
     row, column = np.meshgrid(np.arange(n_rows, dtype=np.uint32), np.arange(n_columns, dtype=np.uint32), indexing="ij")
     with np.errstate(over="ignore"):
         h = row * np.uint32(0x9E3779B1) + column * np.uint32(0x85EBCA77) + np.uint32(seed)

@@ -110,7 +110,7 @@ def test_each_tag_of_a_template_is_a_control_token(code):
     values = [{"language": code, "target_language": code} for code in LANGUAGES]
     for value in [*values, *({"caption_style": style} for style in tasks.CAPTION_STYLES)]:
         fields = tasks.closed_fields({"task": code, "language": "en", "target_language": "en", **value})
-        filled = [
+        filled = [  # the tags, then the wordings
             re.sub(r"\{(\w+)\}", lambda m, fields=fields: fields.get(m[1], ""), w) for w in (task.tags, *task.wordings)
         ]
         tags = set(re.findall(r"<\|[^|]*\|>", " ".join(filled)))

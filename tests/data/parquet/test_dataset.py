@@ -89,7 +89,7 @@ def read(path: str | Path, **entry: Any) -> Manifest:
 
 
 def build_row(row: Row) -> tuple[Any, ...]:
-    """Return tokens, frames and features of a row, or only the message of the error."""
+    """Return tokens, frames and features of a row, or the message of the error as the only element."""
     kind = {"prompt": Qwen2AudioChat(), "kind": ChatSamples} if "messages" in row.labels else {}
     try:
         if row.problem:
