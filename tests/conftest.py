@@ -27,7 +27,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def float64() -> Iterator[None]:
     """Make float64 the default dtype, so that comparisons do not depend on rounding.
 
-    In float32 the order of summation, and so the rounding, varies with batch size, instruction set and thread count.
+    The order of summation varies with batch size, instruction set and thread count. In float32, the differences in
+    rounding that follow would exceed the tolerances.
     """
     import torch
 
@@ -49,7 +50,7 @@ def single_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """Return the folder of real recordings and golden numbers, which are not part of the repository."""
+    """Return the folder of real recordings and stored expected numbers, which are not part of the repository."""
     path = ROOT / "../shared/data"
     if not path.is_dir():
         pytest.skip("the shared test data next to the checkout is missing")

@@ -166,7 +166,7 @@ def test_an_mp3_without_a_length_header_is_read_to_its_end(tmp_path):
     assert n_read < audio.n_samples(path)  # libsndfile extrapolates the length from the first bit rate
 
 
-def test_real_clips_have_the_length_in_their_header(shared_data):
+def test_the_decoded_length_of_real_clips_is_the_length_in_their_header(shared_data):
     paths = [path for pattern in ("*.ogg", "*.flac") for path in sorted((shared_data / "real").rglob(pattern))[::150]]
     assert paths
     for path in paths:
@@ -279,7 +279,7 @@ def test_specaugment_does_not_change_the_silence_after_the_clip():
 
 
 @pytest.mark.parametrize(("frames", "p", "max_width"), [(400, 1.0, 100), (50, 1.0, 50), (200, 0.2, 40), (3, 0.2, 0)])
-def test_masks_are_bands_of_the_mean_value_up_to_the_maximum_width(frames, p, max_width):
+def test_masks_are_bands_that_contain_the_mean_and_are_at_most_as_wide_as_allowed(frames, p, max_width):
     augment, clip = audio.SpecAugment(**BASIC | dict(p=p, time_warp=0)), mel(frames)
     mean = clip[:, :frames].mean()
     widths, heights = set(), set()

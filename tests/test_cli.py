@@ -1,4 +1,4 @@
-"""The command line: dispatch, help, error messages and exit codes, and which packages are imported."""
+"""The command line: dispatch, help, error messages, exit codes, and the packages that it imports."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def test_a_failed_run_prints_one_line_and_returns_1(error, make_corpus_fail, cap
 
 
 @pytest.mark.parametrize("error", [ValueError("raised by torch"), OSError("disk failure"), KeyError("missing key")])
-def test_every_other_exception_keeps_its_traceback(error, make_corpus_fail):
+def test_an_exception_that_is_not_a_user_error_keeps_its_traceback(error, make_corpus_fail):
     make_corpus_fail(error)
     with pytest.raises(type(error)) as caught:
         cli.main(["corpus", "out=x"])

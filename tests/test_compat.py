@@ -46,19 +46,19 @@ class CountingModule(L.LightningModule):
 class StartAtStep(L.Callback):
     """Callback that continues a fit at a given step."""
 
-    def __init__(self, step: int, *, validating: bool) -> None:
-        self.step, self.validating = step, validating
+    def __init__(self, step: int, *, in_validation: bool) -> None:
+        self.step, self.in_validation = step, in_validation
 
     def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         compat.disable_signal_handlers(trainer)
-        compat.set_loop_position(trainer, self.step, max_steps=6, repeat_validation=self.validating)
+        compat.set_loop_position(trainer, self.step, max_steps=6, repeat_validation=self.in_validation)
 
 
 @pytest.mark.parametrize(
-    ("validating", "steps", "n_validation_steps"), [(False, [2, 3, 4, 5], 2), (True, [2, 3, 4, 5], 3)]
+    ("in_validation", "steps", "n_validation_steps"), [(False, [2, 3, 4, 5], 2), (True, [2, 3, 4, 5], 3)]
 )
 def test_a_trainer_can_continue_at_a_given_step(
-    tmp_path: Path, validating: bool, steps: list[int], n_validation_steps: int
+    tmp_path: Path, in_validation: bool, steps: list[int], n_validation_steps: int
 ):
     """The run has 6 steps and validates after every second step. An interrupted validation is repeated."""
     module, handler = CountingModule(), signal.getsignal(signal.SIGTERM)
@@ -72,7 +72,7 @@ def test_a_trainer_can_continue_at_a_given_step(
         enable_model_summary=False,
         num_sanity_val_steps=0,
         default_root_dir=tmp_path,
-        callbacks=[StartAtStep(2, validating=validating)],
+        callbacks=[StartAtStep(2, in_validation=in_validation)],
     )
     trainer.fit(module, torch.utils.data.DataLoader(torch.zeros(6)), torch.utils.data.DataLoader(torch.zeros(1)))
     assert module.steps == steps and module.n_validation_steps == n_validation_steps

@@ -20,10 +20,10 @@ DOG = write_request("sec", "dog", 2)
 
 
 def test_a_reply_is_requested_once_and_then_replayed(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "record.jsonl"
+    path = tmp_path / "new" / "reply_log.jsonl"
     with mock_llm.serve() as (url, requests):
-        record = ReplyLog(path, Endpoint(url=url, model="m", temperature=0.5))
-        replies = [record.ask(DOG), record.ask(DOG), ReplyLog(path, record.endpoint).ask(DOG)]
+        reply_log = ReplyLog(path, Endpoint(url=url, model="m", temperature=0.5))
+        replies = [reply_log.ask(DOG), reply_log.ask(DOG), ReplyLog(path, reply_log.endpoint).ask(DOG)]
     assert len(requests) == 1
     assert requests[0]["path"] == "/v1/chat/completions"
     assert requests[0]["body"] == {"model": "m", "messages": DOG, "temperature": 0.5}
@@ -36,10 +36,10 @@ def test_the_api_key_is_read_from_the_environment_and_not_recorded(
 ) -> None:
     monkeypatch.setenv("SOME_KEY", "opensesame")
     with mock_llm.serve() as (url, requests):
-        ReplyLog(tmp_path / "record.jsonl", Endpoint(url=url, model="m", key_env="SOME_KEY")).ask(DOG)
+        ReplyLog(tmp_path / "reply_log.jsonl", Endpoint(url=url, model="m", key_env="SOME_KEY")).ask(DOG)
         ReplyLog(tmp_path / "other.jsonl", Endpoint(url=url, model="m", key_env="NO_SUCH_KEY")).ask(DOG)
     assert [call["headers"].get("Authorization") for call in requests] == ["Bearer opensesame", None]
-    assert "opensesame" not in (tmp_path / "record.jsonl").read_text()
+    assert "opensesame" not in (tmp_path / "reply_log.jsonl").read_text()
 
 
 def test_the_error_for_an_unrecorded_request_says_what_to_do() -> None:
@@ -47,13 +47,13 @@ def test_the_error_for_an_unrecorded_request_says_what_to_do() -> None:
         ReplyLog(SHIPPED_REPLIES).ask(write_request("sec", "owl", 8))
 
 
-def test_a_missing_recording_raises_an_error(tmp_path: Path) -> None:
+def test_a_missing_file_of_replies_raises_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="llm.recording=.*none.jsonl.*llm.url="):
         ReplyLog(tmp_path / "none.jsonl")
 
 
-def test_an_empty_recording_file_can_be_appended_to(tmp_path: Path) -> None:
-    path = tmp_path / "record.jsonl"
+def test_an_empty_file_of_replies_can_be_appended_to(tmp_path: Path) -> None:
+    path = tmp_path / "reply_log.jsonl"
     path.touch()
     with mock_llm.serve() as (url, _):
         reply = ReplyLog(path, Endpoint(url=url, model="m")).ask(DOG)
@@ -61,25 +61,25 @@ def test_an_empty_recording_file_can_be_appended_to(tmp_path: Path) -> None:
 
 
 def test_a_truncated_reply_is_requested_again_if_there_is_an_endpoint(tmp_path: Path) -> None:
-    path = tmp_path / "record.jsonl"
+    path = tmp_path / "reply_log.jsonl"
     content = SHIPPED_REPLIES.read_bytes()
     path.write_bytes(content[: content.index(b"\n", 3000) - 5])
     with mock_llm.serve() as (url, requests):
-        record = ReplyLog(path, Endpoint(url=url, model="m"))
-        assert len(record.replies) == content[:3000].count(b"\n") - 1 and not requests
-        record.ask(DOG)
-    assert len(ReplyLog(path).replies) == len(record.replies)
+        reply_log = ReplyLog(path, Endpoint(url=url, model="m"))
+        assert len(reply_log.replies) == content[:3000].count(b"\n") - 1 and not requests
+        reply_log.ask(DOG)
+    assert len(ReplyLog(path).replies) == len(reply_log.replies)
 
 
 def test_the_error_for_a_truncated_line_names_the_line(tmp_path: Path) -> None:
-    path = tmp_path / "record.jsonl"
+    path = tmp_path / "reply_log.jsonl"
     path.write_text(SHIPPED_REPLIES.read_text("utf-8")[:3000])
-    with pytest.raises(ValueError, match=r"record.jsonl, line 4 is not a reply \(JSONDecodeError"):
+    with pytest.raises(ValueError, match=r"reply_log.jsonl, line 4 is not a reply \(JSONDecodeError"):
         ReplyLog(path)
 
 
 def test_the_error_for_a_failing_endpoint_names_the_endpoint_and_recorded_replies_remain(tmp_path: Path) -> None:
-    path = tmp_path / "record.jsonl"
+    path = tmp_path / "reply_log.jsonl"
     with mock_llm.serve() as (url, _):
         ReplyLog(path, Endpoint(url=url, model="m")).ask(DOG)
     unreachable = ReplyLog(path, Endpoint(url=url, model="m", timeout=2))
@@ -98,7 +98,7 @@ def test_the_error_for_an_invalid_endpoint_names_its_url() -> None:
 
 
 def test_a_reply_may_contain_unicode_line_separators(tmp_path: Path) -> None:
-    path = tmp_path / "record.jsonl"
+    path = tmp_path / "reply_log.jsonl"
     with mock_llm.serve(lambda messages: "a\u2028b\x85c") as (url, _):
         ReplyLog(path, Endpoint(url=url, model="m")).ask(DOG)
     assert ReplyLog(path).ask(DOG)[0] == "a\u2028b\x85c"
@@ -112,12 +112,12 @@ def numbered_request(number: int) -> tuple[list[dict], dict]:
 
 
 def test_requests_with_different_settings_are_recorded_separately(tmp_path: Path) -> None:
-    path = tmp_path / "record.jsonl"
+    path = tmp_path / "reply_log.jsonl"
     with mock_llm.serve(lambda messages: "yes") as (url, requests):
-        record = ReplyLog(path, Endpoint(url=url, model="m"))
+        reply_log = ReplyLog(path, Endpoint(url=url, model="m"))
         messages, settings = numbered_request(1)
-        record.ask(messages, settings)
-        record.ask(messages, {**settings, "temperature": 2.0})
+        reply_log.ask(messages, settings)
+        reply_log.ask(messages, {**settings, "temperature": 2.0})
     assert [call["body"]["temperature"] for call in requests] == [1.0, 2.0]
     assert requests[0]["body"] == {"messages": messages, **settings}
     assert ReplyLog(path).ask(messages, settings)[0] == "yes"
@@ -138,11 +138,12 @@ def test_requests_run_concurrently_and_each_is_sent_once(tmp_path: Path) -> None
             active -= 1
         return messages[-1]["content"].upper()
 
-    path = tmp_path / "record.jsonl"
+    path = tmp_path / "reply_log.jsonl"
     with mock_llm.serve(answer) as (url, requests):
-        record = ReplyLog(path, Endpoint(url=url, model="m"))
-        record.ask_all([*map(numbered_request, range(8)), numbered_request(3), numbered_request(0)], workers=4)
-    assert most_active == 4 and len(requests) == 8 and len(path.read_text().splitlines()) == 9
+        reply_log = ReplyLog(path, Endpoint(url=url, model="m"))
+        reply_log.ask_all([*map(numbered_request, range(8)), numbered_request(3), numbered_request(0)], workers=4)
+    assert most_active == 4 and len(requests) == 8
+    assert len(path.read_text().splitlines()) == 9  # a description of the file and eight replies
     assert [ReplyLog(path).ask(*numbered_request(number))[0] for number in (0, 7)] == ["QUESTION 0", "QUESTION 7"]
 
 
@@ -210,8 +211,8 @@ def test_an_empty_reply_is_accepted_if_accept_empty_is_set(tmp_path: Path) -> No
         assert reply.text == "" and reply.details == {"finish_reason": "content_filter"}
 
 
-def test_a_stand_in_is_recorded_as_such_and_not_mixed_with_a_model(tmp_path: Path) -> None:
-    path = tmp_path / "record.jsonl"
+def test_replies_of_a_stand_in_are_marked_and_not_mixed_with_those_of_a_model(tmp_path: Path) -> None:
+    path = tmp_path / "reply_log.jsonl"
     with mock_llm.serve(lambda messages: "yes") as (url, _):
         ReplyLog(path, Endpoint(url=url, model="m", stand_in="a script")).ask(*numbered_request(1))
         assert '"answered by": "a script", "stand-in": true' in path.read_text().splitlines()[0]
@@ -233,7 +234,7 @@ ReplyLog(Path(sys.argv[1]), Endpoint(url=sys.argv[2], model="m")).ask_all(map(nu
 
 
 def test_after_a_kill_only_unanswered_requests_are_repeated(tmp_path: Path) -> None:
-    path, child = tmp_path / "record.jsonl", None
+    path, child = tmp_path / "reply_log.jsonl", None
 
     def answer(messages: list) -> str:
         if len(requests) == 6 and child:  # kill the client during its sixth request

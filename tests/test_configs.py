@@ -1,4 +1,4 @@
-"""Every config file composes, every target accepts its arguments, and the arms of every study differ."""
+"""Every config file composes, every target accepts its arguments, and the arms (variants) of every study differ."""
 
 from __future__ import annotations
 

@@ -13,7 +13,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ROOT / "scripts"
 
-# A command that appends its arguments to $CALLS, prints one environment variable and exits with the status in another.
+# A command that appends its name and arguments to $CALLS, prints one environment variable and exits with the status in
+# another.
 # If $WAIT is set, it runs until SIGTERM and then creates $AURIS_REQUEUE.
 STAND_IN = """\
 #!/bin/sh
@@ -105,11 +106,11 @@ def test_a_slurm_job_is_requeued_if_its_run_exits_with_75(cluster, status, reque
 def test_a_study_is_submitted_as_one_job_array_per_level(cluster):
     completed = cluster.run("slurm_study.sh", "demo", "max_steps=9", PLAN=PLAN, JOB="77", SBATCH="--mem=9G")
     assert completed.returncode == 0, completed.stderr
-    listing, stages, arms = cluster.read_calls()
+    listing, level_0, level_1 = cluster.read_calls()
     assert listing == "python -m auris train ablations=demo max_steps=9 dry_run=true"
-    assert stages.startswith("sbatch --parsable --job-name=auris-demo --array=0-2 --ntasks=1")
-    assert "--array=0-1 --dependency=afterok:77 " in arms
-    assert arms.endswith(f"--mem=9G {SCRIPTS / 'slurm_study.sh'} demo max_steps=9")
+    assert level_0.startswith("sbatch --parsable --job-name=auris-demo --array=0-2 --ntasks=1")
+    assert "--array=0-1 --dependency=afterok:77 " in level_1
+    assert level_1.endswith(f"--mem=9G {SCRIPTS / 'slurm_study.sh'} demo max_steps=9")
     assert completed.stdout.splitlines() == ["level 0: job 77, 3 runs", "level 1: job 77, 2 runs"]
 
 

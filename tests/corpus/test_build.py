@@ -35,8 +35,8 @@ CORPUS: dict[str, Any] = {
     "text_lines": 400,
     "seed": 7,
 }
-# Hashes of CORPUS with espeak-ng 1.52.0 and VERSION 3. If a change is meant to alter the corpus, raise VERSION and
-# update the hashes.
+# Hashes of CORPUS with espeak-ng 1.52.0 and VERSION 3 of `auris.corpus.build`. If a change is meant to
+# alter the corpus, raise VERSION and update the hashes.
 GOLDEN = {"labels_hash": "c131237c57c9248c", "audio_hash": "31db3d967d5a0b08"}
 
 
@@ -82,7 +82,7 @@ def test_the_labels_hash_is_computed_from_the_files(corpus_dir: Path) -> None:
 
 
 def test_splits_share_no_sentence_no_meaning_and_no_voice(corpus_dir: Path) -> None:
-    rows = [row for row in read(corpus_dir) if row["provenance"] == "tts"]
+    rows = [row for row in read(corpus_dir) if row["provenance"] == "tts"]  # synthetic speech
     sentences = {
         split: {row.get("transcript", row["content"]) for row in rows if row["split"] == split}
         | {row["text"] for row in rows if row["split"] == split and row["task"] == "s2tt"}
@@ -135,11 +135,11 @@ def test_word_times_enclose_the_speech(corpus_dir: Path) -> None:
         if row["task"] != "asr":
             continue
         samples, _ = soundfile.read(corpus_dir / row["audio"])
-        start, end = (round(row["words"][place][edge] * SAMPLE_RATE) for place, edge in ((0, "start"), (-1, "end")))
+        start, end = (round(row["words"][index][edge] * SAMPLE_RATE) for index, edge in ((0, "start"), (-1, "end")))
         assert np.mean(samples[start:end] ** 2) > 10 * np.mean(samples[: start - 160] ** 2), row["id"]
 
 
-def test_every_row_has_a_provenance(corpus_dir: Path) -> None:
+def test_every_row_has_a_unique_id_and_states_its_provenance_and_licence(corpus_dir: Path) -> None:
     rows = read(corpus_dir)
     assert len({row["id"] for row in rows}) == len({row["seed"] for row in rows}) == len(rows)
     for row in rows:
@@ -264,7 +264,7 @@ def test_rows_are_distributed_evenly_over_variants_or_as_given() -> None:
     }
 
 
-def test_scale_multiplies_sizes_and_keeps_at_least_one_row() -> None:
+def test_scale_multiplies_sizes_and_leaves_at_least_one_row_unless_the_size_is_0() -> None:
     assert scale_sizes({"train": {"asr": {"en": 100}, "sec": 3, "mic": 0}}, 0.1) == {
         "train": {"asr": {"en": 10}, "sec": 1, "mic": 0}
     }

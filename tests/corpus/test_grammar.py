@@ -67,7 +67,7 @@ from support.corpus_words import cover, vocabulary
         ),
     ],
 )
-def test_rendered_sentences_equal_hand_written_ones(meaning: Meaning, sentences: dict[str, str]) -> None:
+def test_rendered_sentences_equal_sentences_written_by_hand(meaning: Meaning, sentences: dict[str, str]) -> None:
     assert {language: render(meaning, language) for language in LANGUAGES} == sentences
 
 

@@ -1,4 +1,8 @@
-"""Tests of `auris instruct`: answers that follow from the labels, reproducible bytes, and disjoint splits."""
+"""Tests of `auris instruct`: answers that follow from the labels, reproducible bytes, and disjoint splits.
+
+The `key` of a row consists of the words that a correct answer contains. The `sources` of a row are the corpus rows that
+it uses.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +33,7 @@ from support import mock_llm
 from support.corpora import TRAIN_ROWS, build_corpus
 
 FILES = [f"{prefix}{split}" for split in grammar.SPLITS for prefix in ("", "preferences_")]
-SPLITS_OF = {name: name.removeprefix("preferences_") for name in FILES}
+SPLIT_OF_FILE = {name: name.removeprefix("preferences_") for name in FILES}
 EQUAL_MIX = dict.fromkeys(KINDS, 1)
 OPTIONS: dict[str, Any] = {
     "dialogues": {
@@ -39,7 +43,7 @@ OPTIONS: dict[str, Any] = {
         "tasks": {task: 1 for task in wordings.ANSWER_SENTENCES},
     },
     "forms": {"terse": 1, "sentence": 1, "polite": 1},
-    "faults": {"wrong": 2, "terse": 1, "plain": 1},
+    "faults": {"wrong": 2, "terse": 1, "plain": 1},  # plain: a full sentence without a polite opening
     "llm": {
         "recording": None,
         "tasks": ["lid", "sgc", "ks", "sec", "mic"],
@@ -170,7 +174,7 @@ def table_of(task: str) -> dict[str, tuple[str, ...]]:
 
 
 def expected_key(row: dict[str, Any], sources: list[dict[str, Any]]) -> str:
-    """Return the key of a row (the words that a correct answer contains), from its source rows and its question."""
+    """Return the key of a row, computed from its source rows and its question."""
     question = (texts_of(row, "user")[-1] or row["spoken"]).lower()
     question = re.sub(r" (please|tell me|i want to know|thank you)\.$", "", question)
     first = sources[0] if sources else {}
@@ -252,11 +256,13 @@ def test_every_key_follows_from_the_labels(dialogue_dir: Path, corpus: Path) -> 
     for row in read(dialogue_dir, *FILES):
         sources = [corpus_rows[source] for source in row["sources"]]
         assert row["key"] == expected_key(row, sources), row
-        asks_for_a_task = row["kind"] in ("demonstration", "turns")
-        assert row.get("skill") == (sources[-1]["task"] if asks_for_a_task else None)
+        has_skill = row["kind"] in ("demonstration", "turns")
+        assert row.get("skill") == (sources[-1]["task"] if has_skill else None)
 
 
-def test_earlier_answers_of_several_turns_follow_from_the_labels_too(dialogue_dir: Path, corpus: Path) -> None:
+def test_earlier_answers_of_dialogues_with_several_turns_follow_from_the_labels_too(
+    dialogue_dir: Path, corpus: Path
+) -> None:
     corpus_rows = rows_by_id(corpus)
     for row in read(dialogue_dir, *FILES):
         if row["kind"] == "turns":
@@ -300,7 +306,7 @@ def test_preferences_end_with_the_user_and_choose_the_correct_polite_answer(dial
 def test_splits_share_no_clips_voices_spoken_sentences_or_questions(dialogue_dir: Path, corpus: Path) -> None:
     corpus_rows = rows_by_id(corpus)
     by_split: dict[str, dict[str, set[str]]] = {split: {} for split in grammar.SPLITS}
-    for name, split in SPLITS_OF.items():
+    for name, split in SPLIT_OF_FILE.items():
         contents = by_split[split]
         for row in read(dialogue_dir, name):
             assert row["split"] == split
@@ -318,7 +324,7 @@ def test_splits_share_no_clips_voices_spoken_sentences_or_questions(dialogue_dir
         assert not (train & valid or train & test or valid & test), kind
 
 
-def test_every_row_has_a_provenance(dialogue_dir: Path, corpus: Path) -> None:
+def test_every_row_has_a_unique_id_and_states_its_provenance_and_licence(dialogue_dir: Path, corpus: Path) -> None:
     corpus_rows = rows_by_id(corpus)
     rows = read(dialogue_dir, *FILES)
     assert len({row["id"] for row in rows}) == len({row["seed"] for row in rows}) == len(rows)
@@ -363,10 +369,10 @@ def test_the_wording_of_a_question_belongs_to_the_split_of_its_row(dialogue_dir:
                 ), text
 
 
-# --- recordings -----------------------------------------------------------------------------------------------------
+# --- audio files ----------------------------------------------------------------------------------------------------
 
 
-def test_only_new_speech_has_audio_files(dialogue_dir: Path) -> None:
+def test_only_newly_synthesised_speech_has_audio_files(dialogue_dir: Path) -> None:
     facts = json.loads((dialogue_dir / "instruct.json").read_text("utf-8"))
     spoken = {row["id"]: audio_paths(row) for row in read(dialogue_dir, *FILES) if "spoken" in row}
     files = sorted(path.relative_to(dialogue_dir).as_posix() for path in (dialogue_dir / "audio").rglob("*.*"))
@@ -378,12 +384,12 @@ def test_a_command_precedes_its_clip(dialogue_dir: Path, corpus: Path) -> None:
     corpus_rows = rows_by_id(corpus)
     for row in read(dialogue_dir, "test"):
         if row["kind"] == "command":
-            recording, rate = soundfile.read(dialogue_dir / audio_paths(row)[0], dtype="int16")
+            recording, sample_rate = soundfile.read(dialogue_dir / audio_paths(row)[0], dtype="int16")
             (source,) = row["sources"]
             clip, _ = soundfile.read(corpus / corpus_rows[source]["audio"], dtype="int16")
-            assert rate == 16_000
+            assert sample_rate == 16_000
             assert (recording[-len(clip) :] == clip).all()
-            assert len(recording) - len(clip) > 0.5 * rate
+            assert len(recording) - len(clip) > 0.5 * sample_rate
             assert abs(recording[: -len(clip)]).max() > 1000
 
 
@@ -399,7 +405,7 @@ def test_the_same_seed_gives_the_same_bytes_with_any_number_of_processes(dialogu
         assert (dialogue_dir / file).read_bytes() == (second_dir / file).read_bytes(), file
 
 
-def test_a_larger_set_contains_the_smaller_one(dialogue_dir: Path, corpus: Path) -> None:
+def test_a_larger_set_of_dialogues_contains_the_smaller_one(dialogue_dir: Path, corpus: Path) -> None:
     sizes = {"rows": {"train": 45}, "preferences": {"train": 24}}
     instruct(corpus, dialogue_dir.with_name("small"), **replace(OPTIONS, sizes), processes=1)
     for name in ("train", "preferences_train"):
@@ -533,13 +539,13 @@ def test_the_error_for_a_missing_corpus_gives_the_command_that_builds_it(tmp_pat
 # --- the command ----------------------------------------------------------------------------------------------------
 
 
-def test_counts_are_divided_by_weight() -> None:
+def test_a_number_of_rows_is_divided_in_proportion_to_weights() -> None:
     assert divide_by_weight(10, {"a": 1, "b": 2, "c": 0}) == {"a": 3, "b": 7}
     assert sum(divide_by_weight(2400, {"a": 7, "b": 2, "c": 5.5}).values()) == 2400
     assert divide_by_weight(0, {"a": 1}) == {"a": 0}
 
 
-def test_the_default_config_has_at_least_two_thousand_rows_and_its_keys_are_arguments() -> None:
+def test_the_default_config_has_at_least_two_thousand_training_rows_and_its_keys_are_arguments() -> None:
     defaults = config.resolve(config.compose([], "instruct"))
     dialogues = defaults["dialogues"]
     assert dialogues["rows"]["train"] >= 2000

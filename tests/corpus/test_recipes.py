@@ -93,11 +93,11 @@ def test_rendered_answers_are_parsed_back_to_the_labels(rows: list[Row], tags: b
 
 
 def equals_label(label: Any, parsed: Any) -> bool:
-    """Return whether a parsed answer equals the label, with times to 0.01 s and speakers numbered in order."""
+    """Return whether an answer equals the label, with times rounded to 0.01 s and speakers numbered as they appear."""
     if isinstance(parsed, list):
         if parsed and isinstance(parsed[0], dict) and "speaker" in parsed[0]:
-            names = list(dict.fromkeys(turn["speaker"] for turn in label))
-            label = [{**turn, "speaker": f"speaker {names.index(turn['speaker']) + 1}"} for turn in label]
+            speakers = list(dict.fromkeys(turn["speaker"] for turn in label))
+            label = [{**turn, "speaker": f"speaker {speakers.index(turn['speaker']) + 1}"} for turn in label]
         return len(label) == len(parsed) and all(map(equals_label, label, parsed))
     if isinstance(parsed, dict):
         return all(equals_label(label[name], answer) for name, answer in parsed.items())
@@ -121,11 +121,11 @@ def test_correct_answers_have_perfect_scores_in_all_metrics(rows: list[Row], nat
     for prediction in score_responses(answers):
         stats_by_score[prediction.group, prediction.metric].append(prediction.stats)
     scores = {(group, metric): measures.score(metric, stats) for (group, metric), stats in stats_by_score.items()}
-    errors = ("wer", "cer", "cpwer", "der", "jer", "aas_ms", "aas_official", "unparsed")
+    error_metrics = ("wer", "cer", "cpwer", "der", "jer", "aas_ms", "aas_official", "unparsed")
     assert {group.split()[0].removeprefix("fmt_") for group, _ in stats_by_score} == set(RECIPES)
     for (group, metric), value in scores.items():
         if metric not in ("bleu", "cider"):  # a perfect score depends on the length of the sentences
-            assert value == (0.0 if metric in errors else 1.0), (group, metric)
+            assert value == (0.0 if metric in error_metrics else 1.0), (group, metric)
 
 
 def test_splits_share_no_texts_voices_clips_or_notes(rows: list[Row]) -> None:
@@ -306,7 +306,7 @@ def test_the_tokenizer_restores_every_answer_with_at_most_one_token_per_byte(cor
         assert len(ids) <= len(answer.encode())
 
 
-def golden(out: Path) -> dict[str, dict[str, str]]:
+def hashes_by_task(out: Path) -> dict[str, dict[str, str]]:
     """Return hashes of the labels and of the 16-bit samples of the rows of each task."""
     labels, sounds = defaultdict(hashlib.sha256), defaultdict(hashlib.sha256)
     for split in SPLITS:
@@ -319,11 +319,11 @@ def golden(out: Path) -> dict[str, dict[str, str]]:
 
 
 def test_the_rows_of_every_task_have_the_golden_hashes(corpus: Path) -> None:
-    expected, actual = json.loads(GOLDEN.read_text("utf-8")), golden(corpus)
+    expected, actual = json.loads(GOLDEN.read_text("utf-8")), hashes_by_task(corpus)
     assert {task for task in expected | actual if expected.get(task) != actual.get(task)} == set()
 
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
         build(Path(folder) / "corpus", **CORPUS)
-        GOLDEN.write_text(json.dumps(golden(Path(folder) / "corpus"), indent=1) + "\n", encoding="utf-8")
+        GOLDEN.write_text(json.dumps(hashes_by_task(Path(folder) / "corpus"), indent=1) + "\n", encoding="utf-8")

@@ -49,7 +49,7 @@ def test_noise_of_any_length_is_added_at_the_requested_ratio(tmp_path, seconds, 
         assert decibels(clip, noisy - clip) == pytest.approx(7, abs=0.01)
 
 
-def test_ratio_recording_and_segment_of_the_noise_are_random(tmp_path):
+def test_the_ratio_the_recording_and_the_segment_of_the_noise_are_random(tmp_path):
     low_noise, high_noise = tone(3.0, 1_000) * np.linspace(0.1, 1, 3 * RATE, dtype=np.float32), tone(0.5, 4_000)
     add_noise, clip = Noise(manifest=manifest(tmp_path, low_noise, high_noise), snr=[0, 20], p=0.5), tone(1.0)
     outputs = [add_noise(clip, rng(seed)) for seed in range(60)]
@@ -86,7 +86,8 @@ def test_a_synthetic_room_decays_by_60_db_in_its_reverberation_time():
     response = SyntheticRooms(**ROOMS).response(rng())
     assert response[0] == np.abs(response).max() == 1.0 and len(response) == 0.3 * RATE
     assert decibels(response[:1], response[1:]) == pytest.approx(3, abs=0.01)
-    early, late = response[1:481], response[2_401:2_881]  # 150 ms apart, half of rt60, so 30 dB
+    # They are 150 ms apart. This is half of rt60, the time of a decay by 60 dB.
+    early, late = response[1:481], response[2_401:2_881]
     assert decibels(early, late) == pytest.approx(30, abs=1.5)
 
 

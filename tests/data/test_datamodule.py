@@ -72,7 +72,7 @@ def by_row(packs: list[dict]) -> dict[int, tuple[torch.Tensor, ...]]:
     rows = {}
     for pack in packs:
         tokens = pack["cu_seqlens"].diff().tolist()
-        stored = [n + 2 for n in pack["frames"].tolist()]
+        stored = [n + 2 for n in pack["frames"].tolist()]  # two frames of silence follow each clip
         parts = zip(pack["ids"].split(tokens), pack["labels"].split(tokens), pack["mel"].split(stored, 1), strict=True)
         assert not set(pack["rows"]) & set(rows)
         rows |= dict(zip(pack["rows"], parts, strict=bool(pack["rows"])))
@@ -122,7 +122,7 @@ def test_a_step_has_the_same_rows_on_any_number_of_ranks(speech, world):
     for number in range(STEPS):
         expected = by_row(steps(data, 1, 0)[number])
         ranks = [steps(data, world, rank)[number] for rank in range(world)]
-        assert len({len(packs) for packs in ranks}) == 1  # gradients are exchanged once per pack
+        assert len({len(packs) for packs in ranks}) == 1  # the exchange of gradients, one per pack, needs all ranks
         actual = by_row([pack for packs in ranks for pack in packs])
         assert equal_rows(dict(sorted(expected.items())), dict(sorted(actual.items())))
 
@@ -140,7 +140,7 @@ def test_worker_processes_do_not_change_the_batches(speech):
         assert equal_rows(by_row(expected), by_row(actual))
 
 
-def test_full_packs_are_filled_to_the_budget(speech):
+def test_packs_per_step_sets_the_number_of_packs_and_each_is_within_the_budget(speech):
     data = module(speech, rows_per_step=None, packs_per_step=2, max_steps=3)
     batches = list(data.train_dataloader())
     assert [len(packs) for packs in batches] == [2, 2, 2]
@@ -212,7 +212,7 @@ def test_too_many_unusable_rows_are_an_error_at_setup(speech, tmp_path):
     assert module(tmp_path, max_unusable=0.1).unusable_rows() and not module(speech, max_unusable=0).unusable_rows()
 
 
-def test_a_row_over_the_token_budget_is_skipped_or_an_error_by_policy(speech):
+def test_a_row_over_the_token_budget_is_skipped_or_an_error_depending_on_the_policy(speech):
     lengths = module(speech).lengths.tokens
     longest = [int(n) for n in np.flatnonzero(lengths == lengths.max())]
     data = module(speech, token_budget=int(lengths.max()) - 1)  # long_audio=skip
@@ -338,7 +338,7 @@ def test_a_validation_batch_contains_its_rows_with_and_without_answers(speech):
 
 
 def test_text_rows_can_be_validation_rows(speech, tmp_path):
-    """They have no prompt to generate from, so only their loss is computed."""
+    """Text rows have no prompt to generate from, so only their loss is computed."""
     (tmp_path / "lines.txt").write_text("the mat\nthe cat\n")
     text_samples = samples_of(TextSamples)
     data = module(speech, valid=[str(tmp_path / "lines.txt")], valid_samples=text_samples, token_budget=200)

@@ -1,4 +1,4 @@
-"""Tests of epoch statistics: exact if every step is counted, approximate from a sample of the steps."""
+"""Tests of epoch statistics: exact if every step is counted, and approximate if a sample of the steps is."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_straggler_and_fill_equal_the_values_computed_from_the_packs():
     """Straggler: tokens of the busiest rank relative to the mean. Fill: used share of the token budget."""
     current_plan = plan()
     epoch = compute_epoch_stats(ROWS, current_plan, SAMPLES, ranks=2)
-    loads = [
+    tokens_of_ranks = [
         [
             sum(TOKENS[row] for pack in current_plan.packs(step, world=2, rank=rank) for row, _ in pack)
             for rank in range(2)
@@ -48,7 +48,7 @@ def test_straggler_and_fill_equal_the_values_computed_from_the_packs():
         for step in range(10)
     ]
     n_packs = sum(len(current_plan.packs(step, world=2, rank=rank)) for step in range(10) for rank in range(2))
-    assert epoch.straggler == pytest.approx(sum(map(max, loads)) / (TOKENS.sum() / 2)) and epoch.straggler > 1
+    assert epoch.straggler == pytest.approx(sum(map(max, tokens_of_ranks)) / (TOKENS.sum() / 2)) and epoch.straggler > 1
     assert epoch.fill == pytest.approx(TOKENS.sum() / (n_packs * 64))
     assert epoch.packs == n_packs / 20
     assert compute_epoch_stats(ROWS, current_plan, SAMPLES, ranks=1).straggler == 1.0

@@ -1,4 +1,7 @@
-"""Tests of rows in the formats of other projects: each is converted to the same row, and faults are reported."""
+"""Tests of rows in the formats of other projects: each is converted to the same row, and faults are reported.
+
+An audio mark is a text such as `<audio>` in a message. It stands for a clip.
+"""
 
 from __future__ import annotations
 

@@ -281,7 +281,7 @@ def rows_of_all_kinds() -> list[Row]:
     rows = []
     for code in sorted(TASKS.keys() - {"chat", "preference"}):
         task = TASKS[code]
-        # Labels that a row must have, that the prompt contains, and that only the metrics use.
+        # In this order: labels that a row must have, that the prompt may contain, and that only the metrics use.
         names = (*task.needs, *task.optional, *task.uses)
         labels = {name: EXAMPLE[name] for name in names if name in EXAMPLE}
         for text_labels in ({"text": "it's the 3rd  cat\n"}, {"text": "ein Hund schläft 猫", "language": "de"}):
@@ -297,10 +297,13 @@ def test_the_length_of_a_row_is_the_length_of_its_longest_wording(prompt):
     samples = samples_of(prompt=prompt)
     for row in rows_of_all_kinds():
         assert tasks.find_problem(row.labels) is None
-        spans = samples.audio_lengths(row)
-        pads = [[samples.tokenizer.id("<|AUDIO|>")] * n for n in spans]
+        audio_lengths = samples.audio_lengths(row)
+        pads = [[samples.tokenizer.id("<|AUDIO|>")] * n for n in audio_lengths]
         encoded = [samples.tokenizer.encode(turns, pads) for turns in prompt.variants(row.labels, len(row.clips))]
-        assert samples.max_length(row, spans) == max(len(wording.ids) for wording in encoded), (row.id, row.labels)
+        assert samples.max_length(row, audio_lengths) == max(len(wording.ids) for wording in encoded), (
+            row.id,
+            row.labels,
+        )
 
 
 def test_a_row_that_could_not_be_read_is_measured_again_at_the_next_start(folder, cache, monkeypatch):
@@ -322,7 +325,7 @@ def test_a_row_that_could_not_be_read_is_measured_again_at_the_next_start(folder
 @pytest.mark.parametrize("prompt", [TagPrompt(), NaturalPrompt(), BothPrompts()])
 @pytest.mark.parametrize("policy", ["skip", "window", "first"])
 def test_the_length_of_a_row_does_not_depend_on_its_neighbours(folder, prompt, policy):
-    """Similar rows share one measurement of their wording. It must not hide a difference that changes the length."""
+    """Similar rows share one measurement of their wording. This must not hide a difference that changes the length."""
     texts = ["cat", " the  cat ", "it's 3", "\tred\n", "schläft 猫", "<|en|>", " ", "", None, 7, "a\r\n b", "x" * 400]
     rows = [
         {"audio": "a.wav", "duration": seconds, "text": text, "task": task, "language": language} | extra

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Iterable
 from multiprocessing import active_children
 from pathlib import Path
 
@@ -52,20 +53,20 @@ def restarts() -> list[tuple[int, str]]:
     return []
 
 
-def load(items: Items, calls: list, /, start: int = 0, stop: int = 9, **settings) -> Loader:
+def load(items: Items, restarts: list, /, start: int = 0, stop: int = 9, **settings) -> Loader:
     settings = {"num_workers": 2, "timeout": 20, "max_restarts": 2} | settings
-    return Loader(items, start, stop, on_restart=lambda number, reason: calls.append((number, reason)), **settings)
+    return Loader(items, start, stop, on_restart=lambda number, reason: restarts.append((number, reason)), **settings)
 
 
-def numbers(items: Loader) -> list[int]:
-    return [int(item) for item in items]
+def numbers(loaded: Iterable[torch.Tensor]) -> list[int]:
+    return [int(item) for item in loaded]
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_items_come_in_order_from_the_start_position(num_workers, restarts):
-    items = load(Items(), restarts, 3, 7, num_workers=num_workers)
-    assert numbers(items) == [3, 4, 5, 6]
-    assert len(items) == 7  # Lightning counts from step 0
+    item_loader = load(Items(), restarts, 3, 7, num_workers=num_workers)
+    assert numbers(item_loader) == [3, 4, 5, 6]
+    assert len(item_loader) == 7  # Lightning counts from step 0
     assert numbers(load(Items(), restarts, 7, 7, num_workers=num_workers)) == [] and restarts == []
 
 
@@ -87,7 +88,7 @@ def test_the_signal_handler_of_torchs_loader_has_no_effect(tmp_path, restarts, m
 
 
 def test_a_worker_killed_between_two_items_is_replaced(restarts):
-    """Its death must not raise an error in the code that runs at that time."""
+    """The death of a worker must not raise an error in the code that runs at that time."""
     items = iter(load(Items(), restarts, stop=60))
     first_items = [int(next(items)) for _ in range(3)]
     for worker in active_children():

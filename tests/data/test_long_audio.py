@@ -37,8 +37,8 @@ def test_only_a_long_row_is_split_into_windows(tmp_path: Path):
         ("a#0", 0.0, 30.0),
         ("a#1", 10.0, 30.0),
     ]
-    from_five = Row("b", (Clip(tmp_path / "long.wav", offset=5.0, duration=34.0),), {"task": "asr"})
-    assert [r.clips[0].offset for r in split_row(from_five, accept_all)] == [5.0, 9.0]
+    segment = Row("b", (Clip(tmp_path / "long.wav", offset=5.0, duration=34.0),), {"task": "asr"})
+    assert [r.clips[0].offset for r in split_row(segment, accept_all)] == [5.0, 9.0]
     short = Row("c", (Clip(tmp_path / "short.wav"),), {"task": "asr"})
     assert split_row(short, accept_all) == [short]
     assert split_row(long, lambda row: False) == [long]

@@ -64,7 +64,7 @@ def test_a_row_is_decoded_only_on_access(tmp_path, monkeypatch):
 
 
 def test_row_keys_follow_from_the_ids_even_if_an_id_was_replaced(tmp_path):
-    """A missing or repeated id is replaced by the name of the file and the number of the line."""
+    """A missing or repeated id is replaced by file name and line number. A row key is a hash of the id."""
     lines = [{"id": "a", **ASR}, {"id": "a", **ASR}, {"id": 7, **ASR}, {"id": None, **ASR}, ASR]
     path = write_manifest(tmp_path / "rows.jsonl", lines)
     with path.open("a") as file:
@@ -170,15 +170,15 @@ FIELDS += " messages conversations chosen rejected rejected_response rejected_me
 
 def test_a_wrong_type_in_any_field_raises_no_exception(tmp_path):
     question = {"role": "user", "content": [{"type": "audio", "audio": "r0.wav"}]}
-    turns = [question, {"role": "assistant", "content": "Rain."}]
+    messages = [question, {"role": "assistant", "content": "Rain."}]
     bases: list[dict[str, Any]] = [
         {"audio": "r0.wav", **ASR},
         *(
             {"audio": "r0.wav", "task": task, "language": "en", "text": "x"}
             for task in ("srwt", "mna", "sf", "aqa", "s2tt")
         ),
-        {"messages": turns},
-        {"messages": turns[:1], "chosen": "a", "rejected": "b"},
+        {"messages": messages},
+        {"messages": messages[:1], "chosen": "a", "rejected": "b"},
         {
             "conversations": [{"from": "human", "value": "<audio>?"}, {"from": "gpt", "value": "x"}],
             "audios": ["r0.wav"],
@@ -191,7 +191,7 @@ def test_a_wrong_type_in_any_field_raises_no_exception(tmp_path):
     nested = [
         {"role": role, "content": value} for role in ("user", 3) for value in (*VALUES, [{"audio": v} for v in VALUES])
     ]
-    rows += [{"messages": [turn, turns[1]]} for turn in nested]
+    rows += [{"messages": [message, messages[1]]} for message in nested]
     path = write_manifest(tmp_path / "rows.jsonl", rows)
     manifests = read_manifests([path])
     read_rows = manifests[0].rows

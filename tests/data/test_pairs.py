@@ -61,10 +61,6 @@ def samples(request: pytest.FixtureRequest) -> PairSamples:
     return samples_of(PairSamples, prompt=prompt, geometry=geometry)
 
 
-def ids_of(turns: list) -> list[int]:
-    return tokenizer().encode(turns, []).ids.tolist()
-
-
 @pytest.mark.parametrize("dialogue", DIALOGUES)
 def test_only_the_two_answers_and_their_end_tokens_are_supervised(tmp_path, samples, dialogue):
     row = preference(tmp_path, DIALOGUES[dialogue])
@@ -82,12 +78,12 @@ def test_the_prompt_only_sample_is_the_encoded_dialogue(tmp_path, samples, dialo
     row = preference(tmp_path, DIALOGUES[dialogue])
     prompt = samples.build(row, 0, None, prompt_only=True)
     geometry = samples.geometry
-    spans = [geometry.n_tokens(geometry.n_frames(n)) for n in [8000, 3200, 8000][: len(row.clips)]]
+    n_audio_tokens = [geometry.n_tokens(geometry.n_frames(n)) for n in [8000, 3200, 8000][: len(row.clips)]]
     turns = samples.prompt.turns(row.labels["messages"])
     pad = tokenizer().audio_pad_id(turns)
-    assert prompt.ids.tolist() == tokenizer().encode(turns, [[pad] * n for n in spans]).ids.tolist()
+    assert prompt.ids.tolist() == tokenizer().encode(turns, [[pad] * n for n in n_audio_tokens]).ids.tolist()
     assert prompt.rejected is None and not prompt.supervise.any()
-    assert prompt.audio_mask.sum() == sum(spans) + 2 * geometry.boundary * len(spans)
+    assert prompt.audio_mask.sum() == sum(n_audio_tokens) + 2 * geometry.boundary * len(n_audio_tokens)
     assert len(prompt.mels) == len(prompt.frames) == len(row.clips)
 
 

@@ -39,7 +39,10 @@ def lengths(n_rows: int, max_length: int = 100) -> np.ndarray:
 
 
 def speech_lengths(n_rows: int) -> np.ndarray:
-    """Return token counts for durations like those of LibriSpeech: 25 per second of audio, prompt and transcript."""
+    """Return numbers of tokens for durations like those of LibriSpeech.
+
+    For each second of audio, there are 25 audio tokens and 3.4 tokens of the transcript. The prompt has 16.
+    """
     rng = np.random.default_rng(0)
     seconds = np.where(rng.random(n_rows) < 0.75, rng.normal(14.5, 1.3, n_rows), rng.uniform(2, 14, n_rows))
     return (25 * seconds + 16 + 3.4 * seconds).clip(50).astype(np.int64)
@@ -242,8 +245,10 @@ def test_ranks_are_balanced_by_tokens():
     p = plan(5000, lengths=speech_lengths(5000), rows_per_step=128, token_budget=8192)
     imbalances = []
     for k in range(30):
-        loads = [sum(int(p.lengths[row]) for pack in p.packs(k, world=8, rank=r) for row, _ in pack) for r in range(8)]
-        imbalances.append(max(loads) / np.mean(loads))
+        tokens_of_ranks = [
+            sum(int(p.lengths[row]) for pack in p.packs(k, world=8, rank=r) for row, _ in pack) for r in range(8)
+        ]
+        imbalances.append(max(tokens_of_ranks) / np.mean(tokens_of_ranks))
     assert np.mean(imbalances) < 1.01
 
 
@@ -309,8 +314,8 @@ def test_full_packs_contain_every_row_once_per_epoch_even_if_epochs_have_differe
         for pack in [p.packs(k, world=world, rank=r)[j]]
     ]  # fmt: skip
     ends = [next(i for i, pack in enumerate(packs) if any(e > epoch for _, e in pack)) for epoch in range(5)]
-    sizes = np.diff([0, *ends])
-    assert len(set(sizes.tolist())) > 1  # otherwise the test would prove nothing
+    packs_per_epoch = np.diff([0, *ends])
+    assert len(set(packs_per_epoch.tolist())) > 1  # otherwise the test would prove nothing
     for epoch, (start, end) in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
         assert sorted(entry for pack in packs[start:end] for entry in pack) == [(row, epoch) for row in range(n_rows)]
     assert all(0 < sum(int(p.lengths[row]) for row, _ in pack) <= p.token_budget for pack in packs)
@@ -372,7 +377,7 @@ def test_invalid_plans_are_an_error(build, reason):
 
 
 def sample(row: int, ids: list[int], supervise: str, audio: str = "", frames: tuple[int, ...] = ()) -> Sample:
-    """Return a sample. In `supervise` and `audio` an x marks a position."""
+    """Return a sample. In `supervise` and `audio` an x marks each position that is supervised or audio."""
     generator = torch.Generator().manual_seed(row)
     return Sample(
         row=row,

@@ -87,7 +87,7 @@ def test_an_unusable_row_keeps_its_position_and_has_a_reason(tmp_path, line, mes
     assert (usable.id, usable.problem) == ("good", None)
 
 
-def test_only_the_first_row_of_a_repeated_id_is_usable(tmp_path):
+def test_of_several_rows_with_one_id_only_the_first_is_usable(tmp_path):
     first, second = read(tmp_path, *({"id": "a", "audio": f"{n}.wav", **ASR} for n in "xy"))
     assert first.problem is None
     assert "'a'" in second.problem and second.id != "a"
@@ -134,7 +134,7 @@ def test_an_empty_manifest_is_an_error(tmp_path):
         read(tmp_path)
 
 
-def test_the_weight_of_an_entry_is_in_its_manifest(tmp_path):
+def test_a_manifest_has_the_weight_of_its_entry(tmp_path):
     path = write_manifest(tmp_path / "rows.jsonl", rows_of_three_tasks(tmp_path))
     weighted, plain = read_manifests([{"path": path, "weight": 3, "tasks": ["asr"]}])[0], read_manifests([path])[0]
     assert (weighted.weight, plain.weight) == (3, None)

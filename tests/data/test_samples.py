@@ -97,8 +97,8 @@ def test_a_rounded_duration_never_gives_a_planned_length_that_is_too_short(tmp_p
 
 def test_the_length_of_a_row_with_a_stated_duration_is_planned_without_its_file(tmp_path):
     row = read_row(tmp_path, audio="absent.wav", duration=2.0)
-    (span,) = samples_of().audio_lengths(row)
-    assert 50 <= span <= 53  # 25 per second, plus a margin for rounded durations
+    (n_tokens,) = samples_of().audio_lengths(row)
+    assert 50 <= n_tokens <= 53  # 25 per second, plus a margin for rounded durations
 
 
 def test_the_length_of_a_segment_counts_only_the_segment(tmp_path):
@@ -192,7 +192,7 @@ def test_a_clip_of_40_seconds_is_split_into_two_windows(tmp_path):
     assert sample.audio_seconds == pytest.approx(40.0)
 
 
-def test_a_silent_clip_is_an_error_or_usable_by_policy(tmp_path):
+def test_a_silent_clip_is_an_error_or_usable_depending_on_the_policy(tmp_path):
     row = row_of(tmp_path)
     for offset in (0.0, 0.25):  # digital silence, and the constant offset of an amplifier
         soundfile.write(tmp_path / "clip.wav", np.full(16_000, offset), 16_000)
@@ -379,7 +379,7 @@ def test_a_sample_of_the_transcript_view_has_the_clip_and_its_transcript(tmp_pat
     assert planned_length(samples, row) == GEOMETRY.n_tokens(50)
 
 
-def test_every_task_except_asr_needs_a_transcript_label(tmp_path):
+def test_in_the_transcript_view_every_task_except_asr_needs_a_transcript_label(tmp_path):
     samples = samples_of(TranscriptSamples)
     assert tokenizer().decode(samples.build(row_of(tmp_path, 0.5, text="mat"), 0, 0).ids) == "mat"
     row = row_of(tmp_path, 0.5, task="sgc", text="male")
@@ -393,7 +393,8 @@ def test_control_tokens_in_a_transcript_are_encoded_as_text(tmp_path):
     assert max(samples_of(TranscriptSamples).build(row, 0, 0).ids) < tokenizer().n_text
 
 
-def test_the_transcript_view_uses_the_transcript_for_every_task():
+def test_the_row_to_score_of_the_transcript_view_is_an_asr_row_with_the_transcript():
+    """Predictions are scored against the labels of the row to score."""
     row = Row(
         "k", (Clip(Path("a.wav")),), {"task": "ks", "language": "en", "text": "go", "transcript": "the cat says go"}
     )
@@ -405,14 +406,14 @@ def test_the_transcript_view_uses_the_transcript_for_every_task():
 # --- Qwen-Audio's clips ---
 
 
-def test_learned_boundaries_replace_the_audio_marks(tmp_path):
+def test_learned_boundaries_replace_the_begin_and_end_tokens(tmp_path):
     """The boundaries are two vectors at the positions of the begin and end token of a clip."""
     row = row_of(tmp_path, 0.5)
     v1 = audio.Geometry(n_mels=8, pool=2, clip_end="zero", boundary=True)
     sample = samples_of(prompt=TagPrompt(), geometry=v1).build(row, 0, None)
-    marks = [tokenizer().id(TagPrompt.audio_begin), tokenizer().id(TagPrompt.audio_end)]
+    begin_and_end = [tokenizer().id(TagPrompt.audio_begin), tokenizer().id(TagPrompt.audio_end)]
     audio_ids = sample.ids[sample.audio_mask]
-    assert [audio_ids[0], audio_ids[-1]] == marks and len(audio_ids) == v1.n_tokens(50) + 2
+    assert [audio_ids[0], audio_ids[-1]] == begin_and_end and len(audio_ids) == v1.n_tokens(50) + 2
     assert not sample.supervise[sample.audio_mask].any()
 
 
@@ -463,7 +464,8 @@ def supervised_parts(sample) -> list[tuple[str, bool]]:
         is_audio = sample.audio_mask[start:stop]
         ids = sample.ids[start:stop]
         text = "".join(
-            "*" if mark else tok.decode([i], keep_control_tokens=True) for i, mark in zip(ids, is_audio, strict=True)
+            "*" if at_audio else tok.decode([token], keep_control_tokens=True)
+            for token, at_audio in zip(ids, is_audio, strict=True)
         )
         parts.append((text, bool(sample.supervise[start])))
     return parts
@@ -494,7 +496,7 @@ def test_qwen2_audio_chat_supervises_only_the_assistants_messages_and_their_end_
 
 
 def test_qwen_audio_chat_supervises_only_the_assistants_messages_and_their_end_tokens(tmp_path):
-    """The numbering of clips restarts in each message, and learned vectors replace the audio marks."""
+    """The numbering of clips restarts in each message, and learned vectors replace the begin and end tokens."""
     samples = samples_of(ChatSamples, prompt=QwenAudioChat(), geometry=V1)
     first, second = "*" * (V1.n_tokens(50) + 2), "*" * (V1.n_tokens(20) + 2)
     assert supervised_parts(samples.build(dialogue_of(tmp_path), 0, epoch=0)) == [
@@ -521,7 +523,7 @@ DIALOGUES = {
     ],
     "an empty system message": [{"role": "system", "content": ""}, {"role": "user", "content": [A]}, RAIN],
     "text before the audio": [{"role": "user", "content": [QUESTION, A]}, RAIN],
-    "several clips in a turn": [{"role": "user", "content": [A, B, QUESTION, A]}, RAIN],
+    "several clips in a message": [{"role": "user", "content": [A, B, QUESTION, A]}, RAIN],
     "several turns": [
         {"role": "user", "content": [A]},
         RAIN,
@@ -541,7 +543,8 @@ def reference_characters(messages: list[dict], chat: Chat, geometry: audio.Geome
     """Return each character of a dialogue, as the published code formats it, and whether it is supervised."""
     is_v1 = isinstance(chat, QwenAudioChat)
     placeholders = {name: "*" * (geometry.n_tokens(n) + 2 * is_v1) for name, n in (("a.wav", 50), ("b.wav", 20))}
-    clip = "Audio {}:{}\n" if is_v1 else "Audio {}: <|audio_bos|>{}<|audio_eos|>\n"  # Qwen-Audio's marks are vectors
+    # In Qwen-Audio, learned vectors are at the positions of the begin and end tokens, so `*` stands for these too.
+    clip = "Audio {}:{}\n" if is_v1 else "Audio {}: <|audio_bos|>{}<|audio_eos|>\n"
     parts, count = [], 0
     if messages[0]["role"] != "system":
         messages = [{"role": "system", "content": "You are a helpful assistant."}, *messages]

@@ -32,7 +32,7 @@ class LetterCounts:
 
 
 def foundation(records: Sequence[Mapping[str, Any]]) -> LetterCounts:
-    """Return the counts of the script. Our metric `choice` differs: it drops no reply.
+    """Return the counts of the script for the entries of its input file. Unlike it, our metric `choice` drops no reply.
 
     Raises:
         ScriptError: The script would crash: a reply is null, a right answer is not an option, or all replies of a task

@@ -1,4 +1,4 @@
-"""Small embedded corpora for tests."""
+"""A small synthetic corpus with a tokenizer."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ import soundfile
 
 
 def sound(path: Path, seconds: float = 0.5, rate: int = 16_000, *, pitch: float | None = None) -> Path:
-    """Write a tone. Its pitch follows from the file name, so that no two files contain the same audio."""
+    """Write a tone. By default its pitch follows from the file name, so that files differ in their audio."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pitch = pitch or 200 + sum(path.name.encode()) % 997
     soundfile.write(path, 0.3 * np.sin(2 * np.pi * pitch * np.arange(round(seconds * rate)) / rate), rate)
@@ -106,12 +106,14 @@ def common_voice(root: Path) -> None:
 def covost2(root: Path) -> None:
     home = root / "en"
     clips = {"one": "train", "two": "train_covost", "three": "dev", "four": "test"}
-    rows = [f"common_voice_en_{name}.mp3" for name in clips]
-    validated = [f's{n}\t{clip}\tSentence {n}, \\"quoted\\".\t2\t0\t\t\t' for n, clip in enumerate(rows)]
+    file_names = [f"common_voice_en_{name}.mp3" for name in clips]
+    validated = [f's{n}\t{clip}\tSentence {n}, \\"quoted\\".\t2\t0\t\t\t' for n, clip in enumerate(file_names)]
     text(home / "validated.tsv", "client_id\tpath\tsentence\tup_votes\tdown_votes\tage\tgender\taccent", *validated)
-    lines = [f"{clip}\tSatz {n}.\t{split}" for n, (clip, split) in enumerate(zip(rows, clips.values(), strict=True))]
+    lines = [
+        f"{clip}\tSatz {n}.\t{split}" for n, (clip, split) in enumerate(zip(file_names, clips.values(), strict=True))
+    ]
     text(home / "covost_v2.en_de.tsv", "path\ttranslation\tsplit", *lines)
-    for clip in rows:
+    for clip in file_names:
         sound(home / "clips" / clip, rate=32_000)
 
 

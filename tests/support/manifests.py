@@ -61,7 +61,7 @@ def speech_rows(
 
 
 def read_row(folder: Path, **fields: Any) -> Row:
-    """Return one row from the manifest reader. Its defaults, English speech recognition, are overridden by `fields`."""
+    """Write a manifest of one row and read it. `fields` replace the defaults, which are those of an English ASR row."""
     row = {"id": "row", "task": "asr", "language": "en", "text": "the cat sat on the mat", **fields}
     (manifest,) = read_manifests([write_manifest(folder / "one.jsonl", [row])])
     return manifest.rows[0]

@@ -1,7 +1,7 @@
 """Mock language model: a local OpenAI-compatible endpoint that answers from templates.
 
-`python tests/support/mock_llm.py` asks it about every label of the synthetic corpus and records the replies. The
-recording ships with auris. The code that asks is the one that would ask a real model.
+`python tests/support/mock_llm.py` asks this model about every label of the synthetic corpus, and records the replies in
+the file that ships with auris. The code that asks is the one that would ask a real model.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from auris.corpus import music, sound
 from auris.corpus.dialogues.augmentation import SHIPPED_REPLIES, write_request
 from auris.corpus.dialogues.pool import noun_phrase
 from auris.corpus.grammar import KEYWORDS, LANGUAGES
-from auris.text.tasks import LANGUAGES as NAMES
+from auris.text.tasks import LANGUAGES as LANGUAGE_NAMES
 from auris.text.tasks import TASKS
 
 MODEL = "a script of templates, not a language model"
-PAIRS = 8
+PAIRS = 8  # questions with answers for each label
 
 _CODES = {task.name: code for code, task in TASKS.items()}
 _TEMPLATES = {
@@ -100,7 +100,7 @@ class Refused:
 
 @contextmanager
 def serve(answer=reply) -> Iterator[tuple[str, list[dict]]]:
-    """Serve replies; yield the address of the endpoint and the growing list of requests ({path, headers, body}).
+    """Serve replies. Yield the address of the endpoint and the growing list of requests ({path, headers, body}).
 
     Args:
         answer: Returns a reply, or a `Refused`, to the messages of a request.
@@ -143,7 +143,7 @@ def labels() -> list[tuple[str, str]]:
     """Return (task, label) of every closed label set of the synthetic corpus, sorted."""
     sets = {
         "ks": KEYWORDS,
-        "lid": [NAMES[language] for language in LANGUAGES],
+        "lid": [LANGUAGE_NAMES[language] for language in LANGUAGES],
         "mic": music.INSTRUMENTS,
         "sec": sound.SOUNDS,
         "sgc": ("female", "male"),
@@ -154,9 +154,9 @@ def labels() -> list[tuple[str, str]]:
 def record(path: Path) -> None:
     """Ask about every label and record the replies in the new file `path`."""
     with serve() as (url, _):
-        recording = ReplyLog(path, Endpoint(url=url, model="stand-in"))
+        reply_log = ReplyLog(path, Endpoint(url=url, model="stand-in"))
         for task, label in labels():
-            recording.ask(write_request(task, label, PAIRS))
+            reply_log.ask(write_request(task, label, PAIRS))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""Packs of random text and random audio features. `twins.py` has the same rows as padded batches for transformers."""
+"""Packs (rows one after another, without padding) of random text and random audio features.
+
+`twins.py` has the same rows as padded batches for transformers.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +58,7 @@ def row_ids(row: Row, geometry: Geometry) -> list[int]:
 
 
 def audio_mask(row: Row, geometry: Geometry) -> list[bool]:
-    """Return a mask of the audio positions. It is needed because a generated text id may equal the audio token."""
+    """Return a mask of the audio positions. Ids do not suffice: a model may generate the audio token as text."""
     parts = ([True] * _n_positions(p, geometry) if isinstance(p, Clip) else [False] * len(p) for p in row)
     return [is_audio for part in parts for is_audio in part]
 

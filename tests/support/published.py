@@ -1,4 +1,4 @@
-"""Tiny model directories in published layouts (Qwen-Audio, Qwen2-Audio, Whisper, Qwen), and a finished run."""
+"""Tiny model directories in published layouts (Qwen-Audio or v1, Qwen2-Audio, Whisper, Qwen), and a finished run."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def qwen2_audio(
     """Write the files that transformers saves and those that its processor reads; return the model."""
     torch.manual_seed(0)
     vocabulary = vocabulary or tokenizer()
-    size = vocabulary.size + 12  # unused rows, as in the released model
+    size = vocabulary.size + 12  # the embedding table has unused rows, as in the released model
     config = Qwen2AudioConfig(
         audio_config={"model_type": "qwen2_audio_encoder", "initializer_range": 0.1, **ENCODER},
         text_config={"model_type": "qwen2", "vocab_size": size} | LLM | llm,
@@ -106,9 +106,9 @@ def qwen_audio(path: Path, **config: Any) -> dict[str, Tensor]:
     path.mkdir(parents=True)
     write_ranks(path / "qwen.tiktoken", rank_lines())
     vocabulary = Tokenizer.load(path)
-    rows = vocabulary.size + 6
+    n_embeddings = vocabulary.size + 6
     audio = V1["audio"] | {"audio_start_id": vocabulary.id("<audio>")}
-    config = {**V1, "audio": audio, "vocab_size": rows, **config}
+    config = {**V1, "audio": audio, "vocab_size": n_embeddings, **config}
     write_json(path / "config.json", config)
     torch.manual_seed(0)
     state = {name: 0.3 * torch.randn(shape) for name, shape in _v1_shapes(config)}
@@ -168,7 +168,7 @@ def _v1_shapes(config: dict[str, Any]) -> list[tuple[str, tuple[int, ...]]]:
 
 
 def golden_qwen_audio(golden: Path, path: Path) -> None:
-    """Write the golden model of the released v1 code as a directory."""
+    """Write a model directory from the files of the golden model, whose outputs the released v1 code computed."""
     path.mkdir(parents=True)
     config = json.loads((golden / "model_config.json").read_text())
     write_json(path / "config.json", config)
@@ -180,7 +180,7 @@ def golden_qwen_audio(golden: Path, path: Path) -> None:
 
 
 def golden_table(n_rows: int, n_columns: int, seed: int, scale: float) -> Tensor:
-    """Return one of the two big matrices by the formula of the golden README."""
+    """Return one of the two big matrices, computed by the formula in the README of the golden model."""
     row, column = np.meshgrid(np.arange(n_rows, dtype=np.uint32), np.arange(n_columns, dtype=np.uint32), indexing="ij")
     with np.errstate(over="ignore"):
         h = row * np.uint32(0x9E3779B1) + column * np.uint32(0x85EBCA77) + np.uint32(seed)
@@ -197,7 +197,7 @@ def whisper(path: Path) -> None:
 
 
 def whisper_openai(path: Path) -> None:
-    """Write what auris reads of an OpenAI file: dimensions and encoder tensors. One decoder tensor is to be ignored."""
+    """Write the dimensions and encoder tensors of an OpenAI file, and a decoder tensor, which auris must ignore."""
     dims = {"n_mels": 16, "n_audio_ctx": 1500, "n_audio_state": 24, "n_audio_head": 2, "n_audio_layer": 2}
     shapes = {name.removeprefix("transformer.audio."): shape for name, shape in _v1_shapes({**V1, "vocab_size": 1})}
     not_whisper = ("proj.", "audio_bos", "transformer.", "lm_head")

@@ -28,7 +28,7 @@ SMALLEST_MODEL = [
 
 
 def with_run_dir(config: Mapping[str, Any], arm: str, run_dir: str) -> dict[str, Any]:
-    """Return a copy of a resolved config with another arm and run directory."""
+    """Return a copy of a resolved config with another arm (variant in a study) and run directory."""
     copy = json.loads(json.dumps(config).replace(config["run_dir"], run_dir))
     return copy | {"arm": arm}
 
@@ -51,7 +51,7 @@ def smallest_run(corpus: Path, folder: Path) -> list[str]:
 
 
 def compose_once(overrides: Sequence[str], config: str = "train") -> DictConfig:
-    """Cached replacement of `auris.config.compose`, because Hydra takes a third of a second for each call."""
+    """Return what `auris.config.compose` returns, from a cache, because Hydra takes a third of a second."""
     return deepcopy(_composed(tuple(overrides), config, Path.cwd()))
 
 

@@ -98,7 +98,7 @@ def train_in_a_process(config: dict, folder: Path) -> None:
     def run() -> None:
         os.environ.update(environment())
         sys.argv = [str(script), str(folder / "recipe.yaml")]  # Lightning starts the other ranks with it
-        sys.modules["__main__"].__spec__ = None
+        sys.modules["__main__"].__spec__ = None  # with a spec, Lightning would run `python -m` instead
         train.train(config)
 
     assert in_processes(run, 1, folder) == [0], read_logs(folder)

@@ -22,7 +22,7 @@ def write_run(root: Path, arm: str, seed: int, groups: dict[str, tuple[str, list
         arm: Arm of the run: one of the variants that the study compares.
         seed: Seed of the run.
         groups: Metric and statistics of the rows, by group (line of the results table).
-        provenance: Label of every row.
+        provenance: Origin of the audio of every row, such as `tts` (synthetic speech).
     """
     run = root / arm / f"seed_{seed}"
     (run / "predictions").mkdir(parents=True)
@@ -62,13 +62,15 @@ def write_events(run: Path, scalars: dict[str, list[tuple[int, float]]]) -> None
                 writer.add_scalar(tag, number, step)
 
 
-def rates(rng: np.random.Generator, n: int, rate: float, units: int) -> list[list[float]]:
-    return [[float(rng.binomial(units, rate)), float(units)] for _ in range(n)]
+def rates(rng: np.random.Generator, n_rows: int, rate: float, n_words: int) -> list[list[float]]:
+    """Return [counted words, words] of each row, where a word is counted with the probability `rate`."""
+    return [[float(rng.binomial(n_words, rate)), float(n_words)] for _ in range(n_rows)]
 
 
-def bleu_stats(rng: np.random.Generator, n: int, quality: float) -> list[list[float]]:
+def bleu_stats(rng: np.random.Generator, n_rows: int, quality: float) -> list[list[float]]:
+    """Return [matches of 1- to 4-grams, their totals, both lengths] of each row."""
     stats = []
-    for _ in range(n):
+    for _ in range(n_rows):
         length = int(rng.integers(4, 9))
         totals = [length - i for i in range(4)]
         stats.append(

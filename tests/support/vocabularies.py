@@ -16,11 +16,11 @@ from auris.text.prompts import audio_tags
 from auris.text.tasks import LANGUAGES
 from support.manifests import TEXTS, tokenizer
 
-TAGGED = [code for code in LANGUAGES if f"<|{code}|>" in audio_tags()]  # the language tags of the published vocabulary
+TAGGED_LANGUAGES = [code for code in LANGUAGES if f"<|{code}|>" in audio_tags()]  # in the published vocabulary
 
 
 def plain(special_first: bool = False) -> PreTrainedTokenizerFast:
-    """Return a vocabulary without audio tokens; its control tokens come before or after the text tokens."""
+    """Return a vocabulary without audio tokens; its two special tokens come before or after the text tokens."""
     bpe = FastTokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     special = ["<s>", "<|endoftext|>"]
@@ -37,7 +37,7 @@ def plain(special_first: bool = False) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|endoftext|>", bos_token="<s>")
 
 
-def qwen2_audio(languages: Iterable[str] = TAGGED) -> Qwen2Tokenizer:
+def qwen2_audio(languages: Iterable[str] = TAGGED_LANGUAGES) -> Qwen2Tokenizer:
     """Return a tokenizer with the class and the order of special tokens of Qwen2-Audio.
 
     Its text tokens are those of `tokenizer()` and one for two line ends. The latter shows whether two texts were

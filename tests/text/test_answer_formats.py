@@ -161,7 +161,7 @@ class RandomLabels:
 
 
 def normalized(name: str, value: Any) -> Any:
-    """Return a label as it is after a round trip.
+    """Return a label as it is after a round trip (rendering and parsing).
 
     Text is stripped, times are rounded to 10 ms, lists are sorted by time and speakers are numbered.
     """
@@ -336,7 +336,7 @@ def test_the_error_for_a_missing_label_or_a_wrong_type_names_the_label(code):
     "answer", ["", " ", "hello", "none", "<|", "(1.00-)", "a: b", ";;", "<|0.50|>", "-1", "9" * 5000]
 )
 @pytest.mark.parametrize("code", TRAINED_TASKS)
-def test_any_answer_can_be_parsed_and_scored(code, answer):
+def test_any_answer_can_be_parsed_and_its_content_extracted_for_each_metric(code, answer):
     task = TASKS[code]
     assert isinstance(task.answer.parse(answer), dict)
     for metric in task.metrics:

@@ -1,4 +1,7 @@
-"""Prompts equal the published strings and supervise the right tokens. Text of a row never becomes control tokens."""
+"""Prompts equal the published strings and supervise the right tokens. Text of a row never becomes control tokens.
+
+A turn is a piece of a prompt or an answer. Either all or none of its tokens are supervised.
+"""
 
 from __future__ import annotations
 
@@ -128,9 +131,9 @@ def test_only_the_answer_is_supervised_if_supervise_tags_is_false(style, labels)
 
 @pytest.mark.parametrize("style", [TagPrompt(), NaturalPrompt()])
 def test_supervision_does_not_change_the_text_of_the_prompt(style):
-    other = type(style)(supervise_tags=False)
+    unsupervised = type(style)(supervise_tags=False)
     for labels in (ASR, S2TT, AQA):
-        assert prompt_of(style.turns(labels, n_clips=1)) == prompt_of(other.turns(labels, n_clips=1))
+        assert prompt_of(style.turns(labels, n_clips=1)) == prompt_of(unsupervised.turns(labels, n_clips=1))
 
 
 @pytest.mark.parametrize("style", [TagPrompt(), NaturalPrompt()])
@@ -142,7 +145,7 @@ def test_row_text_is_never_parsed_as_control_tokens(style):
     assert all(turn.text == control_text and turn.control is Control.NONE for turn in matches)
 
 
-def test_each_clip_has_one_audio_mark_and_a_text_row_has_none():
+def test_each_clip_has_one_audio_pad_and_a_text_row_has_none():
     turns = NaturalPrompt().turns(ASR, n_clips=3)
     assert turns[0].text.startswith(3 * NATURAL_AUDIO)
     assert "".join(turn.text for turn in turns).count(NaturalPrompt.audio_pad) == 3
@@ -210,7 +213,7 @@ def test_an_answer_in_natural_language_has_no_control_tokens_before_its_end():
 
 
 def test_times_are_tokens_in_the_tag_style_and_numbers_in_the_natural_style():
-    """The published tag prompt ends with the first time token."""
+    """The published tag prompt ends with the time token `<|0.00|>`, so the answer does not contain it."""
     natural = NaturalPrompt().turns(SRWT, n_clips=1)
     assert prompt_of(natural) == NATURAL_AUDIO + "Recognize the speech and the time of each word: <|zh|>"
     assert supervised_texts(natural) == ["<|zh|>", "面 (0.54-0.86)", END_OF_TEXT]
@@ -278,7 +281,7 @@ def test_the_error_for_an_unknown_spacing_lists_the_valid_ones():
 
 
 @pytest.mark.parametrize(("chat", "numbers"), [(QwenAudioChat(), "12112"), (Qwen2AudioChat(), "12345")])
-def test_clips_are_numbered_per_turn_in_qwen_audio_and_per_dialogue_in_qwen2_audio(chat, numbers):
+def test_clips_are_numbered_per_message_in_qwen_audio_and_per_dialogue_in_qwen2_audio(chat, numbers):
     two_clips = {"role": "user", "content": [CLIP, CLIP]}
     one_clip = {"role": "user", "content": [CLIP, {"type": "text", "text": "?"}]}
     dialogue = [two_clips, *text_dialogue("", "yes")[1:], one_clip, *text_dialogue("", "no")[1:], two_clips]

@@ -78,7 +78,7 @@ def test_exactly_the_published_tags_are_marked_as_published():
     assert {code for code, task in TASKS.items() if task.tags_source == "published"} == expected
 
 
-def test_tags_distinguish_all_tasks_but_two_pairs():
+def test_tags_distinguish_all_tasks_except_two_pairs():
     """One pair is the recognition of speech and of dialects, the other is questions about sound and about music."""
     codes_by_tags = {}
     for code in TRAINED_TASKS:
@@ -110,7 +110,7 @@ def test_each_tag_of_a_template_is_a_control_token(code):
     values = [{"language": code, "target_language": code} for code in LANGUAGES]
     for value in [*values, *({"caption_style": style} for style in tasks.CAPTION_STYLES)]:
         fields = tasks.closed_fields({"task": code, "language": "en", "target_language": "en", **value})
-        filled = [
+        filled = [  # the tags, then the wordings
             re.sub(r"\{(\w+)\}", lambda m, fields=fields: fields.get(m[1], ""), w) for w in (task.tags, *task.wordings)
         ]
         tags = set(re.findall(r"<\|[^|]*\|>", " ".join(filled)))

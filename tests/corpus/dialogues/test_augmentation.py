@@ -1,4 +1,4 @@
-"""Tests of questions written by a language model: recorded, replayed without a network, invalid ones counted."""
+"""Tests of questions that a language model writes: replies are recorded and replayed, invalid questions are counted."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ def constant_reply(text: str):
     return lambda messages: text
 
 
-def test_the_first_line_of_the_shipped_recording_states_that_templates_wrote_it() -> None:
+def test_the_first_line_of_the_shipped_replies_states_that_templates_wrote_them() -> None:
     first = json.loads(SHIPPED_REPLIES.read_text("utf-8").splitlines()[0])
     assert first["answered by"] == mock_llm.MODEL == "a script of templates, not a language model"
 
 
-def test_the_shipped_recording_equals_the_current_replies_of_the_stand_in(tmp_path: Path) -> None:
+def test_the_shipped_replies_equal_the_current_replies_of_the_mock_model(tmp_path: Path) -> None:
     mock_llm.record(tmp_path / "again.jsonl")
     assert (tmp_path / "again.jsonl").read_bytes() == SHIPPED_REPLIES.read_bytes()
 
 
-def test_the_shipped_recording_has_eight_valid_pairs_for_each_label() -> None:
+def test_the_shipped_replies_have_eight_valid_questions_for_each_label() -> None:
     written, rejected = augmentation.write_questions(ReplyLog(SHIPPED_REPLIES), mock_llm.labels(), mock_llm.PAIRS)
     assert not rejected
     assert set(Counter((entry.task, entry.label) for entry in written).values()) == {8}
@@ -47,7 +47,7 @@ def test_the_shipped_recording_has_eight_valid_pairs_for_each_label() -> None:
         ({"question": "Which sound can be heard?", "answer": "A dog."}, "a template asks the same"),
     ],
 )
-def test_an_invalid_pair_is_rejected_and_counted(tmp_path: Path, entry: object, reason: str) -> None:
+def test_an_invalid_entry_of_a_reply_is_rejected_and_counted(tmp_path: Path, entry: object, reason: str) -> None:
     valid = {"question": "Who barks?", "answer": "It is a dog."}
     with mock_llm.serve(constant_reply(json.dumps([entry, valid]))) as (url, _):
         log = ReplyLog(tmp_path / "record.jsonl", Endpoint(url=url, model="m"))
@@ -57,7 +57,7 @@ def test_an_invalid_pair_is_rejected_and_counted(tmp_path: Path, entry: object, 
 
 
 @pytest.mark.parametrize(
-    ("reply", "n_pairs", "rejected"),
+    ("reply", "n_written", "rejected"),
     [
         ('Here you are:\n```json\n[{"question": "Who barks?", "answer": "A dog."}]\n```', 1, {}),
         ("I cannot do that.", 0, {"the reply is no JSON list": 1}),
@@ -66,12 +66,12 @@ def test_an_invalid_pair_is_rejected_and_counted(tmp_path: Path, entry: object, 
     ],
 )
 def test_a_code_fence_is_ignored_and_replies_without_a_json_list_are_counted(
-    tmp_path: Path, reply: str, n_pairs: int, rejected: dict[str, int]
+    tmp_path: Path, reply: str, n_written: int, rejected: dict[str, int]
 ) -> None:
     with mock_llm.serve(constant_reply(reply)) as (url, _):
         log = ReplyLog(tmp_path / "record.jsonl", Endpoint(url=url, model="m"))
         written, counts = augmentation.write_questions(log, [("sec", "dog")], 4)
-    assert (len(written), counts) == (n_pairs, rejected)
+    assert (len(written), counts) == (n_written, rejected)
 
 
 def test_the_same_question_about_several_labels_belongs_to_one_split() -> None:

@@ -1,4 +1,7 @@
-"""Tests of the wordings of questions: each belongs to one split, and spoken ones consist of lower-case words."""
+"""Tests of the wordings of questions: each belongs to one split, and spoken ones consist of lower-case words.
+
+A family contains the wordings of one question.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from auris.corpus.grammar import SPLITS
 
 
 @pytest.mark.parametrize("spoken", [False, True])
-def test_every_wording_belongs_to_one_split_and_one_question(spoken: bool) -> None:
+def test_every_wording_belongs_to_one_split_and_one_family(spoken: bool) -> None:
     owners: dict[str, tuple[str, str]] = {}
     for family in wordings.question_families(spoken=spoken):
         for split in SPLITS:

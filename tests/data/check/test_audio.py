@@ -93,7 +93,7 @@ def test_a_truncated_file_is_corrupt_even_if_its_row_has_no_duration(tmp_path, s
 
 
 def test_a_wav_that_was_written_to_a_pipe_is_not_corrupt(tmp_path):
-    """Its header states the largest possible length."""
+    """The header of such a file states the largest possible length."""
     row = write_row(tmp_path, "a", speech_like())
     data = bytearray((tmp_path / "a.wav").read_bytes())
     start = data.index(b"data") + 4
@@ -142,7 +142,7 @@ def test_a_pure_tone_is_not_clipped(pitch, rate):
 
 
 def test_only_the_segment_of_a_row_is_checked(tmp_path):
-    """The second half of the file is clipped."""
+    """The second half of the file is clipped, and only the second row reads it."""
     wave = np.concatenate([speech_like(1.0), np.clip(8 * speech_like(1.0, seed=1), -1, 1)])
     row = write_row(tmp_path, "a", wave)
     first, second = {**row, "offset": 0.0, "duration": 1.0}, {**row, "id": "b", "offset": 1.0, "duration": 1.0}

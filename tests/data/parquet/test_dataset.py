@@ -1,4 +1,4 @@
-"""Tests of Parquet data: shards hold the rows of their manifest, damage is detected, other Parquet files are read."""
+"""Tests of Parquet data: shards hold the rows of their manifest, damage is found, and other Parquet files are read."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def read(path: str | Path, **entry: Any) -> Manifest:
 
 
 def build_row(row: Row) -> tuple[Any, ...]:
-    """Return tokens, frames and features of a row, or only the message of the error."""
+    """Return tokens, frames and features of a row, or the message of the error as the only element."""
     kind = {"prompt": Qwen2AudioChat(), "kind": ChatSamples} if "messages" in row.labels else {}
     try:
         if row.problem:
@@ -103,7 +103,7 @@ def build_row(row: Row) -> tuple[Any, ...]:
 # --- the same rows ---
 
 
-def test_rows_of_shards_equal_those_of_the_manifest_by_iteration_index_and_slice(manifest, packed):
+def test_rows_of_shards_equal_those_of_the_manifest_when_iterated_indexed_or_sliced(manifest, packed):
     expected, shard_rows = read(manifest).rows, read(packed).rows
     assert len(shard_rows) == 23 and isinstance(shard_rows, Selection)
     for rows in (list(shard_rows), [shard_rows[n] for n in range(23)], shard_rows[:]):
@@ -126,7 +126,7 @@ def test_samples_of_shards_equal_those_of_the_manifest(manifest, packed):
     assert different == []
 
 
-def test_lengths_and_row_keys_equal_those_of_the_manifest_and_need_only_the_index(manifest, packed, tmp_path):
+def test_lengths_and_hashes_of_row_ids_equal_those_of_the_manifest_and_need_only_the_index(manifest, packed, tmp_path):
     index_only = tmp_path / "index"
     shutil.copytree(packed, index_only)
     for path in index_only.glob("shard-*.parquet"):
@@ -260,7 +260,7 @@ def test_the_rows_of_a_missing_shard_are_unusable_until_it_is_restored(packed, c
     assert complete.tokens.tolist() == measure_lengths([read(packed)], samples, tmp_path / "cache").tokens.tolist()
 
 
-def test_only_the_rows_of_a_shard_damaged_during_a_run_are_skipped(packed, copy):
+def test_if_a_shard_is_damaged_during_a_run_only_its_rows_are_skipped(packed, copy):
     rows = read(copy).rows
     path = copy / "shard-00000.parquet"
     content = bytearray(path.read_bytes())
@@ -272,7 +272,7 @@ def test_only_the_rows_of_a_shard_damaged_during_a_run_are_skipped(packed, copy)
 
 
 @pytest.mark.parametrize("name", ["shards.json", "index.parquet"])
-def test_a_damaged_list_of_shards_or_index_is_an_error_with_its_name(copy, name):
+def test_the_error_for_a_damaged_shards_json_or_index_names_the_file(copy, name):
     path = copy / name
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
@@ -300,14 +300,14 @@ def test_missing_paths_and_unknown_protocols_are_an_error(tmp_path):
         read("nonsense://bucket/x.parquet")
 
 
-def test_columns_and_labels_for_shards_of_auris_are_an_error(packed):
+def test_labels_for_shards_of_auris_are_an_error(packed):
     with pytest.raises(ValueError, match="must be given to `auris shards`"):
         read(packed, labels={"task": "asr"})
 
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "a\0b", 300 * "x", "shard-00001.parquet", 7])
 @pytest.mark.parametrize("field", ["shards", "index"])
-def test_a_list_of_shards_that_names_other_files_is_an_error_even_with_a_correct_checksum(copy, field, name):
+def test_a_shards_json_that_names_other_files_is_an_error_even_with_a_correct_checksum(copy, field, name):
     path = copy / "shards.json"
     shard_list = json.loads(path.read_text())
     shard_list.pop("sha256")
@@ -350,7 +350,7 @@ class FlakyStorage:
 
 @pytest.fixture
 def bucket(packed, tmp_path):
-    """Copy `packed` and a hub dataset to the memory storage, and return its URL."""
+    """Copy `packed` and the file of `write_hub_dataset` to the memory storage, and return the URL of their folder."""
     memory = fsspec.filesystem("memory")
     memory.put(str(packed), "/bucket/packed", recursive=True)
     memory.put(str(write_hub_dataset(tmp_path, n=3)), "/bucket/a.parquet")
@@ -383,7 +383,7 @@ def test_the_rows_of_an_unreadable_file_are_unusable_only_until_the_next_start(b
 
 
 @pytest.mark.parametrize("method", ["exists", "ls", "cat_file", "ukey"])
-def test_a_storage_that_does_not_answer_is_an_error_with_its_url(bucket, monkeypatch, method):
+def test_the_error_for_a_storage_that_does_not_answer_gives_its_url(bucket, monkeypatch, method):
     path = f"{bucket}/a.parquet" if method == "ukey" else f"{bucket}/packed"
     with monkeypatch.context() as patch:
         FlakyStorage(patch, method).failures = 99
@@ -429,7 +429,7 @@ def audio_bytes(seconds: float, folder: Path) -> bytes:
 
 
 def write_hub_dataset(folder: Path, name: str = "a.parquet", n: int = 5, **fields: Any) -> Path:
-    """Write a file as `datasets` does: audio as {bytes, path}, several rows per row group."""
+    """Write a file as `datasets` does for the Hugging Face Hub: audio as {bytes, path}, several rows per row group."""
     columns = {
         "audio": [{"bytes": audio_bytes(0.3 + 0.1 * k, folder), "path": f"{k}.flac"} for k in range(n)],
         "sentence": [f"the cat sat {k}" for k in range(n)],
@@ -516,7 +516,7 @@ def test_a_null_cell_is_a_missing_field(tmp_path):
     assert "needs the label `text`" in build_row(rows[2])[0]
 
 
-def test_a_dialogue_uses_the_audio_of_its_column(tmp_path):
+def test_a_dialogue_uses_the_audio_of_the_column_audios(tmp_path):
     clip = {"bytes": audio_bytes(0.4, tmp_path), "path": "q.flac"}
     messages = [[{"role": "user", "content": "<audio>What?"}, {"role": "assistant", "content": "Rain."}]]
     pq.write_table(pa.table({"messages": messages, "audios": [[clip]]}), tmp_path / "chat.parquet")

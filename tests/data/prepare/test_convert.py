@@ -22,6 +22,7 @@ from support import layouts
 
 
 def rows_of(folder: Path, *names: str) -> list[dict[str, Any]]:
+    """Write a sound for each name and return a row for each sound."""
     labels = {"task": "asr", "language": "en", "text": "hello"}
     return [{"id": name, "audio": layouts.sound(folder / f"{name}.wav"), **labels} for name in names]
 

@@ -138,7 +138,7 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
 
 
 def read(root: Path, corpus: str, *options: str) -> dict[str, dict[str, Any]]:
-    """Return the rows of a corpus by id, with the config of the command line."""
+    """Read a corpus as `auris prepare` does, and return its rows by id."""
     run_config = config.resolve(config.compose([f"layout={corpus}", *options], "prepare"))
     rows = list(config.build(run_config["layout"])(root))
     assert len({row["id"] for row in rows}) == len(rows)
@@ -162,7 +162,7 @@ def test_every_layout_gives_the_expected_usable_rows(tmp_path, corpus):
 
 
 def test_a_hub_dataset_gives_usable_rows(tmp_path):
-    """It is the example for Parquet in the README."""
+    """Speech Commands in the Parquet format of the Hugging Face Hub is an example in the README."""
     pytest.importorskip("pyarrow")
     layouts.speech_commands(tmp_path)
     rows = read(tmp_path, "speech_commands")
@@ -174,7 +174,7 @@ def test_a_hub_dataset_gives_usable_rows(tmp_path):
 
 
 # Folder inside the archive of each corpus. `root` may be this folder or its parent.
-INNER = {
+INNER_FOLDER = {
     "librispeech": "LibriSpeech",
     "aishell1": "data_aishell",
     "aishell2": "AISHELL-2/iOS",
@@ -184,17 +184,17 @@ INNER = {
 }
 
 
-@pytest.mark.parametrize("corpus", INNER)
+@pytest.mark.parametrize("corpus", INNER_FOLDER)
 def test_root_may_be_the_folder_inside_the_archive(tmp_path, corpus):
     write_corpus(tmp_path, corpus)
     expected = {name for name in EXPECTED[corpus] if corpus != "aishell2" or "iOS" in name}
     if corpus == "common_voice":
-        rows = read(tmp_path / INNER[corpus], corpus)
+        rows = read(tmp_path / INNER_FOLDER[corpus], corpus)
         assert rows.keys() == expected
-        [row_id] = read(tmp_path / INNER[corpus] / "zh-CN", corpus)
+        [row_id] = read(tmp_path / INNER_FOLDER[corpus] / "zh-CN", corpus)
         assert row_id == "common_voice/zh-CN/test/common_voice_zh-CN_c3"
     else:
-        assert read(tmp_path / INNER[corpus], corpus).keys() == expected
+        assert read(tmp_path / INNER_FOLDER[corpus], corpus).keys() == expected
 
 
 @pytest.mark.parametrize("corpus", ["clotho", "fleurs", "vocalsound"])
@@ -243,7 +243,7 @@ def test_splits_and_languages_can_be_selected(tmp_path, corpus, option, expected
 
 
 @pytest.mark.parametrize("corpus", [name for name in EXPECTED if name not in ("esc50", "fsdd", "ravdess")])
-def test_an_unknown_split_is_an_error_with_its_name(tmp_path, corpus):
+def test_the_error_for_an_unknown_split_names_the_split(tmp_path, corpus):
     with pytest.raises((ValueError, FileNotFoundError), match="mystery"):
         read(write_corpus(tmp_path, corpus), corpus, "layout.splits=[mystery]")
 
@@ -285,7 +285,7 @@ def test_aishell_rows_without_audio_or_transcript_are_unusable(tmp_path):
     assert len(read(tmp_path, "aishell1", "layout.splits=[test]")) == 1
 
 
-def test_archives_that_are_not_unpacked_are_an_error_with_their_name(tmp_path):
+def test_the_error_for_archives_that_are_not_unpacked_names_an_archive(tmp_path):
     write_corpus(tmp_path, "aishell1")
     home = tmp_path / "data_aishell/wav"
     shutil.rmtree(home / "train")
@@ -332,7 +332,7 @@ def test_invalid_json_in_nsynth_is_an_error_and_an_unknown_vocalsound_class_is_u
     assert rows["vocalsound/test/b"]["problem"] == "the corpus does not state its sound"
 
 
-def test_an_incomplete_line_in_the_vocalsound_class_table_is_an_error_with_its_line(tmp_path):
+def test_the_error_for_an_incomplete_line_in_the_vocalsound_class_table_gives_its_number(tmp_path):
     write_corpus(tmp_path, "vocalsound")
     table = tmp_path / "class_labels_indices_vs.csv"
     table.write_text(table.read_text() + "4,/m/01hsr_\n")

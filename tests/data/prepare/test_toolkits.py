@@ -15,7 +15,7 @@ from support import layouts
 
 
 def cut(**fields: Any) -> dict[str, Any]:
-    """Return what `CutSet.to_file` writes of a cut with one supervision, in the middle of a recording."""
+    """Return what `CutSet.to_file` writes for a cut from the middle of a recording, with one supervision."""
     supervision = {
         "id": "sup-1",
         "recording_id": "rec-1",
@@ -102,8 +102,8 @@ def test_an_unsupported_cut_is_an_unusable_row(tmp_path, bad, message):
 
 
 def test_a_row_with_word_times_needs_a_word_alignment(tmp_path):
-    bare = {key: value for key, value in cut()["supervisions"][0].items() if key != "alignment"}
-    [row] = read_cuts(tmp_path, cut(supervisions=[bare]), task="srwt")
+    unaligned = {key: value for key, value in cut()["supervisions"][0].items() if key != "alignment"}
+    [row] = read_cuts(tmp_path, cut(supervisions=[unaligned]), task="srwt")
     assert "supervision sup-1 has no word alignment" in row["problem"]
 
 
@@ -182,11 +182,11 @@ def test_missing_kaldi_folders_are_an_error(tmp_path):
 
 def test_manifests_of_auris_keep_all_fields(tmp_path):
     row = {"id": "x", "audio": "a.wav", "task": "sec", "text": "rain", "fold": 3}
-    pair = {"audio": ["a.wav", "b.wav"], "task": "sec", "text": "rain"}
-    layouts.text(tmp_path / "sub/rows.jsonl", json.dumps(row), json.dumps(pair))
+    two_clips = {"audio": ["a.wav", "b.wav"], "task": "sec", "text": "rain"}
+    layouts.text(tmp_path / "sub/rows.jsonl", json.dumps(row), json.dumps(two_clips))
     first, second = manifest(tmp_path, files="*/*.jsonl")
     assert first == {**row, "audio": tmp_path / "sub/a.wav"}
-    assert second == {**pair, "id": "rows.jsonl:2", "audio": [tmp_path / "sub/a.wav", tmp_path / "sub/b.wav"]}
+    assert second == {**two_clips, "id": "rows.jsonl:2", "audio": [tmp_path / "sub/a.wav", tmp_path / "sub/b.wav"]}
 
 
 def test_rows_that_are_not_task_rows_are_unusable(tmp_path):
