@@ -1,7 +1,8 @@
 """Audio front end: reading, resampling, windows, log-mel spectrograms and SpecAugment.
 
 Unlike Whisper's, the features are only as long as their clip. They equal the first frames of the features that Whisper
-computes for the clip padded to 30 s.
+computes for the clip padded to 30 s. A longer clip can be split into windows of at most 30 s, which are encoded one by
+one.
 
 Shapes: L samples at 16 kHz, N valid mel frames, S = n_frames_with_padding(N) frames, which include some silence
 after the clip.
@@ -269,7 +270,7 @@ def resample(wave: np.ndarray, rate: int) -> np.ndarray:
 def _decode(path: Source, file: soundfile.SoundFile, start: int, length: int, dtype: _SampleType) -> np.ndarray:
     """Return `length` samples from `start` on, (L, channels) at the rate of the file."""
     # An mp3 is decoded from its beginning, because its frames depend on earlier ones: up to 0.3 s after a seek would be
-    # wrong. Its length in the header may be an estimate.
+    # wrong. It may be shorter than `length` without being truncated, because its header may hold only an estimate.
     is_mp3 = file.format == "MP3"
     skip = start if is_mp3 else 0
     try:

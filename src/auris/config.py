@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from auris.text.tokenizer import Tokenizer
 
 HERE = Path(__file__).resolve().parent
-CONFIGS = next(path for path in (HERE / "configs", HERE.parents[1] / "configs") if path.is_dir())  # wheel, checkout
+# In a wheel, the configs are inside the package; in a checkout, they are next to `src`.
+CONFIGS = next(path for path in (HERE / "configs", HERE.parents[1] / "configs") if path.is_dir())
 
 # Config groups are also searched in the working directory, for example ./ablations and a user's ./experiment. Hydra
 # accepts this setting only in a primary config or on the command line.
@@ -46,7 +47,8 @@ ROW_KEYS = (
 Config = Mapping[str, Any]
 """A config composed by Hydra, as a plain mapping with interpolations resolved."""
 
-# These keys of a study contain overrides for the configs of its runs. Interpolations are resolved there.
+# These keys of a study contain overrides for the configs of its runs. Their interpolations refer to these configs, so
+# they are not resolved in the config of the study.
 _STUDY_KEYS = ("arms", "stages")
 
 
@@ -189,9 +191,9 @@ def build_objective(config: Config, net: AudioLM, tokenizer: Tokenizer) -> Any:
     import torch
 
     with torch.device("meta"):
-        node = build(config["objective"])
-        is_complete = isinstance(node, torch.nn.Module)
-        objective: Any = node if is_complete else node(width=net.encoder.width, n_text=tokenizer.n_text)
+        built = build(config["objective"])
+        is_complete = isinstance(built, torch.nn.Module)
+        objective: Any = built if is_complete else built(width=net.encoder.width, n_text=tokenizer.n_text)
     view = config["data"]["view"]
     if view not in objective.views:
         name, views = type(objective).__name__, " or ".join(objective.views)
@@ -212,7 +214,7 @@ def build_samples(
 
     Args:
         config: The config of the command.
-        net: The model, for its audio geometry.
+        net: The model. Its geometry determines the numbers of audio frames and tokens.
         tokenizer: The tokenizer.
         long_audio: Policy for clips over 30 s.
         silent_audio: Policy for silent clips.

@@ -56,7 +56,7 @@ def play_notes(name: str, rng: Rng, notes: Sequence[Note], touch: float | None =
         The signal, with a root mean square of 1.
     """
     # Labels follow from the pitch of these notes, so a guitar must be in tune. No label follows from the pitch of the
-    # notes in `play_random_phrase`.
+    # notes in `play_random_phrase`, so its guitar may be out of tune.
     instrument = play_guitar_in_tune if name == "guitar" else INSTRUMENTS[name][0]
     touch = rng.uniform(0, 1) if touch is None else touch
     signal = np.zeros(n_samples(max(note.start + note.seconds for note in notes) + _RING))

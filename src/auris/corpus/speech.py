@@ -64,7 +64,7 @@ class Line:
     """A sentence to synthesise, and its voice.
 
     Attributes:
-        words: The units that get times (`grammar.split_words`).
+        words: The units whose start and end times are known (`grammar.split_words`).
         language: Language of the sentence.
         voice: Name of the voice in `VOICES`, which eSpeak calls a voice variant.
         rate: Words per minute.

@@ -258,7 +258,7 @@ class Events(AnswerFormat):
     """
 
     label, has_tags = "events", True
-    key: ClassVar[str] = "label"  # field of an entry with its text
+    key: ClassVar[str] = "label"  # field that holds the text of an entry
     may_be_empty: ClassVar[bool] = True
 
     def render(self, labels: Labels, *, tags: bool) -> list[str]:
@@ -380,8 +380,8 @@ class Words(Events):
             return " ".join(entry["word"] for entry in self.parse(answer)["words"])
         if part == "published":
             timed_words = [word for word in self.parse(answer)["words"] if word["end"] is not None]
-            is_tagged = _TIME.search(answer) or not timed_words
-            return answer if is_tagged else "".join(self.render({"words": timed_words}, tags=True))
+            is_unchanged = _TIME.search(answer) or not timed_words
+            return answer if is_unchanged else "".join(self.render({"words": timed_words}, tags=True))
         return super().extract(answer, part)
 
     def _sort(self, spans: Iterable[Span]) -> Sequence[Span]:
@@ -488,7 +488,10 @@ _RESERVED = {
 
 
 def label_problems(name: str, labels: Labels) -> Iterator[str]:
-    """Yield the reasons why a label cannot be used. Later checks rely on earlier checks."""
+    """Yield the reasons why a label cannot be used.
+
+    Callers take only the first reason, so each check may rely on the earlier checks.
+    """
     if name in FORMATS:
         return FORMATS[name].problems(labels)
     if name == "references":

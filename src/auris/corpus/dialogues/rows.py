@@ -23,7 +23,8 @@ from auris.metrics.judges.rating import POLITE_OPENINGS, rate
 from auris.metrics.normalize import contains
 
 ANNOTATOR = "a rule (auris.metrics.judges.rating.rate), not a person"
-# Faults of a rejected answer: it has wrong content, is not a full sentence, or has no polite opening.
+# Faults of a rejected answer. wrong: its content is wrong; terse: it is right, but only a word or phrase; plain: it is
+# a right sentence, but has no polite opening.
 FAULTS = ("wrong", "terse", "plain")
 
 
