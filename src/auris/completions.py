@@ -105,8 +105,8 @@ class Endpoint:
         pause: Seconds before the first retry. The pause is doubled for each further retry, and the server may ask for a
             longer one.
         per_minute: Maximum number of requests per minute; None for no limit.
-        accept_empty: Whether to accept a reply without content. Its text is then its `refusal`, or empty if it has
-            none. A request that the provider's filter refuses also gets an empty reply then.
+        accept_empty: Whether to accept a reply without content. The text of such a reply is its `refusal`, or
+            empty without one. A request that the provider's filter refuses then gets an empty reply too.
         stand_in: Description of the script at `url`; None if a language model replies.
         config_key: Config key of the endpoint, for messages.
     """

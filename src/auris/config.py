@@ -118,11 +118,11 @@ def _valid_keys(name: str, choices: Mapping[str, str], group: str = "") -> Itera
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     content = yaml.safe_load(text) or {}
     for default in content.pop("defaults", []):
-        for part, option in default.items() if isinstance(default, dict) else ():
-            if not part.startswith("override "):
-                part = f"{group}/{part}".strip("/")
-                yield part
-                yield from _valid_keys(str(choices.get(part, option)), choices, part)
+        for subgroup, option in default.items() if isinstance(default, dict) else ():
+            if not subgroup.startswith("override "):
+                subgroup = f"{group}/{subgroup}".strip("/")
+                yield subgroup
+                yield from _valid_keys(str(choices.get(subgroup, option)), choices, subgroup)
     prefix = "" if "@package _global_" in text or not group else group.replace("/", ".") + "."
     yield from _keys(content, prefix)
 

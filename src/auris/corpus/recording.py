@@ -124,7 +124,7 @@ def draw_line(
     voices = (voice,) if voice else speech.VOICES[spec.split][gender or pick(rng, ("male", "female"))]
     speed = round(float(rng.uniform(*_SPEEDS)), 2) if spec.split == "train" else 1.0
     voice = pick(rng, voices)
-    rate = round(rng.integers(160, 211) / speed)  # the tempo does not depend on the speed
+    rate = round(rng.integers(160, 211) / speed)  # divided by the speed, so that the tempo is the same at every speed
     pitch = int(rng.integers(42, 59))  # eSpeak's default is 50; this range keeps male and female voices apart
     line = speech.Line(tuple(grammar.split_words(text, language)), language, voice, rate, pitch, speed)
     return replace(line, **settings)

@@ -107,7 +107,7 @@ class Chat:
                 f"the last message is from the {messages[-1]['role']}, expected a message from the assistant in a "
                 "dialogue to train on"
             )
-        turns = [turn for message in self._write(messages, supervise) for turn in message]
+        turns = [turn for message_turns in self._write(messages, supervise) for turn in message_turns]
         return merge_turns(turns if ends_with_answer else [*turns, *self._open("assistant")])
 
     def _write(self, messages: Sequence[Message], supervise: bool = False) -> Iterator[list[Turn]]:

@@ -148,9 +148,9 @@ def _parse_task(code: str, family: str, entry: Mapping[str, Any]) -> Task:
         name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
     }
     task = Task(**arguments | {"answer": FORMATS[answer]})
-    for text in (*task.needs, *task.uses, *task.paraphrases, *task.choices):
-        if not isinstance(text, str):
-            fail(f"{text!r} is not a string; put it in quotes to make it one")
+    for item in (*task.needs, *task.uses, *task.paraphrases, *task.choices):
+        if not isinstance(item, str):
+            fail(f"{item!r} is not a string; put it in quotes to make it one")
     for source in (task.tags_source, task.natural_source):
         if source not in _PROMPT_SOURCES:
             fail(f"unknown source {source!r}; valid sources: {', '.join(_PROMPT_SOURCES)}")

@@ -147,7 +147,7 @@ class Tokenizer:
 
     @property
     def size(self) -> int:
-        """Number of rows of the embedding table."""
+        """Number of rows that an embedding table needs: the largest id + 1."""
         return max(self.fast.get_vocab().values()) + 1
 
     @property

@@ -115,9 +115,9 @@ class Writer:
         """
         contents: set[str] = set()
         for index in range(count):
-            path = (self.pool.split, kind, variant, index)
+            identity = (self.pool.split, kind, variant, index)
             for attempt in range(ATTEMPTS):
-                spec = RowSpec(*path, derive_seed(self.seed, "dialogue", *path, attempt))
+                spec = RowSpec(*identity, derive_seed(self.seed, "dialogue", *identity, attempt))
                 rng = np.random.default_rng(spec.seed)
                 dialogue = make_dialogue(spec, KINDS[kind](rng, self.pool), rng)
                 if dialogue and (content := json.dumps(dialogue.row["messages"])) not in contents:
