@@ -224,7 +224,7 @@ class ReplyLog:
 
     Attributes:
         head: The first line of the file.
-        replies: The replies by the key of their request.
+        replies: The replies by the digest of their request (`_request_key`).
 
     Raises:
         MissingFileError: The file does not exist, and there is no endpoint.

@@ -82,7 +82,7 @@ def compose(overrides: Sequence[str], config: str = "train") -> DictConfig:
             raise explain(error, overrides, config) from error
 
 
-def explain(error: Exception, overrides: Sequence[str], config: str) -> UsageError:
+def explain(error: Exception, overrides: Sequence[str], command: str) -> UsageError:
     """Return a usage error with a one-line message for an error of Hydra: the override, the problem, a suggestion."""
     from hydra.errors import MissingConfigException
 
@@ -99,7 +99,7 @@ def explain(error: Exception, overrides: Sequence[str], config: str) -> UsageErr
         key = match[1]
         override = next((override for override in overrides if override.partition("=")[0].strip("~") == key), key)
         choices = dict(override.split("=", 1) for override in overrides if "=" in override)
-        hint = did_you_mean(key, _valid_keys(config, choices))
+        hint = did_you_mean(key, _valid_keys(command, choices))
         return UsageError(f"{override}: there is no {key}; {hint}to add a new key, type +{override}")
     return UsageError(" ".join(str(error).split()))
 
@@ -210,7 +210,7 @@ def build_samples(
     silent_audio: str = "keep",
     train: bool,
 ) -> Samples:
-    """Build the object that turns rows into samples according to `data.view`. Only training samples are augmented.
+    """Build the object that turns rows into samples of the kind `data.view`. Only training samples are augmented.
 
     Args:
         config: The config of the command.
@@ -226,7 +226,7 @@ def build_samples(
     from auris.data import pairs, samples
     from auris.text.chat import Chat
 
-    views = {
+    sample_classes = {
         "audio": samples.AudioSamples,
         "text": samples.TextSamples,
         "transcript": samples.TranscriptSamples,
@@ -234,12 +234,12 @@ def build_samples(
         "pair": pairs.PairSamples,
     }
     view, prompt = config["data"]["view"], build(config["prompt"])
-    if view not in views:
-        raise UsageError(f"data.view={view}: expected {', '.join(views)}")
-    if not isinstance(prompt, views[view].styles):
-        expected = "chat_v1 or chat_v2" if Chat in views[view].styles else "natural, tags or both"
+    if view not in sample_classes:
+        raise UsageError(f"data.view={view}: expected {', '.join(sample_classes)}")
+    if not isinstance(prompt, sample_classes[view].styles):
+        expected = "chat_v1 or chat_v2" if Chat in sample_classes[view].styles else "natural, tags or both"
         raise UsageError(f"data.view={view} cannot be used with {type(prompt).__name__}: expected prompt={expected}")
-    return views[view](
+    return sample_classes[view](
         tokenizer=tokenizer,
         prompt=prompt,
         geometry=net.geometry,

@@ -172,13 +172,13 @@ def _write_questions(
     if not isinstance(llm["pairs"], int) or llm["pairs"] < 1:
         raise UserError(f"llm.pairs is {llm['pairs']!r}, expected at least 1, for example llm.pairs=8")
     rows = [row for entries in corpus_rows.values() for row in entries if is_usable(row)]
-    labels = {(row.labels["task"], answer_text(row)) for row in rows if row.labels["task"] in llm["tasks"]}
-    if not labels:
+    task_labels = {(row.labels["task"], answer_text(row)) for row in rows if row.labels["task"] in llm["tasks"]}
+    if not task_labels:
         raise UserError(
             f"llm.tasks is {list(llm['tasks'])}, but the corpus has no rows of these tasks; choose other tasks, or set "
             "dialogues.mix.augmented=0 to leave these dialogues out"
         )
-    return augmentation.write_questions(ReplyLog(replies_file, endpoint), sorted(labels), llm["pairs"])
+    return augmentation.write_questions(ReplyLog(replies_file, endpoint), sorted(task_labels), llm["pairs"])
 
 
 def _check_counts(counts: Mapping[str, Mapping[str, int]]) -> None:

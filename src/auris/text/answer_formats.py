@@ -40,8 +40,9 @@ _LAST_HUNDREDTH = 3000  # <|30.00|> is the last timestamp of both vocabularies
 _LAST_MIDI = 127
 
 _TIME = re.compile(r"<\|([0-9]{1,2}\.[0-9]{2})\|>")
-_TAGGED_SPAN = re.compile(rf"{_TIME.pattern}([^<]+)(?={_TIME.pattern})")  # a tag may end a span and start the next one
-_NATURAL_TIMES = re.compile(r"\(([0-9]{1,2}\.[0-9]{2})-([0-9]{1,2}\.[0-9]{2})\)")  # follow the text of the span
+# The second tag is only looked ahead at, because it may end one span and start the next.
+_TAGGED_SPAN = re.compile(rf"{_TIME.pattern}([^<]+)(?={_TIME.pattern})")
+_NATURAL_TIMES = re.compile(r"\(([0-9]{1,2}\.[0-9]{2})-([0-9]{1,2}\.[0-9]{2})\)")  # after the text of a span
 _ENTITY = re.compile("(.*?)".join(map(re.escape, (_VALUE, _END_OF_VALUE + _TYPE, _END_OF_TYPE))), re.DOTALL)
 _SPEAKER = re.compile(r"speaker [0-9]+:", re.IGNORECASE)
 _LANGUAGE_TAG = re.compile(rf"\s*<\|(?:{'|'.join(LANGUAGES)})\|>")  # models may predict it before the answer
