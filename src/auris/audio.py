@@ -1,7 +1,8 @@
 """Audio front end: reading, resampling, windows, log-mel spectrograms and SpecAugment.
 
 Unlike Whisper's, the features are only as long as their clip. They equal the first frames of the features that Whisper
-computes for the clip padded to 30 s.
+computes for the clip padded to 30 s. A longer clip can be split into windows of at most 30 s, which are encoded
+separately.
 
 Shapes: L samples at 16 kHz, N valid mel frames, S = n_frames_with_padding(N) frames, which include some silence
 after the clip.
@@ -179,16 +180,16 @@ def _open(source: Source) -> soundfile.SoundFile:
 def _locate(path: Source, file: soundfile.SoundFile, offset: float, duration: float | None) -> tuple[int, int]:
     """Return the position of the first sample of a segment and its number of samples, at the rate of the file."""
     rate, file_length = file.samplerate, file.frames
-    end_of_file = file_length / rate
+    file_seconds = file_length / rate
     if offset < 0 or (duration is not None and duration <= 0):
         raise AudioError(f"{path}: expected offset >= 0 and duration > 0 seconds, got {offset=} {duration=}")
     start = round(offset * rate)
     if start >= file_length:
-        raise AudioError(f"{path}: offset {offset} s is beyond the end of the file at {end_of_file:.3f} s")
+        raise AudioError(f"{path}: offset {offset} s is beyond the end of the file at {file_seconds:.3f} s")
     length = file_length - start
     if duration is not None:
-        if offset + duration > end_of_file + MAX_OVERSHOOT:
-            raise AudioError(f"{path}: segment {offset} s + {duration} s runs past the end at {end_of_file:.3f} s")
+        if offset + duration > file_seconds + MAX_OVERSHOOT:
+            raise AudioError(f"{path}: segment {offset} s + {duration} s runs past the end at {file_seconds:.3f} s")
         length = min(length, round(duration * rate))
     if _resampled_length(length, rate) == 0:
         raise AudioError(f"{path}: {length} samples at {rate} Hz are less than one sample at 16 kHz")
@@ -269,7 +270,7 @@ def resample(wave: np.ndarray, rate: int) -> np.ndarray:
 def _decode(path: Source, file: soundfile.SoundFile, start: int, length: int, dtype: _SampleType) -> np.ndarray:
     """Return `length` samples from `start` on, (L, channels) at the rate of the file."""
     # An mp3 is decoded from its beginning, because its frames depend on earlier ones: up to 0.3 s after a seek would be
-    # wrong. Its length in the header may be an estimate.
+    # wrong. It may be shorter than `length` without being truncated, because its header may hold only an estimate.
     is_mp3 = file.format == "MP3"
     skip = start if is_mp3 else 0
     try:

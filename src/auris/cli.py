@@ -149,12 +149,12 @@ def run_job(name: str, cfg: DictConfig) -> float | None:
     from auris import config
     from auris.metrics import optional_packages
 
-    code = 2
+    code = 2  # for errors in the config
     try:
         resolved = config.resolve(cfg)
         command = COMMANDS[name]
         run: Callable[[config.Config], int | float | None] = resolve_name(command.function)
-        code = 1
+        code = 1  # for errors while the command runs
         with explain_write_errors(command.output, resolved.get(command.output)):
             result = run(resolved)
     except UserError as error:
@@ -224,7 +224,7 @@ def command_help(name: str) -> str:
     for group in groups.values():
         page += [*_two_columns(f"  {group.key}={group.value}", group.comment), *_option_lines(group.key)]
     page += ["", "Keys (key=value, or section.key=value for indented keys), with their defaults:"]
-    for entry in entries:
+    for entry in entries:  # a key with a value that is also a group is already on the page
         if not entry.in_defaults and (entry.indent or not entry.value or entry.key not in groups):
             page += _two_columns(f"  {entry.indent}{entry.key}: {entry.value}".rstrip(), entry.comment)
     page += ["", "Flags:", *(line for flag, text in FLAGS.items() for line in _two_columns(f"  {flag}", text)), ""]

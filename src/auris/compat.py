@@ -1,7 +1,7 @@
 """Private interfaces of Lightning, torch and transformers that auris relies on.
 
-No other module uses private interfaces. `tests/test_compat.py` has a test for each, so that an incompatible upgrade
-fails in one place.
+No other module uses private interfaces. `tests/test_compat.py` has a test for each interface, so that an incompatible
+upgrade fails in one place.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, Protocol
 from auris.errors import MissingFileError, UserError
 from auris.files import append_jsonl, digest
 
-_MAX_PAUSE = 60.0  # seconds between two attempts
+_MAX_PAUSE = 60.0  # maximum number of seconds between two attempts
 _FILTER_CODES = ("content_filter", "content_policy_violation")  # error codes for requests that the provider refuses
 
 Message = Mapping[str, str]
@@ -105,8 +105,8 @@ class Endpoint:
         pause: Seconds before the first retry. The pause is doubled for each further retry, and the server may ask for a
             longer one.
         per_minute: Maximum number of requests per minute; None for no limit.
-        accept_empty: Whether to accept a reply without content, as its `refusal` text or an empty reply. A request that
-            the provider's filter refuses then has an empty reply too.
+        accept_empty: Whether to accept a reply without content. The text of such a reply is its `refusal`, or
+            empty without one. A request that the provider's filter refuses then gets an empty reply too.
         stand_in: Description of the script at `url`; None if a language model replies.
         config_key: Config key of the endpoint, for messages.
     """
@@ -224,12 +224,12 @@ class ReplyLog:
 
     Attributes:
         head: The first line of the file.
-        replies: The replies by the key of their request.
+        replies: The replies by the digest of their request (`_request_key`).
 
     Raises:
         MissingFileError: The file does not exist, and there is no endpoint.
-        UserError: The file is broken, or the endpoint has another `stand_in` than the replies in the file: they come
-            from a script and new replies would come from a language model, for instance.
+        UserError: The file is broken, or the replies in the file and those of the endpoint differ in `stand_in`: one
+            source is a script, and the other is a language model or another script.
     """
 
     def __init__(
@@ -288,7 +288,7 @@ class ReplyLog:
         return self.replies.get(_request_key(messages, settings))
 
     def ask(self, messages: Sequence[Message], settings: Settings | None = None) -> tuple[str, str]:
-        """Return the reply to `messages` and the name of its model.
+        """Return the reply to `messages` and the name of the model that wrote it.
 
         Raises:
             UserError: The reply is not in the file, and either there is no endpoint or the endpoint fails.

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from auris.text.tokenizer import Tokenizer
 
 HERE = Path(__file__).resolve().parent
-CONFIGS = next(path for path in (HERE / "configs", HERE.parents[1] / "configs") if path.is_dir())  # wheel, checkout
+# In a wheel, the configs are inside the package; in a checkout, they are next to `src`.
+CONFIGS = next(path for path in (HERE / "configs", HERE.parents[1] / "configs") if path.is_dir())
 
 # Config groups are also searched in the working directory, for example ./ablations and a user's ./experiment. Hydra
 # accepts this setting only in a primary config or on the command line.
@@ -46,7 +47,8 @@ ROW_KEYS = (
 Config = Mapping[str, Any]
 """A config composed by Hydra, as a plain mapping with interpolations resolved."""
 
-# These keys of a study contain overrides for the configs of its runs. Interpolations are resolved there.
+# These keys of a study contain overrides for the configs of its runs. Their interpolations refer to these configs, so
+# they are not resolved in the config of the study.
 _STUDY_KEYS = ("arms", "stages")
 
 
@@ -80,7 +82,7 @@ def compose(overrides: Sequence[str], config: str = "train") -> DictConfig:
             raise explain(error, overrides, config) from error
 
 
-def explain(error: Exception, overrides: Sequence[str], config: str) -> UsageError:
+def explain(error: Exception, overrides: Sequence[str], command: str) -> UsageError:
     """Return a usage error with a one-line message for an error of Hydra: the override, the problem, a suggestion."""
     from hydra.errors import MissingConfigException
 
@@ -97,7 +99,7 @@ def explain(error: Exception, overrides: Sequence[str], config: str) -> UsageErr
         key = match[1]
         override = next((override for override in overrides if override.partition("=")[0].strip("~") == key), key)
         choices = dict(override.split("=", 1) for override in overrides if "=" in override)
-        hint = did_you_mean(key, _valid_keys(config, choices))
+        hint = did_you_mean(key, _valid_keys(command, choices))
         return UsageError(f"{override}: there is no {key}; {hint}to add a new key, type +{override}")
     return UsageError(" ".join(str(error).split()))
 
@@ -116,11 +118,11 @@ def _valid_keys(name: str, choices: Mapping[str, str], group: str = "") -> Itera
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     content = yaml.safe_load(text) or {}
     for default in content.pop("defaults", []):
-        for part, option in default.items() if isinstance(default, dict) else ():
-            if not part.startswith("override "):
-                part = f"{group}/{part}".strip("/")
-                yield part
-                yield from _valid_keys(str(choices.get(part, option)), choices, part)
+        for subgroup, option in default.items() if isinstance(default, dict) else ():
+            if not subgroup.startswith("override "):
+                subgroup = f"{group}/{subgroup}".strip("/")
+                yield subgroup
+                yield from _valid_keys(str(choices.get(subgroup, option)), choices, subgroup)
     prefix = "" if "@package _global_" in text or not group else group.replace("/", ".") + "."
     yield from _keys(content, prefix)
 
@@ -189,9 +191,9 @@ def build_objective(config: Config, net: AudioLM, tokenizer: Tokenizer) -> Any:
     import torch
 
     with torch.device("meta"):
-        node = build(config["objective"])
-        is_complete = isinstance(node, torch.nn.Module)
-        objective: Any = node if is_complete else node(width=net.encoder.width, n_text=tokenizer.n_text)
+        built = build(config["objective"])
+        is_complete = isinstance(built, torch.nn.Module)
+        objective: Any = built if is_complete else built(width=net.encoder.width, n_text=tokenizer.n_text)
     view = config["data"]["view"]
     if view not in objective.views:
         name, views = type(objective).__name__, " or ".join(objective.views)
@@ -208,11 +210,11 @@ def build_samples(
     silent_audio: str = "keep",
     train: bool,
 ) -> Samples:
-    """Build the object that turns rows into samples according to `data.view`. Only training samples are augmented.
+    """Build the object that turns rows into samples of the kind `data.view`. Only training samples are augmented.
 
     Args:
         config: The config of the command.
-        net: The model, for its audio geometry.
+        net: The model. Its geometry determines the numbers of audio frames and tokens.
         tokenizer: The tokenizer.
         long_audio: Policy for clips over 30 s.
         silent_audio: Policy for silent clips.
@@ -224,7 +226,7 @@ def build_samples(
     from auris.data import pairs, samples
     from auris.text.chat import Chat
 
-    views = {
+    sample_classes = {
         "audio": samples.AudioSamples,
         "text": samples.TextSamples,
         "transcript": samples.TranscriptSamples,
@@ -232,12 +234,12 @@ def build_samples(
         "pair": pairs.PairSamples,
     }
     view, prompt = config["data"]["view"], build(config["prompt"])
-    if view not in views:
-        raise UsageError(f"data.view={view}: expected {', '.join(views)}")
-    if not isinstance(prompt, views[view].styles):
-        expected = "chat_v1 or chat_v2" if Chat in views[view].styles else "natural, tags or both"
+    if view not in sample_classes:
+        raise UsageError(f"data.view={view}: expected {', '.join(sample_classes)}")
+    if not isinstance(prompt, sample_classes[view].styles):
+        expected = "chat_v1 or chat_v2" if Chat in sample_classes[view].styles else "natural, tags or both"
         raise UsageError(f"data.view={view} cannot be used with {type(prompt).__name__}: expected prompt={expected}")
-    return views[view](
+    return sample_classes[view](
         tokenizer=tokenizer,
         prompt=prompt,
         geometry=net.geometry,

@@ -155,8 +155,9 @@ def _drop_unfinished_line(file: IO[bytes]) -> None:
 def file_lock(path: Path, *, timeout: float | None = None, owner: str = "") -> Generator[None]:
     """Hold an exclusive lock on `path` until the block ends or the process dies.
 
-    The lock is the kernel's `fcntl.lockf`. `flock`, which the filelock package uses, would be inherited by forked
-    loader workers that outlive their parent. If the file system does not support locks, the block runs with a warning.
+    The lock is the kernel's `fcntl.lockf`. A lock of `flock`, which the filelock package uses, would be inherited by
+    forked loader workers, and a worker that outlives its parent would keep it. If the file system does not support
+    locks, the block runs with a warning.
 
     Args:
         path: The lock file. It remains after the lock is released.

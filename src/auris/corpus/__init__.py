@@ -1,4 +1,5 @@
 """The synthetic corpus that `auris corpus` writes: speech, sounds and music with labels that are exact by construction.
 
-Configs and paths call it `embedded`, because it comes with auris. Making it needs no network, recordings or torch.
+Configs and paths call this corpus `embedded`, because auris makes it itself: no network, recordings or torch are
+needed.
 """

@@ -1,9 +1,9 @@
 """Builder of the synthetic corpus. Each task has a recipe, which turns a seed into a row and its audio.
 
 The seed of a row is derived from the seed of the corpus and from the row's split, task, variant and index. Speech is
-synthesised by eSpeak in fixed groups of neighbouring rows, because its output depends on the sentences that it spoke
-before. Therefore the same seed gives the same bytes with any number of worker processes, and a larger corpus contains
-the rows of a smaller one.
+synthesised by eSpeak in fixed groups of neighbouring rows, because eSpeak's output depends on the sentences that it
+spoke before. Therefore the same seed gives the same bytes with any number of worker processes, and a larger corpus
+contains the rows of a smaller one.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from auris.errors import UserError
 from auris.files import create_directory, write_json, write_jsonl, write_text
 from auris.text.tasks import TASKS
 
-VERSION = 3  # raise it whenever the same seed gives different bytes
+VERSION = 3  # raise it with every change after which the same seed gives different bytes
 _METADATA_FILE = "corpus.json"
 
 
@@ -50,7 +50,7 @@ def build(
     seed: int = 0,
     processes: int | None = None,
 ) -> dict[str, Any]:
-    """Write the corpus into the directory `out`, unless it exists already.
+    """Write the corpus into the directory `out`, unless an earlier call has completed it there.
 
     Args:
         out: Directory to create. It appears when it is complete; until then files are written to `out` + '.partial'.
@@ -60,7 +60,8 @@ def build(
             evenly among them.
         text_lines: Number of lines in `text.txt`, which has sentences of the training split in every language that
             occurs in training rows, and English keyword phrases.
-        scale: Factor by which every size is multiplied (rounded, but at least 1 unless the size is 0).
+        scale: Factor by which every size is multiplied. Products are rounded, and those of positive sizes are at least
+            1.
         seed: Random seed.
         processes: Number of worker processes; None for one per core.
 
@@ -90,20 +91,22 @@ def build(
         make = partial(make_rows, folder=folder, engine=engine)
         finished_rows = make_in_groups(make, specs, attrgetter("position"), processes=processes, title="corpus")
         row_by_id = {row.fields["id"]: row for row in finished_rows}
-        rows = {split: [row_by_id[spec.id] for spec in specs if spec.split == split] for split in SPLITS}
-        for split, split_rows in rows.items():
+        rows_by_split = {split: [row_by_id[spec.id] for spec in specs if spec.split == split] for split in SPLITS}
+        for split, split_rows in rows_by_split.items():
             write_jsonl(folder / f"{split}.jsonl", (row.fields for row in split_rows))
-        train_languages = {row.fields.get(key) for row in rows["train"] for key in ("language", "target_language")}
-        lines = draw_text(text_lines, seed, [language for language in LANGUAGES if language in train_languages])
-        write_text(folder / "text.txt", "".join(f"{line}\n" for line in lines))
+        train_languages = {
+            row.fields.get(key) for row in rows_by_split["train"] for key in ("language", "target_language")
+        }
+        texts = draw_text(text_lines, seed, [language for language in LANGUAGES if language in train_languages])
+        write_text(folder / "text.txt", "".join(f"{text}\n" for text in texts))
         label_files = [folder / name for name in (*(f"{split}.jsonl" for split in SPLITS), "text.txt")]
         labels_hash = hash_bytes(*(path.read_bytes() for path in label_files))
-        audio_hash = hash_bytes(*(row.digest for split_rows in rows.values() for row in split_rows))
+        audio_hash = hash_bytes(*(row.digest for split_rows in rows_by_split.values() for row in split_rows))
         metadata = {
             "config": config,
             "engine": engine,
-            "rows": {split: Counter(row.fields["task"] for row in split_rows) for split, split_rows in rows.items()},
-            "seconds": {split: round(sum(row.seconds for row in split_rows), 1) for split, split_rows in rows.items()},
+            "rows": {split: Counter(row.fields["task"] for row in rows) for split, rows in rows_by_split.items()},
+            "seconds": {split: round(sum(row.seconds for row in rows), 1) for split, rows in rows_by_split.items()},
             "labels_hash": labels_hash,
             "audio_hash": audio_hash,
             "hash": hash_bytes(labels_hash.encode(), audio_hash.encode()),

@@ -47,7 +47,7 @@ def write_osr(spec: RowSpec, rng: Rng) -> Script:
 
 def write_sd(spec: RowSpec, rng: Rng) -> Script:
     """Write a row of `sd`: two or three speakers take turns, and some turns begin before the previous one ends."""
-    # One line for each speaker, whose words are replaced by the words of each turn.
+    # A line without words for each speaker. A turn is a copy of its speaker's line with the words of the turn.
     speaker_lines = _draw_lines(rng, spec, [""] * int(rng.integers(2, _MAX_SPEAKERS + 1)))
     n_speakers = len(speaker_lines)
     speaker_order = [int(number) for number in rng.permutation(n_speakers)]
@@ -93,9 +93,9 @@ def write_sv(spec: RowSpec, rng: Rng) -> Script:
 
 def _draw_lines(rng: Rng, spec: RowSpec, texts: Sequence[str]) -> list[speech.Line]:
     """Return a line for each English text, all in different voices. If voices run out, the last texts have no line."""
-    voices = [voice for voices in speech.VOICES[spec.split].values() for voice in voices if voice not in speech.TWINS]
-    voices = rng.choice(voices, min(len(texts), len(voices)), replace=False)
-    return [draw_line(rng, spec, text, "en", voice=str(voice)) for text, voice in zip(texts, voices, strict=False)]
+    voices = [name for names in speech.VOICES[spec.split].values() for name in names if name not in speech.TWINS]
+    drawn = rng.choice(voices, min(len(texts), len(voices)), replace=False)
+    return [draw_line(rng, spec, text, "en", voice=str(voice)) for text, voice in zip(texts, drawn, strict=False)]
 
 
 def _draw_texts(rng: Rng, spec: RowSpec, n_texts: int, *, max_words: int) -> list[str]:

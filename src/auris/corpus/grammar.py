@@ -138,7 +138,7 @@ def render(meaning: Meaning, language: str) -> str:
 
 
 def split_words(text: str, language: str) -> list[str]:
-    """Split a sentence into the units that get times.
+    """Split a sentence into the units whose start and end times are known.
 
     They are characters in Chinese, phrases in Japanese and Korean, and words in the other languages.
     """

@@ -1,8 +1,10 @@
 """`auris instruct`: make instruction dialogues and preference pairs from the task rows of a corpus.
 
+A task row has audio and the labels of one task, such as a transcript.
+
 The command writes chat rows for fine-tuning (`train.jsonl`, `valid.jsonl`, `test.jsonl`) and preference pairs for DPO
-(`preferences_*.jsonl`), in the splits of the corpus. The rows refer to the clips of the corpus by their paths; audio
-files are written only for spoken messages of the user.
+(`preferences_*.jsonl`), with one file of each for every split of the corpus. The rows refer to the clips of the corpus
+by their paths; audio files are written only for spoken messages of the user.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from auris.data.rows import Row
 from auris.errors import MissingFileError, UserError, count
 from auris.files import create_directory, write_json, write_jsonl
 
-VERSION = 2  # raise it whenever the same seed gives different rows
+VERSION = 2  # raise it with every change after which the same seed gives different rows
 METADATA_FILE = "instruct.json"
 
 
@@ -113,29 +115,30 @@ def instruct(
         return metadata
 
     questions = augmentation.split_questions(written_questions) if written_questions else dict.fromkeys(SPLITS, ())
-    files: dict[str, list[Dialogue]] = {}
+    dialogues_by_file: dict[str, list[Dialogue]] = {}
     for split in SPLITS:
         pool = Pool.from_rows(split, corpus_rows[split], task_weights=task_weights, written_questions=questions[split])
         writer = Writer(pool, out.resolve(), forms, faults, seed)
-        files[split] = writer.write_chats(divide_by_weight(counts.get(split, 0), mix))
+        dialogues_by_file[split] = writer.write_chats(divide_by_weight(counts.get(split, 0), mix))
         preferences = writer.write_preferences(divide_by_weight(preference_counts.get(split, 0), preference_mix))
-        files[f"preferences_{split}"] = preferences
-    rows = {name: [dialogue.row for dialogue in entries] for name, entries in files.items()}
-    recordings = [dialogue.recording for entries in files.values() for dialogue in entries if dialogue.recording]
+        dialogues_by_file[f"preferences_{split}"] = preferences
+    rows_by_file = {name: [dialogue.row for dialogue in group] for name, group in dialogues_by_file.items()}
+    all_dialogues = [dialogue for group in dialogues_by_file.values() for dialogue in group]
+    recordings = [dialogue.recording for dialogue in all_dialogues if dialogue.recording]
     with create_directory(out) as folder:
         digests = make_recordings(recordings, folder, processes)
-        for name in files:
-            write_jsonl(folder / f"{name}.jsonl", rows[name])
-        rows_hash = hash_bytes(*((folder / f"{name}.jsonl").read_bytes() for name in files))
+        for name, rows in rows_by_file.items():
+            write_jsonl(folder / f"{name}.jsonl", rows)
+        rows_hash = hash_bytes(*((folder / f"{name}.jsonl").read_bytes() for name in rows_by_file))
         audio_hash = hash_bytes(*digests)
         metadata = {
             "config": config,
-            "kinds": {name: Counter(row["kind"] for row in entries) for name, entries in rows.items()},
-            "modes": {name: Counter(row["mode"] for row in entries) for name, entries in rows.items()},
-            "written_by": Counter(row["written_by"] for entries in rows.values() for row in entries),
+            "kinds": {name: Counter(row["kind"] for row in rows) for name, rows in rows_by_file.items()},
+            "modes": {name: Counter(row["mode"] for row in rows) for name, rows in rows_by_file.items()},
+            "written_by": Counter(row["written_by"] for rows in rows_by_file.values() for row in rows),
             "preferred_by": ANNOTATOR,
             "refused": rejections,
-            "unused": {split: _count_unusable(entries) for split, entries in corpus_rows.items()},
+            "unused": {split: _count_unusable(rows) for split, rows in corpus_rows.items()},
             "recordings": len(recordings),
             "rows_hash": rows_hash,
             "audio_hash": audio_hash,
@@ -146,7 +149,7 @@ def instruct(
 
 
 def divide_by_weight(total: int, weights: Weights) -> dict[str, int]:
-    """Divide `total` rows in proportion to weights. The numbers with the largest fractions are rounded up."""
+    """Divide `total` rows in proportion to weights. The numbers with the largest fractional parts are rounded up."""
     weight_sum = sum(weights.values()) or 1
     exact = {key: total * weight / weight_sum for key, weight in weights.items() if weight > 0}
     counts = {key: int(value) for key, value in exact.items()}
@@ -169,13 +172,13 @@ def _write_questions(
     if not isinstance(llm["pairs"], int) or llm["pairs"] < 1:
         raise UserError(f"llm.pairs is {llm['pairs']!r}, expected at least 1, for example llm.pairs=8")
     rows = [row for entries in corpus_rows.values() for row in entries if is_usable(row)]
-    labels = {(row.labels["task"], answer_text(row)) for row in rows if row.labels["task"] in llm["tasks"]}
-    if not labels:
+    task_labels = {(row.labels["task"], answer_text(row)) for row in rows if row.labels["task"] in llm["tasks"]}
+    if not task_labels:
         raise UserError(
             f"llm.tasks is {list(llm['tasks'])}, but the corpus has no rows of these tasks; choose other tasks, or set "
             "dialogues.mix.augmented=0 to leave these dialogues out"
         )
-    return augmentation.write_questions(ReplyLog(replies_file, endpoint), sorted(labels), llm["pairs"])
+    return augmentation.write_questions(ReplyLog(replies_file, endpoint), sorted(task_labels), llm["pairs"])
 
 
 def _check_counts(counts: Mapping[str, Mapping[str, int]]) -> None:

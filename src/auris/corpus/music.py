@@ -56,15 +56,15 @@ def play_notes(name: str, rng: Rng, notes: Sequence[Note], touch: float | None =
         The signal, with a root mean square of 1.
     """
     # Labels follow from the pitch of these notes, so a guitar must be in tune. No label follows from the pitch of the
-    # notes in `play_random_phrase`.
-    instrument = play_guitar_in_tune if name == "guitar" else INSTRUMENTS[name][0]
+    # notes in `play_random_phrase`, so its guitar may be out of tune.
+    play_note = play_guitar_in_tune if name == "guitar" else INSTRUMENTS[name][0]
     touch = rng.uniform(0, 1) if touch is None else touch
     signal = np.zeros(n_samples(max(note.start + note.seconds for note in notes) + _RING))
     cache: dict[tuple[int, float], Signal] = {}  # a repeated note is synthesised once, which halves the time
     for note in notes:
         key = note.pitch, note.seconds
         if key not in cache:
-            cache[key] = instrument(rng, note.frequency, note.seconds, touch)
+            cache[key] = play_note(rng, note.frequency, note.seconds, touch)
         add(signal, cache[key], note.start)
     signal = fade(signal, 0.002, 0.03)
     return signal / np.sqrt(np.mean(signal**2))
@@ -81,7 +81,7 @@ def play_random_phrase(name: str, rng: Rng, seconds: float) -> Signal:
     Returns:
         The signal, with a root mean square of 1.
     """
-    instrument, (low, high) = INSTRUMENTS[name]
+    play_note, (low, high) = INSTRUMENTS[name]
     touch = rng.uniform(0, 1)  # brightness, which is the same for all notes of the phrase
     signal = np.zeros(n_samples(seconds))
     root = rng.integers(low, high - 9)
@@ -89,7 +89,7 @@ def play_random_phrase(name: str, rng: Rng, seconds: float) -> Signal:
     while at < seconds - 0.15:
         length = min(beat * rng.choice((1, 1, 2)), seconds - at)
         frequency = 440 * 2 ** ((root + rng.choice(_PENTATONIC) - 69) / 12)
-        add(signal, rng.uniform(0.7, 1.0) * instrument(rng, frequency, length, touch), at)
+        add(signal, rng.uniform(0.7, 1.0) * play_note(rng, frequency, length, touch), at)
         at += length
     signal = fade(signal, 0.002, 0.03)
     return signal / np.sqrt(np.mean(signal**2))

@@ -110,7 +110,7 @@ def draw_line(
     """Return a line to synthesise: a text, and a randomly drawn voice of the row's split.
 
     In the training split the speed varies, because a model that hears only fifteen voices does not generalise to
-    others.
+    other voices.
 
     Args:
         rng: Random generator.
@@ -124,7 +124,7 @@ def draw_line(
     voices = (voice,) if voice else speech.VOICES[spec.split][gender or pick(rng, ("male", "female"))]
     speed = round(float(rng.uniform(*_SPEEDS)), 2) if spec.split == "train" else 1.0
     voice = pick(rng, voices)
-    rate = round(rng.integers(160, 211) / speed)  # the tempo does not depend on the speed
+    rate = round(rng.integers(160, 211) / speed)  # divided by the speed, so that the tempo is the same at every speed
     pitch = int(rng.integers(42, 59))  # eSpeak's default is 50; this range keeps male and female voices apart
     line = speech.Line(tuple(grammar.split_words(text, language)), language, voice, rate, pitch, speed)
     return replace(line, **settings)
@@ -133,7 +133,8 @@ def draw_line(
 def record_utterance(fields: Fields, line: speech.Line, utterance: speech.Utterance, rng: Rng) -> Recording:
     """Record an utterance with silence around it.
 
-    The fields of the recording are `fields`, the speaker and, if eSpeak reports times in this language, the words.
+    The fields of the recording are `fields`, the speaker and, if eSpeak reports word times in this language, the words
+    with their times.
     """
     lead, signal = pad_with_silence(utterance.samples, rng)
     speech_fields: Fields = {"speaker": line.voice}
@@ -145,11 +146,11 @@ def record_utterance(fields: Fields, line: speech.Line, utterance: speech.Uttera
     return Recording({**fields, **speech_fields}, (record_speech(signal, rng),))
 
 
-def pad_with_silence(speech: Signal, rng: Rng) -> tuple[float, Signal]:
+def pad_with_silence(samples: Signal, rng: Rng) -> tuple[float, Signal]:
     """Put a little silence around speech; return the time at which the speech begins in seconds, and the signal."""
     lead = n_samples(rng.uniform(0.04, 0.2))
-    signal = np.zeros(lead + len(speech) + n_samples(rng.uniform(0.08, 0.2)))
-    signal[lead : lead + len(speech)] = speech
+    signal = np.zeros(lead + len(samples) + n_samples(rng.uniform(0.08, 0.2)))
+    signal[lead : lead + len(samples)] = samples
     return lead / SAMPLE_RATE, signal
 
 

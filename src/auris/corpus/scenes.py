@@ -47,16 +47,17 @@ def record_vsc(spec: RowSpec, rng: Rng) -> Recording:
 def record_aqa(spec: RowSpec, rng: Rng) -> Recording:
     """Record a row of `aqa`: one to three different sounds and a question about them.
 
-    The answers are balanced: yes and no, first and last, and the numbers are equally frequent.
+    As answers, yes and no are equally frequent, and so are the numbers. Questions about the first and the last sound
+    are equally frequent too.
     """
     if spec.variant == "count":
-        count = 1 + spec.index % len(NUMBERS)
+        n_sounds = 1 + spec.index % len(NUMBERS)
     else:
-        count = int(rng.integers(2 if spec.variant == "order" else 1, len(NUMBERS) + 1))
-    names = _draw_names(rng, count)
+        n_sounds = int(rng.integers(2 if spec.variant == "order" else 1, len(NUMBERS) + 1))
+    names = _draw_names(rng, n_sounds)
     events, signal = _mix_sounds(rng, names)
     if spec.variant == "count":
-        question, answer = "How many sounds are there?", NUMBERS[count - 1]
+        question, answer = "How many sounds are there?", NUMBERS[n_sounds - 1]
     elif spec.variant == "order":
         is_first = spec.index % 2 == 0
         question, answer = f"What sound comes {'first' if is_first else 'last'}?", names[0 if is_first else -1]

@@ -64,7 +64,7 @@ class Line:
     """A sentence to synthesise, and its voice.
 
     Attributes:
-        words: The units that get times (`grammar.split_words`).
+        words: The units whose start and end times are known (`grammar.split_words`).
         language: Language of the sentence.
         voice: Name of the voice in `VOICES`, which eSpeak calls a voice variant.
         rate: Words per minute.
@@ -108,7 +108,7 @@ def say(lines: Sequence[Line]) -> list[Utterance]:
             corpus.
         ImportError: eSpeak NG is not installed.
     """
-    _, rate = _load_espeak()  # before the fork, so that every child starts from the same state
+    _, sample_rate = _load_espeak()  # before the fork, so that every child starts from the same state
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as child:
         results = list(child.map(_synthesise, lines))
     utterances = []
@@ -122,7 +122,7 @@ def say(lines: Sequence[Line]) -> list[Utterance]:
         if [position for position, _ in starts] != expected_positions or len(ends) != 1:
             raise RuntimeError(f"eSpeak did not report a time for every word of {line}: events {events}")
         # VHQ computes in float64; with lower qualities the result depends on the instruction set of the processor.
-        played_rate = rate * line.speed
+        played_rate = sample_rate * line.speed
         signal = soxr.resample(np.frombuffer(pcm, np.int16) / 32768.0, played_rate, SAMPLE_RATE, quality="VHQ")
         boundaries = [*(sample for _, sample in starts), ends[0]]
         utterances.append(Utterance(signal, tuple(sample / played_rate for sample in boundaries)))
@@ -143,10 +143,12 @@ def _load_espeak() -> tuple[ctypes.CDLL, int]:
     library = ctypes.CDLL(espeakng_loader.get_library_path())
     library.espeak_Info.restype = ctypes.c_char_p
     library.espeak_ng_SetRandSeed.argtypes = (ctypes.c_long,)
-    rate = library.espeak_Initialize(_SYNCHRONOUS, 0, espeakng_loader.get_data_path().encode(), 0)
-    if rate <= 0:
-        raise ImportError(f"eSpeak NG cannot be initialised (code {rate}); reinstall it: pip install 'auris[corpus]'")
-    return library, rate
+    sample_rate = library.espeak_Initialize(_SYNCHRONOUS, 0, espeakng_loader.get_data_path().encode(), 0)
+    if sample_rate <= 0:
+        raise ImportError(
+            f"eSpeak NG cannot be initialised (code {sample_rate}); reinstall it: pip install 'auris[corpus]'"
+        )
+    return library, sample_rate
 
 
 def _synthesise(line: Line) -> tuple[list[tuple[int, int, int, int]], bytes]:

@@ -206,17 +206,17 @@ def record_smer(spec: RowSpec, rng: Rng) -> Recording:
 
 def record_mgr(spec: RowSpec, rng: Rng) -> Recording:
     """Record a row of `mgr`: two bars with the rhythm of a genre."""
-    drums, beats, instrument, eighth = GENRES[spec.variant]
+    drum_positions, note_positions, instrument, eighth = GENRES[spec.variant]
     low, high = music.INSTRUMENTS[instrument][1]
     root, chord = int(rng.integers(low, high - 12)), MODES["major"]
 
-    def write_bars(pattern: str, draw_pitch: Callable[[], int]) -> list[Note]:
-        positions = [8 * bar + int(position) for bar in range(2) for position in pattern]
-        return [Note(draw_pitch(), 0.02 + position * eighth, eighth) for position in positions]
+    def write_bars(positions: str, draw_pitch: Callable[[], int]) -> list[Note]:
+        starts = [8 * bar + int(position) for bar in range(2) for position in positions]  # in eighths
+        return [Note(draw_pitch(), 0.02 + start * eighth, eighth) for start in starts]
 
-    parts = [music.play_notes(instrument, rng, write_bars(beats, lambda: root + pick(rng, chord)))]
-    if drums:
-        parts.append(music.play_notes("drum", rng, write_bars(drums, lambda: 60)))
+    parts = [music.play_notes(instrument, rng, write_bars(note_positions, lambda: root + pick(rng, chord)))]
+    if drum_positions:
+        parts.append(music.play_notes("drum", rng, write_bars(drum_positions, lambda: 60)))
     signal = np.zeros(max(map(len, parts)))
     for part in parts:
         add(signal, part, 0.0)

@@ -40,8 +40,9 @@ _LAST_HUNDREDTH = 3000  # <|30.00|> is the last timestamp of both vocabularies
 _LAST_MIDI = 127
 
 _TIME = re.compile(r"<\|([0-9]{1,2}\.[0-9]{2})\|>")
-_TAGGED_SPAN = re.compile(rf"{_TIME.pattern}([^<]+)(?={_TIME.pattern})")  # a tag may end a span and start the next one
-_NATURAL_TIMES = re.compile(r"\(([0-9]{1,2}\.[0-9]{2})-([0-9]{1,2}\.[0-9]{2})\)")  # follow the text of the span
+# The second tag is only looked ahead at, because it may end one span and start the next.
+_TAGGED_SPAN = re.compile(rf"{_TIME.pattern}([^<]+)(?={_TIME.pattern})")
+_NATURAL_TIMES = re.compile(r"\(([0-9]{1,2}\.[0-9]{2})-([0-9]{1,2}\.[0-9]{2})\)")  # after the text of a span
 _ENTITY = re.compile("(.*?)".join(map(re.escape, (_VALUE, _END_OF_VALUE + _TYPE, _END_OF_TYPE))), re.DOTALL)
 _SPEAKER = re.compile(r"speaker [0-9]+:", re.IGNORECASE)
 _LANGUAGE_TAG = re.compile(rf"\s*<\|(?:{'|'.join(LANGUAGES)})\|>")  # models may predict it before the answer
@@ -258,7 +259,7 @@ class Events(AnswerFormat):
     """
 
     label, has_tags = "events", True
-    key: ClassVar[str] = "label"  # field of an entry with its text
+    key: ClassVar[str] = "label"  # field that holds the text of an entry
     may_be_empty: ClassVar[bool] = True
 
     def render(self, labels: Labels, *, tags: bool) -> list[str]:
@@ -380,8 +381,8 @@ class Words(Events):
             return " ".join(entry["word"] for entry in self.parse(answer)["words"])
         if part == "published":
             timed_words = [word for word in self.parse(answer)["words"] if word["end"] is not None]
-            is_tagged = _TIME.search(answer) or not timed_words
-            return answer if is_tagged else "".join(self.render({"words": timed_words}, tags=True))
+            is_unchanged = _TIME.search(answer) or not timed_words
+            return answer if is_unchanged else "".join(self.render({"words": timed_words}, tags=True))
         return super().extract(answer, part)
 
     def _sort(self, spans: Iterable[Span]) -> Sequence[Span]:
@@ -488,7 +489,10 @@ _RESERVED = {
 
 
 def label_problems(name: str, labels: Labels) -> Iterator[str]:
-    """Yield the reasons why a label cannot be used. Later checks rely on earlier checks."""
+    """Yield the reasons why a label cannot be used.
+
+    Callers take only the first reason, so each check may rely on the earlier checks.
+    """
     if name in FORMATS:
         return FORMATS[name].problems(labels)
     if name == "references":

@@ -51,7 +51,7 @@ def from_ranks(path: Path) -> Tokenizer:
 
 
 def _add_preprocessing(model: models.BPE) -> Tokenizer:
-    """Return a tokenizer with Qwen's preprocessing: it normalises text (NFC), splits it by `PATTERN`, encodes bytes."""
+    """Return a tokenizer that normalises text (NFC), splits it by `PATTERN` and encodes it as bytes, as Qwen's does."""
     bpe = Tokenizer(model)
     bpe.normalizer = normalizers.NFC()
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
@@ -65,7 +65,7 @@ def _add_preprocessing(model: models.BPE) -> Tokenizer:
 
 
 def _read_ranks(path: Path) -> dict[str, int]:
-    """Read lines of a base64 token and its rank; return the rank of each token, spelt with one letter per byte."""
+    """Read lines of a base64 token and its rank. Return {token: rank}, with tokens spelt with one letter per byte."""
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
     letters = bytes_to_unicode()

@@ -1,4 +1,7 @@
-"""Dialogues in ChatML, in the formats of the two released chat models (Qwen-Audio-Chat and Qwen2-Audio-Instruct)."""
+"""Dialogues in ChatML, in the formats of the two released chat models (Qwen-Audio-Chat and Qwen2-Audio-Instruct).
+
+A turn is a piece of a prompt or answer (`prompts.Turn`). A message consists of several turns.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,9 @@ from auris.text.prompts import END_OF_TEXT, IM_END, IM_START, Control, NaturalPr
 SYSTEM = "You are a helpful assistant."  # default system message of both models
 _ROLES = ("system", "user", "assistant")
 
-_AUDIO_KEYS = ("audio", "audio_url")  # keys that a clip may have in a part of a message
+_AUDIO_KEYS = ("audio", "audio_url")  # keys under which a part of a message may hold a clip
 
-# A dialogue with every element that chat formats write differently. It is written to compute the fingerprint.
+# A dialogue with every element that chat formats write differently. The fingerprint is a digest of its turns.
 _FINGERPRINT_DIALOGUE = (
     {"role": "user", "content": [{"type": "audio", "audio": "a"}, {"type": "text", "text": "b"}]},
     {"role": "assistant", "content": "c"},
@@ -104,7 +107,7 @@ class Chat:
                 f"the last message is from the {messages[-1]['role']}, expected a message from the assistant in a "
                 "dialogue to train on"
             )
-        turns = [turn for message in self._write(messages, supervise) for turn in message]
+        turns = [turn for message_turns in self._write(messages, supervise) for turn in message_turns]
         return merge_turns(turns if ends_with_answer else [*turns, *self._open("assistant")])
 
     def _write(self, messages: Sequence[Message], supervise: bool = False) -> Iterator[list[Turn]]:
@@ -175,7 +178,7 @@ class QwenAudioChat(Chat):
         # An exchange is a question and its answer. Messages before the first question belong to the first exchange.
         starts = [index for index, message in enumerate(messages) if message["role"] == "user" and index > 1]
         first_kept = starts.pop() if starts else 1
-        total = lengths[0] - 1  # the released code counts the last line break as a part of the question
+        total = lengths[0] - 1  # the released code counts the line break before the last question as a part of it
         for start in reversed([1, *starts] if first_kept > 1 else []):
             total += sum(lengths[start:first_kept])
             if total >= max_window_size:

@@ -1,8 +1,8 @@
 """Prompt styles of the base models: hierarchical tags (Qwen-Audio) and natural language (Qwen2-Audio).
 
-A style turns the labels of a row into turns, which are pieces of a prompt or answer. A turn states whether it is
-supervised and which control tokens its text may contain, so the loss mask does not have to be derived from tokens
-later. Text of a row or a user cannot begin a message, end an answer or stand for audio.
+A style writes a row, from its labels, as a list of turns. A turn is a piece of a prompt or answer, not a message of a
+speaker. It states whether it is supervised and which control tokens its text may contain, so the loss mask does not
+have to be derived from tokens later. Text of a row or a user cannot begin a message, end an answer or stand for audio.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _TAGS = (
     "speech_understanding scenario action entities speech_edit",
 )
 
-FIELD = re.compile(r"\{(\w+)\}")  # a label in a template
+FIELD = re.compile(r"\{(\w+)\}")  # a field of a template, which a label fills
 _TAG_OR_FIELD = re.compile(r"(<\|[^|<>]*\|>|\{\w+\})")
 
 
@@ -65,7 +65,7 @@ class Control(Enum):
 
 @dataclass(frozen=True)
 class Turn:
-    """A part of a prompt or answer.
+    """A piece of a prompt or answer with one text, one loss mask value and one set of allowed control tokens.
 
     Each turn is tokenised by itself, so that no token contains characters of two turns.
 
@@ -139,9 +139,9 @@ class Prompt(ABC):
         wording: A wording that replaces the wordings of all tasks (see `with_wording`), or None.
 
     Args:
-        supervise_tags: Whether to train the tags of a prompt too, except the first one. Qwen-Audio does so and
-            predicts the language tag, for instance. In the natural style this concerns the language tag at the end of
-            the instruction, which the Qwen2-Audio paper shows once as given and once as predicted.
+        supervise_tags: Whether the model is trained to predict the tags of a prompt too, except the first one.
+            Qwen-Audio is, and predicts the language tag, for instance. In the natural style this concerns the language
+            tag at the end of the instruction, which the Qwen2-Audio paper shows once as given and once as predicted.
     """
 
     audio_begin: str

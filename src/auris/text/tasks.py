@@ -24,7 +24,7 @@ CAPTION_STYLES = ("clotho", "audiocaps", "plain")  # Qwen-Audio evaluate_caption
 MODES = ("audio_analysis", "voice_chat", "text")
 
 # Closed labels: their values come from a finite set, so they may become part of a control token. Each has a noun for
-# messages and its valid values.
+# messages and a collection of valid values.
 _CLOSED_LABELS: dict[str, tuple[str, Collection[str]]] = {
     "language": ("languages", LANGUAGES),
     "target_language": ("languages", LANGUAGES),
@@ -42,7 +42,8 @@ GRADES = {
     "C": "synthetic audio with labels that are correct by construction: tests the mechanism, not real speech",
     "D": "the label is only a setting of the generator: tests the format, and is never a score",
 }
-_SYNTHETIC_PROVENANCES = {"tts", "procedural", "templates"}  # values of `provenance` without recordings
+# Values of `provenance`, the origin of a row's audio or text, for data without real recordings.
+_SYNTHETIC_PROVENANCES = {"tts", "procedural", "templates"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,9 +148,9 @@ def _parse_task(code: str, family: str, entry: Mapping[str, Any]) -> Task:
         name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
     }
     task = Task(**arguments | {"answer": FORMATS[answer]})
-    for text in (*task.needs, *task.uses, *task.paraphrases, *task.choices):
-        if not isinstance(text, str):
-            fail(f"{text!r} is not a string; put it in quotes to make it one")
+    for item in (*task.needs, *task.uses, *task.paraphrases, *task.choices):
+        if not isinstance(item, str):
+            fail(f"{item!r} is not a string; put it in quotes to make it one")
     for source in (task.tags_source, task.natural_source):
         if source not in _PROMPT_SOURCES:
             fail(f"unknown source {source!r}; valid sources: {', '.join(_PROMPT_SOURCES)}")
@@ -184,7 +185,7 @@ def published_rows() -> Iterator[tuple[str, Task]]:
 
 
 def is_synthetic(provenance: object) -> bool:
-    """Return whether a row's `provenance` names only synthetic data. It may have several values, joined by `+`."""
+    """Return whether a row's `provenance`, which may be several origins joined by `+`, names only synthetic ones."""
     return isinstance(provenance, str) and set(provenance.split("+")) <= _SYNTHETIC_PROVENANCES
 
 
@@ -252,7 +253,10 @@ def find_problem(labels: Labels) -> str | None:
 
 
 def _problems(task: Task, name: str, labels: Labels) -> Iterator[str]:
-    """Yield the reasons why a label cannot be used. Later checks rely on earlier checks."""
+    """Yield the reasons why a label cannot be used.
+
+    `find_problem` takes only the first reason, so each check may rely on the earlier checks.
+    """
     yield from label_problems(name, labels)
     value = labels[name]
     noun, valid = _CLOSED_LABELS.get(name, ("", ()))

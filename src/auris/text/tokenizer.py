@@ -1,9 +1,9 @@
-"""Tokenizer of the language model with tokens for audio, tasks, languages and timestamps. It encodes turns.
+"""Tokenizer of the language model with tokens for audio, tasks, languages and timestamps.
 
-A vocabulary is read from a local directory or the hub, or is built from Qwen-Audio's `qwen.tiktoken`. A vocabulary with
-an audio token is used unchanged; to the vocabulary of a plain language model, control tokens are added. The synthetic
-corpus that `auris corpus` writes has a byte-level BPE that is trained on its text. Its control tokens follow its text
-tokens, as in Qwen's vocabularies.
+The tokenizer encodes turns, which are pieces of prompts and answers (`prompts.Turn`). A vocabulary is read from a local
+directory or the hub, or is built from Qwen-Audio's `qwen.tiktoken`. A vocabulary with an audio token is used unchanged;
+to the vocabulary of a plain language model, control tokens are added. The synthetic corpus that `auris corpus` writes
+has a byte-level BPE that is trained on its text. Its control tokens follow its text tokens, as in Qwen's vocabularies.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 INCOMPLETE = "\ufffd"  # what `decode` returns for an incomplete character, of which only the first bytes are decoded
 
 _AUDIO_PADS = (NaturalPrompt.audio_pad, TagPrompt.audio_pad)
+# Text that looks like a control token, whether or not the vocabulary has it.
 _BRACKETED = re.compile(r"(<\|[^|<>]*\|>|</?audio>|\[\[\[AUDIO:modality\]\]\])")
 
 
@@ -103,7 +104,8 @@ class Tokenizer:
             fast.add_special_tokens({"additional_special_tokens": missing}, replace_extra_special_tokens=False)
         self.end = self.id(END_OF_TEXT)
         self.pads = frozenset(self.id(pad) for pad in _AUDIO_PADS if self._has(pad))
-        # `split_special_tokens` is not enough, because it still finds added tokens that are not marked as special.
+        # A tokenizer without added tokens, because `split_special_tokens` of the fast tokenizer is not enough: it still
+        # finds added tokens that are not marked as special.
         self.text_encoder = FastTokenizer(fast.backend_tokenizer.model)
         self.text_encoder.normalizer = fast.backend_tokenizer.normalizer
         self.text_encoder.pre_tokenizer = fast.backend_tokenizer.pre_tokenizer
@@ -145,7 +147,7 @@ class Tokenizer:
 
     @property
     def size(self) -> int:
-        """Number of rows of the embedding table."""
+        """Number of rows that an embedding table needs: the largest id + 1."""
         return max(self.fast.get_vocab().values()) + 1
 
     @property

@@ -109,7 +109,7 @@ def _find_problem(entry: Any, label: str) -> str | None:
 
 
 def split_questions(written_questions: Sequence[WrittenQuestion]) -> dict[str, list[WrittenQuestion]]:
-    """Assign questions to splits. The same question about several labels belongs to one split.
+    """Assign questions to splits. Questions with equal texts belong to the same split, whatever their labels are.
 
     Raises:
         UserError: There are too few different questions for three splits.

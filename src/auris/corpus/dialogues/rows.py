@@ -23,7 +23,8 @@ from auris.metrics.judges.rating import POLITE_OPENINGS, rate
 from auris.metrics.normalize import contains
 
 ANNOTATOR = "a rule (auris.metrics.judges.rating.rate), not a person"
-# Faults of a rejected answer: it has wrong content, is not a full sentence, or has no polite opening.
+# Faults of a rejected answer. wrong: its content is wrong; terse: it is right, but only a word or phrase; plain: it is
+# a right sentence, but has no polite opening.
 FAULTS = ("wrong", "terse", "plain")
 
 
@@ -114,9 +115,9 @@ class Writer:
         """
         contents: set[str] = set()
         for index in range(count):
-            path = (self.pool.split, kind, variant, index)
+            identity = (self.pool.split, kind, variant, index)
             for attempt in range(ATTEMPTS):
-                spec = RowSpec(*path, derive_seed(self.seed, "dialogue", *path, attempt))
+                spec = RowSpec(*identity, derive_seed(self.seed, "dialogue", *identity, attempt))
                 rng = np.random.default_rng(spec.seed)
                 dialogue = make_dialogue(spec, KINDS[kind](rng, self.pool), rng)
                 if dialogue and (content := json.dumps(dialogue.row["messages"])) not in contents:
