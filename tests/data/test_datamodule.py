@@ -250,7 +250,7 @@ def test_lost_workers_are_reported_once(speech):
     data = module(speech)
     with pytest.warns(UserWarning, match="workers were replaced, reading continues at item 3: killed"):
         data._count_restart(3, "killed")
-    assert data.pop_lost_workers() == 1 and data.pop_lost_workers() == 0
+    assert data.pop_replacements() == 1 and data.pop_replacements() == 0
 
 
 def test_a_row_with_a_wrong_duration_is_skipped_with_the_reason(tmp_path):

@@ -155,7 +155,7 @@ def test_a_run_with_adapters_resumes_and_is_loaded_with_merged_weights(compose_r
         if name.endswith(("q_proj.weight", "k_proj.weight", "v_proj.weight", "o_proj.weight"))
     }
     assert changed == projector | tables | layers
-    text_ids = sorted(set(range(model.tokenizer.size)) - set(model.tokenizer.audio_ids))
+    text_ids = sorted(set(range(model.tokenizer.size)) - set(model.tokenizer.added_ids))
     assert all(torch.equal(base_weights[table][text_ids], merged[table][text_ids]) for table in tables)
 
     export.export(uninterrupted["run_dir"], tmp_path / "exported", format="auris")

@@ -222,7 +222,7 @@ def run(path: Path, *overrides: str, vocabulary: Tokenizer | None = None) -> dic
     net = auris_config.build_net(run_config, vocabulary)
     torch.manual_seed(0)
     sharding.materialise(net, "cpu")
-    adapters.attach(net, run_config["trainable"], token_ids=vocabulary.audio_ids, lora=run_config["lora"])
+    adapters.attach(net, run_config["trainable"], token_ids=vocabulary.added_ids, lora=run_config["lora"])
     adapters.initialise(net, seed=0)
     for name, parameter in net.named_parameters():
         if "lora_B" in name or adapters.NEW_TOKENS in name:

@@ -246,8 +246,8 @@ def test_an_extended_vocabulary_is_the_same_after_saving_and_loading(tmp_path):
 def test_audio_ids_are_the_ids_of_all_control_tokens_that_a_text_model_lacks():
     tok = Tokenizer(plain())
     chatml = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    assert tok.audio_ids == sorted(tok.id(token) for token in control_tokens() if token not in chatml)
-    assert tok.audio_ids[0] >= tok.n_text
+    assert tok.added_ids == sorted(tok.id(token) for token in control_tokens() if token not in chatml)
+    assert tok.added_ids[0] >= tok.n_text
     qwen2 = Tokenizer(qwen2_audio())  # has time tokens up to 0.09 s only and no MIDI notes
     expected_tokens = [
         "<|AUDIO|>",
@@ -257,7 +257,7 @@ def test_audio_ids_are_the_ids_of_all_control_tokens_that_a_text_model_lacks():
         *(f"<|{code}|>" for code in TAGGED_LANGUAGES),
     ]
     expected_tokens += [f"<|{n / 100:.2f}|>" for n in range(10)]
-    assert qwen2.audio_ids == sorted(map(qwen2.id, expected_tokens))
+    assert qwen2.added_ids == sorted(map(qwen2.id, expected_tokens))
 
 
 def test_the_error_for_an_unknown_control_token_names_the_token():

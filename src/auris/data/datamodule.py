@@ -146,7 +146,7 @@ class AudioDataModule(L.LightningDataModule):
         packs = self.plan.all_packs(step, world=self.world)
         return [packs[rank :: self.world] for rank in range(self.world)]
 
-    def pop_lost_workers(self) -> int:
+    def pop_replacements(self) -> int:
         """Return how often workers of this rank were replaced since the last call."""
         n_restarts, self._n_restarts = self._n_restarts, 0
         return n_restarts

@@ -243,9 +243,9 @@ class Samples(ABC):
         seconds = len(wave) / audio.SAMPLE_RATE
         if clip.offset is None and clip.duration is not None and abs(seconds - clip.duration) > DURATION_TOLERANCE:
             raise RowError(f"{clip.path} is {seconds:.2f} s long, but the manifest states {clip.duration:.2f} s")
-        return self.apply_policies(wave)
+        return self.apply_audio_policies(wave)
 
-    def apply_policies(self, wave: np.ndarray) -> np.ndarray:
+    def apply_audio_policies(self, wave: np.ndarray) -> np.ndarray:
         """Apply the policies for silent and long audio to a clip (L,). Raises RowError if they exclude it."""
         if self.silent_audio == "skip" and audio.is_silent(wave):
             raise RowError("the clip is silent; set data.silent_audio=keep to train on it")

@@ -257,11 +257,11 @@ class _PromptSamples(AudioSamples):
         wave = np.asarray(clip, dtype=np.float32)
         if wave.ndim != 1 or not len(wave):
             raise UserError(f"audio of shape {wave.shape}: expected samples (L,) of one channel at 16 kHz")
-        return self.apply_policies(wave)
+        return self.apply_audio_policies(wave)
 
-    def apply_policies(self, wave: np.ndarray) -> np.ndarray:
+    def apply_audio_policies(self, wave: np.ndarray) -> np.ndarray:
         """Apply the policies for silent and long audio, with a warning if audio is dropped."""
-        kept = super().apply_policies(wave)
+        kept = super().apply_audio_policies(wave)
         if len(kept) < len(wave):
             seconds = (len(wave) - len(kept)) / SAMPLE_RATE
             warnings.warn(f"long_audio=first: dropped {seconds:.1f} s after the first 30 s", stacklevel=2)

@@ -213,7 +213,7 @@ def points(points: float, *_: Any) -> list[float]:
 
 def _judge_stats(metric: str, replies: Sequence[str], task_name: str, *_: Any) -> list[Any]:
     """Return what the judge's replies (passed as hypothesis) contribute; the reference is AIR-Bench's task name."""
-    return air_bench.count_replies(metric, replies, task_name)
+    return air_bench.row_statistics(metric, replies, task_name)
 
 
 judged_official, judged_strict, judge_wins, judge_flips, judge_failed = (

@@ -160,7 +160,7 @@ class Tokenizer:
         return 1 + max(token_id for token, token_id in self.fast.get_vocab().items() if token not in control_vocab)
 
     @property
-    def audio_ids(self) -> list[int]:
+    def added_ids(self) -> list[int]:
         """Ids of the tokens that a plain language model does not have: tags and the tokens for audio."""
         chatml = (END_OF_TEXT, IM_START, IM_END)
         return sorted(self.id(token) for token in control_tokens() if token not in chatml and self._has(token))

@@ -49,7 +49,7 @@ def print_report(console: Console, module: AudioLMModule, data: AudioDataModule,
     processes = Processes.from_config(config["trainer"])
     print_plain(console, f"planned for {processes}")
     net, tokenizer = module.net, module.tokenizer
-    adapters.attach(net, config["trainable"], token_ids=tokenizer.audio_ids, lora=config["lora"])
+    adapters.attach(net, config["trainable"], token_ids=tokenizer.added_ids, lora=config["lora"])
     stage = Stage.of(module.objective, module.trainable)
     assert data.plan is not None  # the data is set up
     # The first step as a single process would compute it.

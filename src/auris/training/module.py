@@ -100,7 +100,7 @@ class AudioLMModule(L.LightningModule):
         if not self._is_on_meta_device:
             return  # Lightning calls this more than once
         reference = references.copy_for_live_reference(self.objective, self.net)  # without adapters
-        adapters.attach(self.net, self.trainable, token_ids=self.tokenizer.audio_ids, lora=self.lora)
+        adapters.attach(self.net, self.trainable, token_ids=self.tokenizer.added_ids, lora=self.lora)
         optim.freeze(self.net, self.trainable)
         device = "cpu"
         if self.meshes is not None:
@@ -187,7 +187,7 @@ class AudioLMModule(L.LightningModule):
             "audio_seconds": sum(pack["audio_seconds"] for pack in packs),
             "rows_read": sum(len(pack["rows"]) + len(pack["skipped"]) for pack in packs),
             "rows_unusable": sum(len(pack["skipped"]) for pack in packs),
-            "lost_workers": self._data.pop_lost_workers(),
+            "lost_workers": self._data.pop_replacements(),
         }
         sums |= {name: torch.tensor(float(value), device=self.device) for name, value in counts.items()}
         sums["waited"] = self._per_rank(self._data.pop_wait_seconds())

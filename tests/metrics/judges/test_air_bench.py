@@ -13,7 +13,7 @@ import pytest
 from auris import config
 from auris.completions import Endpoint, ReplyLog
 from auris.metrics.judges import air_bench
-from auris.metrics.judges.air_bench import AirBenchJudge, count_replies, find_failure, model_points, parse_reply
+from auris.metrics.judges.air_bench import AirBenchJudge, row_statistics, find_failure, answer_points, parse_reply
 from auris.metrics.measures import score
 from auris.metrics.official import ScriptError
 from auris.metrics.published import published_scores
@@ -54,7 +54,7 @@ def test_replies_are_parsed_like_the_script(golden):
         for order, name in enumerate(("normal", "swapped")):
             expected = row[name]["parsed"]
             assert parse_reply(row["reply"]) == (expected and tuple(expected)), row["reply"]
-            assert model_points(row["reply"], order) == (expected and expected[1 - order])
+            assert answer_points(row["reply"], order) == (expected and expected[1 - order])
         assert find_failure(row["reply"]) is not None or parse_reply(row["reply"])
 
 
@@ -80,7 +80,7 @@ def test_counts_equal_those_that_the_script_prints(golden):
 def test_points_are_the_mean_of_the_script_s_points_in_both_orders(golden):
     [row] = [row for row in golden("cal_score") if row["name"] == "full" and row["order"] == "normal"]
     records = [(record["task_name"], record["reply"]) for record in row["records"]]
-    rows = [count_replies("judged_official", (reply, reply), task) for task, reply in records]
+    rows = [row_statistics("judged_official", (reply, reply), task) for task, reply in records]
     normal, swapped = (air_bench_scripts.verdicts(records, order) for order in (0, 1))
     means = {
         part: (normal.second[part] / normal.total[part] + swapped.first[part] / swapped.total[part]) / 2
@@ -99,7 +99,7 @@ def test_a_malformed_reply_is_dropped_in_official_and_zero_in_strict_points():
     rows = [("6 8", "4 6"), ("sorry", "10 2"), ("5 0", "9  9")]
 
     def score_of(metric: str) -> float:
-        return score(metric, [count_replies(metric, replies, "sound_QA") for replies in rows])
+        return score(metric, [row_statistics(metric, replies, "sound_QA") for replies in rows])
 
     assert score_of("judged_official") == ((8 + 0) / 2 + (4 + 10) / 2) / 2
     assert score_of("judged_strict") == (8 / 3 + 14 / 3) / 2
@@ -107,7 +107,7 @@ def test_a_malformed_reply_is_dropped_in_official_and_zero_in_strict_points():
     assert score_of("judge_wins") == 2 / 4  # the answer wins row 1 in the first order and row 2 in the second
     # Only row 1 is parsed in both orders. The answer wins 8 to 6 in the first order and loses 4 to 6 in the second.
     assert score_of("judge_flips") == 1 / 1
-    assert np.isnan(score("judged_official", [count_replies("judged_official", ("", "5 5"), "sound_QA")]))
+    assert np.isnan(score("judged_official", [row_statistics("judged_official", ("", "5 5"), "sound_QA")]))
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,7 @@ def parse_reply(reply: str) -> tuple[int, int] | None:
     return (first, second) if max(first, second) <= MAX_POINTS else None
 
 
-def model_points(reply: str, order: int, strict: bool = False) -> int | None:
+def answer_points(reply: str, order: int, strict: bool = False) -> int | None:
     """Return the points that a reply gives to the judged answer, as opposed to the reference.
 
     Args:
@@ -130,7 +130,7 @@ _REFUSAL = re.compile(r"\b(?:sorry|apologi[sz]e|can(?:not|'t|’t)|unable|as an 
 
 def find_failure(reply: str) -> str | None:
     """Return the reason why `judged_strict` counts a reply as 0 points; None if the reply is valid."""
-    if model_points(reply, 0, strict=True) is not None:
+    if answer_points(reply, 0, strict=True) is not None:
         return None
     if not reply.strip():
         return "empty"
@@ -149,13 +149,13 @@ def find_failure(reply: str) -> str | None:
     return "prose" if has_prose else "two numbers in another form"
 
 
-def count_replies(metric: str, replies: Sequence[str], task_name: str) -> list[Any]:
+def row_statistics(metric: str, replies: Sequence[str], task_name: str) -> list[Any]:
     """Return the statistics that a row contributes to a metric, given the judge's replies in both orders."""
     match metric:
         case "judged_official":
-            return [GROUPS[task_name], *(model_points(reply, order) for order, reply in enumerate(replies))]
+            return [GROUPS[task_name], *(answer_points(reply, order) for order, reply in enumerate(replies))]
         case "judged_strict":
-            return [GROUPS[task_name], *(model_points(reply, order, True) or 0 for order, reply in enumerate(replies))]
+            return [GROUPS[task_name], *(answer_points(reply, order, True) or 0 for order, reply in enumerate(replies))]
         case "judge_failed":
             return [float(sum(find_failure(reply) is not None for reply in replies)), float(len(replies))]
     parsed = ((order, parse_reply(reply)) for order, reply in enumerate(replies))
@@ -321,7 +321,7 @@ class AirBenchJudge:
         has_all_groups = {GROUPS[name] for name in task_names} == set(GROUPS.values())
         verdicts = [
             Verdict(
-                stats={metric: count_replies(metric, replies, name) for metric in METRICS},
+                stats={metric: row_statistics(metric, replies, name) for metric in METRICS},
                 reference=labels["answer_gt"],
                 groups=_groups(name, has_all_groups),
                 replies=list(replies),
