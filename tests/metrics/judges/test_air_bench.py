@@ -13,7 +13,7 @@ import pytest
 from auris import config
 from auris.completions import Endpoint, ReplyLog
 from auris.metrics.judges import air_bench
-from auris.metrics.judges.air_bench import AirBenchJudge, row_statistics, find_failure, answer_points, parse_reply
+from auris.metrics.judges.air_bench import AirBenchJudge, answer_points, find_failure, parse_reply, row_statistics
 from auris.metrics.measures import score
 from auris.metrics.official import ScriptError
 from auris.metrics.published import published_scores
