@@ -83,7 +83,7 @@ def test_a_pretrained_model_is_fine_tuned_evaluated_and_prompted(compose_run, di
     assert all(torch.equal(before[name], after[name]) for name in before if name.startswith("net.encoder."))
     assert any(not torch.equal(before[name], after[name]) for name in before if name.startswith("net.llm."))
     unusable = (Path(run_config["run_dir"]) / "unusable_rows.jsonl").read_text()
-    assert '"bad"' in unusable and "in the user's messages: 1" in unusable
+    assert '"bad"' in unusable and "the user's messages have 1 audio mark" in unusable
 
     model = pretrained.load(run_config["run_dir"])
     assert model.is_chat and type(model.dialogue) is SYSTEMS[system]
