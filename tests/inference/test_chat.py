@@ -184,7 +184,7 @@ def test_every_conversation_can_be_saved_as_a_row(model: AudioModel, tmp_path: P
     conversation = Conversation(model, system="", **SETTINGS)
     file = tmp_path / "talks.jsonl"
     talk(conversation, ["what is <audio>?", "what is <|AUDIO|>?", "hello", f"/save {file}"])
-    assert capsys.readouterr().err.count("audio marks (<audio>) in the user's messages: 1") == 2
+    assert capsys.readouterr().err.count("the user's messages have 1 audio mark (<audio>)") == 2
     [manifest] = read_manifests([file])
     [row] = manifest.rows
     assert row.problem is None and [message_text(message) for message in row.labels["messages"][:2]] == ["", "hello"]

@@ -156,7 +156,7 @@ def test_text_tokens_that_replace_audio_are_neither_audio_nor_supervised():
 
 @pytest.mark.parametrize("n_spans", [0, 2])
 def test_each_audio_pad_needs_one_clip(n_spans):
-    with pytest.raises(ValueError, match=f"audio placeholders in the prompt: 1, clips of the row: {n_spans}"):
+    with pytest.raises(ValueError, match=f"the prompt has 1 audio placeholder, but the row has {n_spans} clip"):
         tokenizer().encode(TagPrompt().turns(ASR, n_clips=1), [[1]] * n_spans)
 
 

@@ -194,7 +194,7 @@ class Tokenizer:
         n_pads = sum(self._count_pads(turn.text) for turn in turns if turn.control is Control.ALL)
         if n_pads != len(spans):
             raise UserError(
-                f"audio placeholders in the prompt: {n_pads}, clips of the row: {len(spans)}; expected equal numbers"
+                f"the prompt has {count(n_pads, 'audio placeholder')}, but the row has {count(len(spans), 'clip')}"
             )
         ids: list[int] = []
         supervise: list[bool] = []
