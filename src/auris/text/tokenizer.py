@@ -19,7 +19,7 @@ import numpy as np
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as FastTokenizer
 
-from auris.errors import MissingFileError, UserError
+from auris.errors import MissingFileError, UserError, count
 from auris.text import byte_level
 from auris.text.prompts import (
     END_OF_TEXT,
