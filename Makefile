@@ -45,10 +45,8 @@ demo: setup  ## train Qwen-Audio and Qwen2-Audio at tiny scale and compare them:
 	$(PY) -m auris results study=demo
 
 # Files in their order: by their numbers of tests, the longest one, of few tests, would come last.
-test: setup  ## run the tests (offline, CPU) and print the coverage
-	@mkdir -p .cache
-	$(PY) -m slipcover -m pytest -n $(TESTERS) --dist loadfile --no-loadscope-reorder
-	@$(PY) -c "import json; print('coverage of src/auris: {percent_covered:.1f} % of its lines (.cache/coverage.json)'.format(**json.load(open('.cache/coverage.json'))['summary']))"
+test: setup  ## run the tests (offline, CPU)
+	$(PY) -m pytest -n $(TESTERS) --dist loadfile --no-loadscope-reorder
 
 # Rounding differs between instruction sets and thread counts: no test may depend on it. About six times `make test`.
 # Threads that wait sleep (PASSIVE), because several processes share the cores.
