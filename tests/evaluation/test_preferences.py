@@ -139,7 +139,7 @@ def test_annotated_pairs_are_checked(annotated_file: Path):
     assert list(outcome.without_pair.values()) == [2]
     reasons = {
         "absent": "b.wav: no such file",
-        "marks": "in the user's messages: 2",
+        "marks": "the user's messages have 2 audio marks",
         "empty": "`chosen` is empty",
         "single": "task 'chat' is not a preference",
         "sec": "task 'sec' is not a preference",
