@@ -115,8 +115,8 @@ class DPO(Objective):
         }
         for name, values in (("logps", logps.detach()), ("length", lengths)):
             sums |= {f"{name}_chosen": values[:, 0].sum(), f"{name}_rejected": values[:, 1].sum()}
-        if "tasks" in pack:
-            sums["tasks"] = task_sums(losses, pack["tasks"])
+        if "loss_curves" in pack:
+            sums["curve_sums"] = task_sums(losses, pack["loss_curves"])
         return losses.sum(), sums
 
     def rewards(self, logps: Tensor, reference: Tensor, lengths: Tensor) -> Tensor:

@@ -32,8 +32,8 @@ class NextToken(Objective):
         """
         logps, positions, is_likeliest = label_logps(net, pack)
         sums = {"accuracy": is_likeliest.sum()}
-        if "tasks" in pack:
+        if "loss_curves" in pack:
             # Index of the row to which each label belongs.
             row_indices = torch.searchsorted(pack["cu_seqlens"][1:].long(), positions, right=True)
-            sums["tasks"] = task_sums(-logps, pack["tasks"][row_indices])
+            sums["curve_sums"] = task_sums(-logps, pack["loss_curves"][row_indices])
         return -logps.sum(), sums
