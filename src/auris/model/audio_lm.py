@@ -36,7 +36,8 @@ class AudioLM(nn.Module):
         pooling: builds the pooling. It is called with the encoder's `width`.
         projector: builds the projector. It is called with `in_width` and `out_width`.
         boundary: builds the boundary, which marks the begin and end of each clip's audio tokens (see
-            `model.boundary`). It is called with the LLM's `width`.
+            `model.boundary`). It is called with the LLM's `width`. By default, the begin and end tokens of the prompt
+            mark the clips.
         llm: builds the LLM. It is called with `vocab_size`, the number of rows V.
         vocab_size: number of tokens in the tokenizer.
         vocab_rows: V; None: `vocab_size`. Released models have more rows than tokens.

@@ -100,7 +100,7 @@ class DPO(Objective):
 
         `kl` is log p_reference - log p, averaged over both answers. It is an unbiased estimate of the KL divergence of
         the policy from the reference if the reference model generated the answers (`auris.evaluation.preferences`).
-        Otherwise it only measures how far the policy has drifted. `tasks` (2, K) contains the summed loss and the
+        Otherwise it only measures how far the policy has drifted. `curve_sums` (2, K) contains the summed loss and the
         number of pairs for each of `tasks.LOSS_CURVES`.
         """
         logps, lengths = answer_logps(net, pack)
