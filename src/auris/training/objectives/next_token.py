@@ -27,8 +27,9 @@ class NextToken(Objective):
     def forward(self, net: AudioLM, pack: Pack) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the summed loss, and sums to be logged.
 
-        `accuracy` is the number of supervised tokens that are predicted correctly under teacher forcing. `curve_sums` (2, K)
-        contains the summed loss and the number of supervised tokens for each of `tasks.LOSS_CURVES`.
+        `accuracy` is the number of supervised tokens that are predicted correctly under teacher forcing.
+        `curve_sums` (2, K) contains the summed loss and the number of supervised tokens for
+        each of `tasks.LOSS_CURVES`.
         """
         logps, positions, is_likeliest = label_logps(net, pack)
         sums = {"accuracy": is_likeliest.sum()}
