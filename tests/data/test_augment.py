@@ -14,7 +14,7 @@ from auris.data.augment import Noise, RecordedRooms, SyntheticRooms, reverberate
 from auris.data.samples import TextSamples
 from auris.training.objectives.dpo import DPO
 from auris.training.references import check_augmentation
-from support.manifests import read_row, samples_of, write_manifest, write_wave
+from support.manifests import make_sample_builder, read_row, write_manifest, write_wave
 
 RATE = audio.SAMPLE_RATE
 ROOMS = {"rt60": [0.3, 0.3], "direct": [3, 3], "p": 1.0}
@@ -100,7 +100,10 @@ def test_augmentation_depends_on_seed_epoch_and_row_and_is_off_in_evaluation(tmp
     row = read_row(tmp_path, audio="clip.wav")
     noise = Noise(manifest=manifest(tmp_path, rng().normal(0, 0.1, RATE)), snr=[5, 5], p=1.0)
     masks = audio.SpecAugment(n_freq_masks=1, freq_mask_param=2, n_time_masks=1, time_mask_param=9, p=1.0, time_warp=0)
-    plain, noisy = samples_of(augment=masks), samples_of(noise=noise, reverb=SyntheticRooms(**ROOMS), augment=masks)
+    plain, noisy = (
+        make_sample_builder(augment=masks),
+        make_sample_builder(noise=noise, reverb=SyntheticRooms(**ROOMS), augment=masks),
+    )
 
     def mel(samples, epoch: int | None) -> torch.Tensor:
         return samples.build(row, 0, epoch).mels[0]
@@ -108,7 +111,7 @@ def test_augmentation_depends_on_seed_epoch_and_row_and_is_off_in_evaluation(tmp
     assert torch.equal(mel(noisy, None), mel(plain, None))
     assert torch.equal(mel(noisy, 2), mel(noisy, 2))
     assert not torch.equal(mel(noisy, 2), mel(noisy, 3))
-    assert not torch.equal(mel(noisy, 2), mel(samples_of(noise=noise, augment=masks), 2))
+    assert not torch.equal(mel(noisy, 2), mel(make_sample_builder(noise=noise, augment=masks), 2))
     for epoch in range(6):  # the wording and the planned lengths do not change
         without, augmented = plain.build(row, 0, epoch), noisy.build(row, 0, epoch)
         assert np.array_equal(without.ids, augmented.ids) and without.frames == augmented.frames
@@ -126,12 +129,12 @@ def test_invalid_settings_are_an_error_at_construction(tmp_path):
         (lambda: Noise(manifest=valid, snr=[9, 0], p=1.0), r"data.noise.snr=\[9, 0\]: expected \[minimum, maximum\]"),
         (lambda: Noise(manifest=valid, snr=[0, 9], p=0), "data.noise.p=0: .*data.noise=null turns it off"),
         (lambda: SyntheticRooms(**ROOMS | {"rt60": [0, 1]}), "data.reverb.rt60"),
-        (lambda: samples_of(TextSamples, reverb=SyntheticRooms(**ROOMS)), "no effect in a view without audio"),
+        (lambda: make_sample_builder(TextSamples, reverb=SyntheticRooms(**ROOMS)), "no effect in a view without audio"),
         (
-            lambda: check_augmentation(DPO(), samples_of(reverb=SyntheticRooms(**ROOMS))),
+            lambda: check_augmentation(DPO(), make_sample_builder(reverb=SyntheticRooms(**ROOMS))),
             "data.reverb changes the audio .*data.reverb=null",
         ),
     ):
         with pytest.raises(ValueError, match=message):
             build()
-    check_augmentation(DPO(reference="live"), samples_of(reverb=SyntheticRooms(**ROOMS)))
+    check_augmentation(DPO(reference="live"), make_sample_builder(reverb=SyntheticRooms(**ROOMS)))

@@ -20,7 +20,7 @@ from auris.data.lengths import Lengths
 from auris.data.rows import Row, group
 from auris.data.samples import TextSamples
 from auris.model.pack import IGNORE
-from support.manifests import samples_of, speech_rows, write_manifest
+from support.manifests import make_sample_builder, speech_rows, write_manifest
 
 SECONDS = [0.3 + 0.07 * n for n in range(14)]
 MASKS = SpecAugment(n_freq_masks=1, freq_mask_param=4, n_time_masks=1, time_mask_param=10, p=1.0, time_warp=0)
@@ -48,8 +48,8 @@ def module(
         settings: Arguments that replace the defaults.
     """
     defaults: dict[str, Any] = {
-        "samples": samples_of(augment=MASKS, long_audio="skip"),
-        "valid_samples": samples_of(long_audio="skip"),
+        "samples": make_sample_builder(augment=MASKS, long_audio="skip"),
+        "valid_samples": make_sample_builder(long_audio="skip"),
         "train": [str(folder / "train.jsonl")],
         "valid": [str(folder / "valid.jsonl")],
         "max_steps": STEPS,
@@ -224,7 +224,7 @@ def test_a_row_over_the_token_budget_is_skipped_or_an_error_depending_on_the_pol
     assert not {row for step in range(STEPS) for row, _ in data.plan.step(step) if data.lengths.tokens[row]} & {
         *longest
     }
-    windows = samples_of(long_audio="window")
+    windows = make_sample_builder(long_audio="window")
     with pytest.raises(
         ValueError, match="longer than data.token_budget=.* data.long_audio=skip to leave these rows out"
     ):
@@ -292,8 +292,8 @@ def test_text_lines_and_audio_rows_are_mixed_as_text_samples(speech, tmp_path):
     data = module(
         speech,
         train=[str(speech / "train.jsonl"), str(tmp_path / "lines.txt")],
-        samples=samples_of(TextSamples),
-        valid_samples=samples_of(TextSamples),
+        samples=make_sample_builder(TextSamples),
+        valid_samples=make_sample_builder(TextSamples),
         token_budget=400,
     )
     packs = [pack for number in range(4) for pack in steps(data, 1, 0)[number]]
@@ -340,7 +340,7 @@ def test_a_validation_batch_contains_its_rows_with_and_without_answers(speech):
 def test_text_rows_can_be_validation_rows(speech, tmp_path):
     """Text rows have no prompt to generate from, so only their loss is computed."""
     (tmp_path / "lines.txt").write_text("the mat\nthe cat\n")
-    text_samples = samples_of(TextSamples)
+    text_samples = make_sample_builder(TextSamples)
     data = module(speech, valid=[str(tmp_path / "lines.txt")], valid_samples=text_samples, token_budget=200)
     (batch,) = data.val_dataloader()
     assert sorted(batch["answered"]["rows"]) == [0, 1]
@@ -359,8 +359,8 @@ def test_an_unreadable_validation_row_is_skipped_and_reported(tmp_path):
 
 def test_evaluation_rows_have_the_canonical_wording_and_no_augmentation(speech):
     data = module(speech)
-    with_masks = EvaluationDataset(data.valid_rows, [[0]], samples_of(augment=MASKS))
-    without_masks = EvaluationDataset(data.valid_rows, [[0]], samples_of())
+    with_masks = EvaluationDataset(data.valid_rows, [[0]], make_sample_builder(augment=MASKS))
+    without_masks = EvaluationDataset(data.valid_rows, [[0]], make_sample_builder())
     assert equal_rows(by_row([with_masks[0]["answered"]]), by_row([without_masks[0]["answered"]]))
 
 

@@ -25,7 +25,7 @@ from auris.text.prompts import BothPrompts, NaturalPrompt, TagPrompt
 from auris.text.task_table import EXAMPLE
 from auris.text.tasks import TASKS
 from auris.text.tokenizer import Tokenizer
-from support.manifests import samples_of, speech_rows, tokenizer, write_manifest, write_wave
+from support.manifests import make_sample_builder, speech_rows, tokenizer, write_manifest, write_wave
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def equal(first: Lengths, second: Lengths) -> bool:
 
 def test_measured_lengths_equal_the_lengths_of_built_samples(folder, cache):
     (manifest,) = manifests(folder)
-    samples = samples_of(prompt=TagPrompt())
+    samples = make_sample_builder(prompt=TagPrompt())
     measured = measure_lengths([manifest], samples, cache)
     assert measured.tokens.tolist() == [len(samples.build(row, 0, 0).ids) for row in manifest.rows]
     assert measured.problems == {}
@@ -74,10 +74,10 @@ def test_measured_lengths_equal_the_lengths_of_built_samples(folder, cache):
 def test_lengths_from_the_cache_equal_the_measured_ones(folder, cache, monkeypatch):
     bad = {"id": "gone", "audio": "gone.wav", "task": "asr", "language": "en", "text": "x"}
     data = manifests(folder, extra=[bad])
-    first = measure_lengths(data, samples_of(), cache)
+    first = measure_lengths(data, make_sample_builder(), cache)
     (file,) = cache_files(cache)
     forbid_measuring(monkeypatch)
-    again = measure_lengths(read_manifests([folder / "rows.jsonl"]), samples_of(), cache)
+    again = measure_lengths(read_manifests([folder / "rows.jsonl"]), make_sample_builder(), cache)
     assert equal(first, again) and again.tokens.dtype == np.int64
     assert list(again.problems) == [3]
     assert cache_files(cache) == {file}
@@ -88,7 +88,7 @@ def test_rows_are_numbered_consecutively_over_all_manifests(folder, cache):
     (folder / "b").mkdir()
     other = write_manifest(folder / "b" / "rows.jsonl", [bad, *speech_rows(folder / "b", [0.5], prefix="b")])
     (first,) = manifests(folder)
-    measured = measure_lengths([first, *read_manifests([other])], samples_of(), cache)
+    measured = measure_lengths([first, *read_manifests([other])], make_sample_builder(), cache)
     assert len(measured.tokens) == 5
     assert list(measured.problems) == [3] and measured.tokens[3] == 0
     assert (measured.tokens[[0, 1, 2, 4]] > 0).all()
@@ -107,9 +107,9 @@ def test_rows_are_numbered_consecutively_over_all_manifests(folder, cache):
 )
 def test_rows_are_measured_again_if_a_setting_of_the_samples_changes(folder, cache, settings):
     data = manifests(folder)
-    measure_lengths(data, samples_of(), cache)
+    measure_lengths(data, make_sample_builder(), cache)
     before = cache_files(cache)
-    measure_lengths(data, samples_of(**settings), cache)
+    measure_lengths(data, make_sample_builder(**settings), cache)
     assert len(cache_files(cache) - before) == 1
 
 
@@ -119,19 +119,19 @@ class OtherPrompt(TagPrompt):
 
 def test_rows_are_measured_again_if_only_the_class_of_the_prompt_style_changes(folder, cache):
     data = manifests(folder)
-    measure_lengths(data, samples_of(prompt=TagPrompt()), cache)
+    measure_lengths(data, make_sample_builder(prompt=TagPrompt()), cache)
     before = cache_files(cache)
-    measure_lengths(data, samples_of(prompt=OtherPrompt()), cache)
+    measure_lengths(data, make_sample_builder(prompt=OtherPrompt()), cache)
     assert len(cache_files(cache) - before) == 1
 
 
 def test_rows_are_measured_again_if_a_wording_changes(folder, cache, monkeypatch):
     data = manifests(folder)
-    short = measure_lengths(data, samples_of(), cache)
+    short = measure_lengths(data, make_sample_builder(), cache)
     asr = tasks.TASKS["asr"]
     longer = replace(asr, paraphrases=(*asr.paraphrases, 9 * "Write down what is said. "))
     monkeypatch.setitem(tasks.TASKS, "asr", longer)
-    assert (measure_lengths(data, samples_of(), cache).tokens > short.tokens).all()
+    assert (measure_lengths(data, make_sample_builder(), cache).tokens > short.tokens).all()
 
 
 def test_dialogues_are_measured_again_if_the_text_around_clips_changes(folder, cache):
@@ -139,56 +139,56 @@ def test_dialogues_are_measured_again_if_the_text_around_clips_changes(folder, c
     messages = [{"role": "user", "content": [{"audio": "a.wav"}]}, {"role": "assistant", "content": "the cat"}]
     (manifest,) = read_manifests([write_manifest(folder / "rows.jsonl", [{"id": "d", "messages": messages}])])
     for chat in (QwenAudioChat(), QwenAudioChat(spacing="paper"), Qwen2AudioChat()):
-        samples = samples_of(ChatSamples, prompt=chat)
+        samples = make_sample_builder(ChatSamples, prompt=chat)
         n_tokens = len(samples.build(manifest.rows[0], 0, None).ids)
         assert measure_lengths([manifest], samples, cache).tokens.tolist() == [n_tokens]
     assert len(cache_files(cache)) == 3
 
 
 def test_rows_are_measured_again_if_the_manifest_changes(folder, cache):
-    first = measure_lengths(manifests(folder), samples_of(), cache)
+    first = measure_lengths(manifests(folder), make_sample_builder(), cache)
     rows = speech_rows(folder, [0.4, 0.6, 0.8], with_duration=False)
     rows[1]["text"] += " on the mat again and again"
     changed = read_manifests([write_manifest(folder / "rows.jsonl", rows)])
-    second = measure_lengths(changed, samples_of(), cache)
+    second = measure_lengths(changed, make_sample_builder(), cache)
     assert (second.tokens > first.tokens).tolist() == [False, True, False]
 
 
 def test_lengths_of_a_whole_manifest_are_not_used_for_a_limited_one(folder, cache):
-    measure_lengths(manifests(folder), samples_of(), cache)
+    measure_lengths(manifests(folder), make_sample_builder(), cache)
     limited = read_manifests([{"path": folder / "rows.jsonl", "limit": 2}])
-    assert len(measure_lengths(limited, samples_of(), cache).tokens) == 2
+    assert len(measure_lengths(limited, make_sample_builder(), cache).tokens) == 2
 
 
 def test_a_file_of_unstated_duration_is_measured_again_when_it_changes(folder, cache):
     data = manifests(folder)
-    first = measure_lengths(data, samples_of(), cache)
+    first = measure_lengths(data, make_sample_builder(), cache)
     write_wave(folder / "r1.wav", 1.2)
-    assert (measure_lengths(data, samples_of(), cache).tokens - first.tokens).tolist() == [0, 15, 0]
+    assert (measure_lengths(data, make_sample_builder(), cache).tokens - first.tokens).tolist() == [0, 15, 0]
 
 
 def test_a_file_of_unstated_duration_is_measured_again_when_its_modification_time_changes(folder, cache):
     data = manifests(folder)
-    measure_lengths(data, samples_of(), cache)
+    measure_lengths(data, make_sample_builder(), cache)
     before = cache_files(cache)
     os.utime(folder / "r1.wav", ns=(1, 1))
-    measure_lengths(data, samples_of(), cache)
+    measure_lengths(data, make_sample_builder(), cache)
     assert len(cache_files(cache) - before) == 1
 
 
 def test_a_missing_file_is_measured_once_it_exists(folder, cache):
     data = manifests(folder)
     (folder / "r2.wav").unlink()
-    assert list(measure_lengths(data, samples_of(), cache).problems) == [2]
+    assert list(measure_lengths(data, make_sample_builder(), cache).problems) == [2]
     write_wave(folder / "r2.wav", 0.8)
-    assert measure_lengths(data, samples_of(), cache).problems == {}
+    assert measure_lengths(data, make_sample_builder(), cache).problems == {}
 
 
 def test_rows_with_a_stated_duration_are_measured_without_their_files(folder, cache):
     data = manifests(folder, with_duration=True)
     for path in folder.glob("*.wav"):
         path.unlink()
-    assert (measure_lengths(data, samples_of(), cache).tokens > 0).all()
+    assert (measure_lengths(data, make_sample_builder(), cache).tokens > 0).all()
 
 
 def test_an_unusable_row_has_a_reason_and_no_length(folder, cache):
@@ -201,7 +201,7 @@ def test_an_unusable_row_has_a_reason_and_no_length(folder, cache):
         {"id": "long", "audio": "r0.wav", "duration": 40, **asr},
         {"id": "short", "audio": "short.wav", **asr},
     ]
-    measured = measure_lengths(manifests(folder, extra=extra), samples_of(long_audio="skip"), cache)
+    measured = measure_lengths(manifests(folder, extra=extra), make_sample_builder(long_audio="skip"), cache)
     reasons = [
         "cannot be decoded",
         "needs the label `text`",
@@ -215,14 +215,14 @@ def test_an_unusable_row_has_a_reason_and_no_length(folder, cache):
 
 def test_an_invalid_label_that_the_task_does_not_use_does_not_stop_the_measurement(folder, cache):
     row = {"id": "odd", "audio": "r0.wav", "task": "sec", "text": "rain", "language": "tlh"}
-    measured = measure_lengths(manifests(folder, extra=[row]), samples_of(), cache)
+    measured = measure_lengths(manifests(folder, extra=[row]), make_sample_builder(), cache)
     assert measured.tokens[3] > 0 or 3 in measured.problems
 
 
 def test_a_long_clip_under_the_error_policy_is_an_error_with_the_row_id_and_leaves_no_cache(folder, cache):
     long = {"id": "sermon", "audio": "r0.wav", "duration": 40, "task": "asr", "language": "en", "text": "x"}
     with pytest.raises(ValueError, match="row sermon: the clip is 40.0 s long, .* set long_audio=window"):
-        measure_lengths(manifests(folder, extra=[long]), samples_of(long_audio="error"), cache)
+        measure_lengths(manifests(folder, extra=[long]), make_sample_builder(long_audio="error"), cache)
     assert cache_files(cache) == set()
 
 
@@ -232,7 +232,7 @@ def test_measuring_in_parallel_gives_the_same_lengths_as_in_one_process(folder, 
         {"id": "long", "audio": "r0.wav", "duration": 31, "task": "asr", "language": "en", "text": "x"},
     ]
     rows = manifests(folder, extra=extra, with_duration=True)[0].rows
-    samples = samples_of(long_audio="first")
+    samples = make_sample_builder(long_audio="first")
     expected = lengths._measure(rows, samples)
     monkeypatch.setattr(lengths, "_CHUNK_ROWS", 2)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
@@ -245,25 +245,25 @@ def test_measuring_in_parallel_gives_the_same_lengths_as_in_one_process(folder, 
     assert equal(lengths._measure(rows, samples), expected)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
     with pytest.raises(ValueError, match="row long: the clip is 31.0 s long"):
-        lengths._measure(rows, samples_of(long_audio="error"))
+        lengths._measure(rows, make_sample_builder(long_audio="error"))
 
 
 def test_the_length_of_a_long_clip_includes_all_its_windows(folder, cache):
     long = {"id": "sermon", "audio": "r0.wav", "duration": 40, "task": "asr", "language": "en", "text": "x"}
-    measured = measure_lengths(manifests(folder, extra=[long]), samples_of(long_audio="window"), cache)
+    measured = measure_lengths(manifests(folder, extra=[long]), make_sample_builder(long_audio="window"), cache)
     assert measured.tokens[3] > 1_000 and measured.problems == {}
 
 
 def test_rows_are_measured_again_if_tokens_are_added_to_the_tokenizer(folder, cache):
     data = manifests(folder)
-    measure_lengths(data, samples_of(tokenizer=tokenizer()), cache)
+    measure_lengths(data, make_sample_builder(tokenizer=tokenizer()), cache)
     other = Tokenizer.train(["x"], vocab_size=300)
     before = cache_files(cache)
-    measure_lengths(data, samples_of(tokenizer=other), cache)
+    measure_lengths(data, make_sample_builder(tokenizer=other), cache)
     after_other = cache_files(cache)
     other.fast.add_tokens(["the cat sat"])
     other = Tokenizer(other.fast)
-    measure_lengths(data, samples_of(tokenizer=other), cache)
+    measure_lengths(data, make_sample_builder(tokenizer=other), cache)
     assert len(before) < len(after_other) < len(cache_files(cache))
 
 
@@ -273,7 +273,7 @@ def test_dropped_seconds_are_reported_on_a_cache_hit_too(folder, cache):
     data = manifests(folder, extra=[row])
     for _ in range(2):
         with pytest.warns(UserWarning, match=r"drops 3\.0 s of audio after the first 30 s, in 1 row and"):
-            assert measure_lengths(data, samples_of(long_audio="first"), cache).dropped_seconds == {3: 3.0}
+            assert measure_lengths(data, make_sample_builder(long_audio="first"), cache).dropped_seconds == {3: 3.0}
 
 
 def rows_of_all_kinds() -> list[Row]:
@@ -294,7 +294,7 @@ def rows_of_all_kinds() -> list[Row]:
 
 @pytest.mark.parametrize("prompt", [TagPrompt(), NaturalPrompt(), BothPrompts()])
 def test_the_length_of_a_row_is_the_length_of_its_longest_wording(prompt):
-    samples = samples_of(prompt=prompt)
+    samples = make_sample_builder(prompt=prompt)
     for row in rows_of_all_kinds():
         assert tasks.find_problem(row.labels) is None
         audio_lengths = samples.audio_lengths(row)
@@ -308,7 +308,7 @@ def test_the_length_of_a_row_is_the_length_of_its_longest_wording(prompt):
 
 def test_a_row_that_could_not_be_read_is_measured_again_at_the_next_start(folder, cache, monkeypatch):
     (manifest,) = manifests(folder, with_duration=True)
-    expected = measure_lengths([manifest], samples_of(), cache / "expected")
+    expected = measure_lengths([manifest], make_sample_builder(), cache / "expected")
     decode = type(manifest.rows.row_index).decode
 
     def fail(row_index: object, record: Record) -> Row:
@@ -316,10 +316,10 @@ def test_a_row_that_could_not_be_read_is_measured_again_at_the_next_start(folder
 
     with monkeypatch.context() as patch:
         patch.setattr(type(manifest.rows.row_index), "decode", fail)
-        assert measure_lengths([manifest], samples_of(), cache).problems == {1: "timed out"}
-    assert equal(measure_lengths([manifest], samples_of(), cache), expected)
+        assert measure_lengths([manifest], make_sample_builder(), cache).problems == {1: "timed out"}
+    assert equal(measure_lengths([manifest], make_sample_builder(), cache), expected)
     forbid_measuring(monkeypatch)
-    assert equal(measure_lengths([manifest], samples_of(), cache), expected)
+    assert equal(measure_lengths([manifest], make_sample_builder(), cache), expected)
 
 
 @pytest.mark.parametrize("prompt", [TagPrompt(), NaturalPrompt(), BothPrompts()])
@@ -342,7 +342,7 @@ def test_the_length_of_a_row_does_not_depend_on_its_neighbours(folder, prompt, p
         )
     ]
     (manifest,) = read_manifests([write_manifest(folder / "rows.jsonl", rows)])
-    samples = samples_of(prompt=prompt, long_audio=policy)
+    samples = make_sample_builder(prompt=prompt, long_audio=policy)
     together = lengths._measure(manifest.rows, samples)
     one_by_one = [lengths._measure([row], samples) for row in manifest.rows]
     assert together.tokens.tolist() == [int(result.tokens[0]) for result in one_by_one]

@@ -19,7 +19,7 @@ from auris.data.manifests import JoinedRows, Selection, read_manifests, row_keys
 from auris.data.rows import FieldMap, Row, row_key
 from auris.data.samples import ChatSamples
 from auris.text.chat import Qwen2AudioChat
-from support.manifests import samples_of, speech_rows, write_manifest
+from support.manifests import make_sample_builder, speech_rows, write_manifest
 
 ASR = {"task": "asr", "language": "en", "text": "hello"}
 
@@ -128,7 +128,7 @@ def test_a_hostile_line_makes_only_its_own_row_unusable(tmp_path, kind):
     rows = read(tmp_path / "rows.jsonl")
     bad, usable = rows
     assert bad.problem and bad == rows[0] and (usable.id, usable.problem) == ("good", None)
-    measured = measure_lengths(read_manifests([tmp_path / "rows.jsonl"]), samples_of(), tmp_path / "cache")
+    measured = measure_lengths(read_manifests([tmp_path / "rows.jsonl"]), make_sample_builder(), tmp_path / "cache")
     assert (measured.tokens > 0).tolist() == [False, True]
     measured.problems[0].encode()  # the message can be written as UTF-8
 
@@ -158,7 +158,7 @@ def test_a_hostile_path_makes_only_its_own_row_unusable(tmp_path, index):
     rows = speech_rows(tmp_path, [0.4], with_duration=False)
     bad = {**rows[0], "id": "bad", "audio": PATHS[index]}
     path = write_manifest(tmp_path / "rows.jsonl", [bad, *rows])
-    measured = measure_lengths(read_manifests([path]), samples_of(), tmp_path / "cache")
+    measured = measure_lengths(read_manifests([path]), make_sample_builder(), tmp_path / "cache")
     assert (measured.tokens > 0).tolist() == [False, True] and list(measured.problems) == [0]
     assert measured.problems[0].isprintable() and len(measured.problems[0]) < 12_000
 
@@ -197,7 +197,7 @@ def test_a_wrong_type_in_any_field_raises_no_exception(tmp_path):
     read_rows = manifests[0].rows
     assert isinstance(read_rows, Selection) and len(read_rows) == len(rows)
     for settings in ({"long_audio": "skip"}, {"long_audio": "window", "kind": ChatSamples, "prompt": Qwen2AudioChat()}):
-        measured = measure_lengths(manifests, samples_of(**settings), tmp_path / "cache")
+        measured = measure_lengths(manifests, make_sample_builder(**settings), tmp_path / "cache")
         assert len(measured.tokens) == len(rows)
         assert np.array_equal(measured.tokens == 0, np.isin(np.arange(len(rows)), list(measured.problems)))
 

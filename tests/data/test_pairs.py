@@ -17,7 +17,7 @@ from auris.data.rows import Row
 from auris.errors import RowError
 from auris.model.pack import IGNORE
 from auris.text.chat import Chat, Qwen2AudioChat, QwenAudioChat
-from support.manifests import read_row, samples_of, tokenizer, write_manifest, write_wave
+from support.manifests import make_sample_builder, read_row, tokenizer, write_manifest, write_wave
 
 CLIP = {"type": "audio", "audio": "a.wav"}
 V1 = Geometry(n_mels=16, pool=2, boundary=True)  # Qwen-Audio: learned vectors at the begin and end of each clip
@@ -58,7 +58,7 @@ DIALOGUES = {
 @pytest.fixture(params=STYLES, ids=["v2", "v1"])
 def samples(request: pytest.FixtureRequest) -> PairSamples:
     prompt, geometry = request.param
-    return samples_of(PairSamples, prompt=prompt, geometry=geometry)
+    return make_sample_builder(PairSamples, prompt=prompt, geometry=geometry)
 
 
 @pytest.mark.parametrize("dialogue", DIALOGUES)

@@ -414,7 +414,7 @@ def dtypes(pack: dict) -> dict[str, torch.dtype]:
 
 @pytest.mark.parametrize("rows", [[], [sample(0, [1, 2], "xx")], [sample(0, [1, 9], "", " x", frames=(3,))]])
 def test_every_pack_has_the_same_dtypes(rows):
-    integer_dtypes = dict.fromkeys(("ids", "labels", "positions", "frames", "audio_index", "tasks"), torch.int64)
+    integer_dtypes = dict.fromkeys(("ids", "labels", "positions", "frames", "audio_index", "loss_curves"), torch.int64)
     assert dtypes(collate(rows, geometry=GEOMETRY)) == integer_dtypes | {
         "cu_seqlens": torch.int32,
         "mel": torch.float32,

@@ -26,7 +26,7 @@ from auris.text.chat import Chat, Qwen2AudioChat, QwenAudioChat, message_text
 from auris.text.prompts import BothPrompts, NaturalPrompt, TagPrompt
 from auris.text.task_table import EXAMPLE
 from auris.text.tasks import TASKS
-from support.manifests import GEOMETRY, read_row, samples_of, tokenizer, write_manifest, write_wave
+from support.manifests import GEOMETRY, make_sample_builder, read_row, tokenizer, write_manifest, write_wave
 
 WARP = audio.SpecAugment(n_freq_masks=1, freq_mask_param=4, n_time_masks=1, time_mask_param=10, p=1.0, time_warp=5)
 
@@ -56,21 +56,21 @@ def max_built_length(samples: Samples, row: Row, epochs: int = 40) -> int:
 @pytest.mark.parametrize("pool", [1, 2, 4])
 def test_the_planned_length_is_the_length_of_the_longest_wording(tmp_path, prompt, pool):
     row = row_of(tmp_path, 0.5)
-    samples = samples_of(prompt=prompt, geometry=audio.Geometry(n_mels=8, pool=pool))
+    samples = make_sample_builder(prompt=prompt, geometry=audio.Geometry(n_mels=8, pool=pool))
     assert planned_length(samples, row) == max_built_length(samples, row)
 
 
 @pytest.mark.parametrize(("seconds", "rate"), LENGTHS)
 def test_the_planned_length_of_a_file_without_a_stated_duration_is_exact(tmp_path, seconds, rate):
     row = row_of(tmp_path, seconds, rate=rate)
-    samples = samples_of(prompt=TagPrompt(), long_audio="window")
+    samples = make_sample_builder(prompt=TagPrompt(), long_audio="window")
     assert planned_length(samples, row) == len(samples.build(row, 0, epoch=0).ids)
 
 
 def test_building_an_unusable_row_is_an_error_with_its_reason(tmp_path):
     row = Row("late", (), {"task": "asr"}, "shard-00001.parquet: cannot be read")
     with pytest.raises(RowError, match="shard-00001"):
-        samples_of().build(row, 0, 0)
+        make_sample_builder().build(row, 0, 0)
 
 
 def test_the_planned_length_of_a_clip_in_windows_is_exact(tmp_path):
@@ -78,7 +78,7 @@ def test_the_planned_length_of_a_clip_in_windows_is_exact(tmp_path):
 
     They may have one token more than windows of 30 s, 30 s and 0.07 s.
     """
-    samples = samples_of(prompt=TagPrompt(), long_audio="window", geometry=audio.Geometry(n_mels=2, pool=2))
+    samples = make_sample_builder(prompt=TagPrompt(), long_audio="window", geometry=audio.Geometry(n_mels=2, pool=2))
     for extra in (1, 400, 700, 1_100):
         n_samples = 2 * audio.MAX_SAMPLES + extra
         soundfile.write(tmp_path / "clip.wav", np.zeros(n_samples), audio.SAMPLE_RATE)
@@ -89,7 +89,7 @@ def test_the_planned_length_of_a_clip_in_windows_is_exact(tmp_path):
 @pytest.mark.parametrize("digits", [1, 2, 3])
 @pytest.mark.parametrize("pool", [1, 2])
 def test_a_rounded_duration_never_gives_a_planned_length_that_is_too_short(tmp_path, digits, pool):
-    samples = samples_of(prompt=TagPrompt(), geometry=audio.Geometry(n_mels=2, pool=pool))
+    samples = make_sample_builder(prompt=TagPrompt(), geometry=audio.Geometry(n_mels=2, pool=pool))
     for seconds in (0.449, 0.7349, 1.0495):
         row = row_of(tmp_path, seconds, duration=round(seconds, digits))
         assert planned_length(samples, row) >= len(samples.build(row, 0, epoch=0).ids), seconds
@@ -97,7 +97,7 @@ def test_a_rounded_duration_never_gives_a_planned_length_that_is_too_short(tmp_p
 
 def test_the_length_of_a_row_with_a_stated_duration_is_planned_without_its_file(tmp_path):
     row = read_row(tmp_path, audio="absent.wav", duration=2.0)
-    (n_tokens,) = samples_of().audio_lengths(row)
+    (n_tokens,) = make_sample_builder().audio_lengths(row)
     assert 50 <= n_tokens <= 53  # 25 per second, plus a margin for rounded durations
 
 
@@ -105,7 +105,7 @@ def test_the_length_of_a_segment_counts_only_the_segment(tmp_path):
     write_wave(tmp_path / "long.wav", 3.0)
     to_the_end = read_row(tmp_path, audio="long.wav", offset=1.0)
     half_second = read_row(tmp_path, audio="long.wav", offset=1.0, duration=0.5)
-    samples = samples_of(prompt=TagPrompt())
+    samples = make_sample_builder(prompt=TagPrompt())
     assert [len(samples.build(row, 0, None).frames) for row in (to_the_end, half_second)] == [1, 1]
     assert [samples.build(row, 0, None).frames[0] for row in (to_the_end, half_second)] == [200, 50]
     assert planned_length(samples, to_the_end) == len(samples.build(to_the_end, 0, None).ids)
@@ -116,7 +116,7 @@ def test_the_length_of_a_segment_counts_only_the_segment(tmp_path):
 
 
 def test_a_sample_has_a_placeholder_for_each_audio_token_and_the_features_of_its_clip(tmp_path):
-    sample = samples_of(prompt=NaturalPrompt()).build(row_of(tmp_path, 0.5), 7, epoch=None)
+    sample = make_sample_builder(prompt=NaturalPrompt()).build(row_of(tmp_path, 0.5), 7, epoch=None)
     wave = audio.read(tmp_path / "clip.wav")
     assert sample.row == 7 and sample.frames == (50,) and sample.audio_seconds == pytest.approx(0.5)
     assert sample.audio_mask.sum() == GEOMETRY.n_tokens(50) == 12
@@ -128,7 +128,7 @@ def test_each_clip_of_a_row_has_its_own_tokens_and_features(tmp_path):
     for name, seconds in (("a.wav", 0.5), ("b.wav", 0.2)):
         write_wave(tmp_path / name, seconds)
     row = read_row(tmp_path, audio=["a.wav", "b.wav"])
-    sample = samples_of().build(row, 0, None)
+    sample = make_sample_builder().build(row, 0, None)
     assert sample.frames == (50, 20)
     assert np.flatnonzero(np.diff(sample.audio_mask.astype(int)) == 1).size == 2
     assert sample.audio_mask.sum() == GEOMETRY.n_tokens(50) + GEOMETRY.n_tokens(20)
@@ -136,7 +136,7 @@ def test_each_clip_of_a_row_has_its_own_tokens_and_features(tmp_path):
 
 def test_the_prompt_only_sample_is_the_sample_without_its_answer(tmp_path):
     row = row_of(tmp_path, 0.5)
-    samples = samples_of(prompt=NaturalPrompt())
+    samples = make_sample_builder(prompt=NaturalPrompt())
     sample, prompt = (samples.build(row, 0, None, prompt_only=prompt_only) for prompt_only in (False, True))
     answer = [*tokenizer().encode_plain(row.labels["text"]), tokenizer().end]
     assert sample.ids.tolist() == prompt.ids.tolist() + answer
@@ -148,7 +148,7 @@ def test_the_prompt_only_sample_is_the_sample_without_its_answer(tmp_path):
 
 def test_a_silent_clip_is_usable_by_default(tmp_path):
     soundfile.write(tmp_path / "clip.wav", np.zeros(16_000), audio.SAMPLE_RATE)
-    sample = samples_of(augment=WARP).build(read_row(tmp_path, audio="clip.wav"), 0, epoch=0)
+    sample = make_sample_builder(augment=WARP).build(read_row(tmp_path, audio="clip.wav"), 0, epoch=0)
     assert sample.frames == (100,) and all(torch.isfinite(mel).all() for mel in sample.mels)
 
 
@@ -160,7 +160,7 @@ def test_an_unreadable_file_is_an_error_with_its_name(tmp_path, content, message
     if content is not None:
         (tmp_path / "bad.wav").write_bytes(content)
     row = read_row(tmp_path, audio="bad.wav")
-    for attempt in (samples_of().audio_lengths, lambda row: samples_of().build(row, 0, 0)):
+    for attempt in (make_sample_builder().audio_lengths, lambda row: make_sample_builder().build(row, 0, 0)):
         with pytest.raises(AudioError, match=f"bad.wav: {message}"):
             attempt(row)
 
@@ -168,16 +168,16 @@ def test_an_unreadable_file_is_an_error_with_its_name(tmp_path, content, message
 def test_a_clip_without_samples_or_shorter_than_a_token_is_an_error(tmp_path):
     soundfile.write(tmp_path / "empty.wav", np.zeros(0), audio.SAMPLE_RATE)
     with pytest.raises(AudioError, match="empty.wav: holds no samples"):
-        samples_of().build(read_row(tmp_path, audio="empty.wav"), 0, 0)
+        make_sample_builder().build(read_row(tmp_path, audio="empty.wav"), 0, 0)
     with pytest.raises(RowError, match="shorter than one audio token"):
-        samples_of().build(row_of(tmp_path, 0.02), 0, 0)
+        make_sample_builder().build(row_of(tmp_path, 0.02), 0, 0)
 
 
 @pytest.mark.parametrize("policy", ["error", "skip"])
 @pytest.mark.parametrize("fields", [{}, {"duration": 40.0}])
 def test_a_clip_of_40_seconds_is_an_error_that_names_the_setting(tmp_path, policy, fields):
     row = row_of(tmp_path, 40.0, **fields)
-    samples = samples_of(long_audio=policy)
+    samples = make_sample_builder(long_audio=policy)
     for attempt in (samples.audio_lengths, lambda row: samples.build(row, 0, 0)):
         with pytest.raises(ClipTooLongError, match="40.0 s long, the limit is 30 s: set long_audio=window"):
             attempt(row)
@@ -185,7 +185,7 @@ def test_a_clip_of_40_seconds_is_an_error_that_names_the_setting(tmp_path, polic
 
 def test_a_clip_of_40_seconds_is_split_into_two_windows(tmp_path):
     row = row_of(tmp_path, 40.0)
-    sample = samples_of(long_audio="window").build(row, 0, None)
+    sample = make_sample_builder(long_audio="window").build(row, 0, None)
     assert sample.frames == (2_000, 2_000)
     assert sample.audio_mask.sum() == 2 * GEOMETRY.n_tokens(2_000) == 1_000
     assert (np.diff(np.flatnonzero(sample.audio_mask)) == 1).all()
@@ -197,35 +197,35 @@ def test_a_silent_clip_is_an_error_or_usable_depending_on_the_policy(tmp_path):
     for offset in (0.0, 0.25):  # digital silence, and the constant offset of an amplifier
         soundfile.write(tmp_path / "clip.wav", np.full(16_000, offset), 16_000)
         with pytest.raises(RowError, match="the clip is silent; set data.silent_audio=keep"):
-            samples_of(silent_audio="skip").build(row, 0, None)
-        assert samples_of().build(row, 0, None).audio_seconds == 1.0
+            make_sample_builder(silent_audio="skip").build(row, 0, None)
+        assert make_sample_builder().build(row, 0, None).audio_seconds == 1.0
     wave = np.zeros(16_000)
     wave[5000] = 2 / 32_768  # two quantisation steps of 16 bits: quiet, but not silent
     soundfile.write(tmp_path / "clip.wav", wave, 16_000)
-    assert samples_of(silent_audio="skip").build(row, 0, None).audio_seconds == 1.0
+    assert make_sample_builder(silent_audio="skip").build(row, 0, None).audio_seconds == 1.0
     with pytest.raises(ValueError, match="silent_audio='drop': expected keep or skip"):
-        samples_of(silent_audio="drop")
+        make_sample_builder(silent_audio="drop")
 
 
 def test_a_clip_of_30_seconds_is_not_too_long(tmp_path):
     row = row_of(tmp_path, 30.0)
-    assert samples_of(long_audio="error").build(row, 0, None).frames == (3_000,)
+    assert make_sample_builder(long_audio="error").build(row, 0, None).frames == (3_000,)
 
 
 def test_an_unknown_policy_is_an_error():
     with pytest.raises(ValueError, match="long_audio='cut': expected error, skip, window or first"):
-        samples_of(long_audio="cut")
+        make_sample_builder(long_audio="cut")
 
 
 @pytest.mark.parametrize(("seconds", "stated"), [(1.0, 3.0), (3.0, 1.0)])
 def test_a_wrong_stated_duration_is_an_error(tmp_path, seconds, stated):
     row = row_of(tmp_path, seconds, duration=stated)
     with pytest.raises(RowError, match=f"clip.wav is {seconds:.2f} s long, but the manifest states {stated:.2f} s"):
-        samples_of().build(row, 0, 0)
+        make_sample_builder().build(row, 0, 0)
 
 
 def test_a_clip_longer_than_stated_fits_the_planned_length_or_is_an_error(tmp_path):
-    samples = samples_of(prompt=TagPrompt())
+    samples = make_sample_builder(prompt=TagPrompt())
     for extra_seconds in (0.05, 0.1, 0.2, 0.4):
         row = row_of(tmp_path, 1.0 + extra_seconds, duration=1.0)
         try:
@@ -246,14 +246,16 @@ def equal_samples(first, second) -> bool:
 
 def test_a_sample_depends_only_on_seed_epoch_and_row_id(tmp_path):
     row = row_of(tmp_path, 1.0)
-    samples = samples_of(prompt=BothPrompts(), augment=WARP, seed=3)
+    samples = make_sample_builder(prompt=BothPrompts(), augment=WARP, seed=3)
     reference = samples.build(row, 0, epoch=5)
     torch.manual_seed(99)
     np.random.seed(99)
-    assert equal_samples(reference, samples_of(prompt=BothPrompts(), augment=WARP, seed=3).build(row, 17, epoch=5))
+    assert equal_samples(
+        reference, make_sample_builder(prompt=BothPrompts(), augment=WARP, seed=3).build(row, 17, epoch=5)
+    )
     others = [
         samples.build(row, 0, epoch=6),
-        samples_of(prompt=BothPrompts(), augment=WARP, seed=4).build(row, 0, epoch=5),
+        make_sample_builder(prompt=BothPrompts(), augment=WARP, seed=4).build(row, 0, epoch=5),
         samples.build(replace(row, id="other"), 0, epoch=5),
     ]
     assert not any(torch.equal(reference.mels[0], other.mels[0]) for other in others)
@@ -264,13 +266,13 @@ def test_augmentation_does_not_use_the_global_random_generator(tmp_path):
     torch.manual_seed(1)
     expected = torch.rand(3)
     torch.manual_seed(1)
-    samples_of(augment=WARP).build(row, 0, epoch=0)
+    make_sample_builder(augment=WARP).build(row, 0, epoch=0)
     assert torch.equal(torch.rand(3), expected)
 
 
 def test_evaluation_has_no_augmentation_and_the_canonical_wording(tmp_path):
     row = row_of(tmp_path, 1.0)
-    plain, augmented = samples_of(), samples_of(augment=WARP)
+    plain, augmented = make_sample_builder(), make_sample_builder(augment=WARP)
     assert equal_samples(plain.build(row, 0, None), augmented.build(row, 0, None))
     assert not torch.equal(plain.build(row, 0, 0).mels[0], augmented.build(row, 0, 0).mels[0])
     canonical = NaturalPrompt().turns(row.labels, 1)
@@ -281,7 +283,7 @@ def test_evaluation_has_no_augmentation_and_the_canonical_wording(tmp_path):
 def test_two_clips_of_a_row_are_augmented_differently(tmp_path):
     write_wave(tmp_path / "a.wav", 1.0)
     row = read_row(tmp_path, audio=["a.wav", "a.wav"])
-    first, second = samples_of(augment=WARP).build(row, 0, epoch=0).mels
+    first, second = make_sample_builder(augment=WARP).build(row, 0, epoch=0).mels
     assert not torch.equal(first, second)
 
 
@@ -290,7 +292,7 @@ def test_two_clips_of_a_row_are_augmented_differently(tmp_path):
 
 def test_the_text_view_does_not_read_files_and_has_no_audio(tmp_path):
     row = read_row(tmp_path, audio="absent.wav")
-    samples = samples_of(TextSamples)
+    samples = make_sample_builder(TextSamples)
     sample = samples.build(row, 0, epoch=0)
     assert not samples.has_audio
     assert sample.mels == () and not sample.audio_mask.any() and sample.audio_seconds == 0
@@ -299,7 +301,7 @@ def test_the_text_view_does_not_read_files_and_has_no_audio(tmp_path):
 def test_stretched_text_is_the_content_with_repeated_tokens_and_blanks(tmp_path):
     """The text that replaces a clip is stretched to resemble audio tokens. A blank is an audio pad token."""
     row = read_row(tmp_path, audio="absent.wav", text="the cat sat on the mat")
-    tok, samples = tokenizer(), samples_of(TextSamples, prompt=TagPrompt())
+    tok, samples = tokenizer(), make_sample_builder(TextSamples, prompt=TagPrompt())
     pad = tok.id(TagPrompt.audio_pad)
     spans = set()
     for epoch in range(8):
@@ -323,7 +325,7 @@ def test_stretched_text_is_the_content_with_repeated_tokens_and_blanks(tmp_path)
 
 def test_the_planned_length_of_stretched_text_is_an_upper_bound(tmp_path):
     row = read_row(tmp_path, audio="absent.wav", text="the cat")
-    samples = samples_of(TextSamples, prompt=BothPrompts())
+    samples = make_sample_builder(TextSamples, prompt=BothPrompts())
     bound, longest = planned_length(samples, row), max_built_length(samples, row, epochs=200)
     assert longest <= bound < 2 * longest
 
@@ -339,7 +341,7 @@ def test_the_planned_length_of_stretched_text_is_an_upper_bound(tmp_path):
 )
 def test_the_content_is_preferred_to_the_transcript_and_the_transcript_to_the_text(tmp_path, fields, content):
     row = read_row(tmp_path, audio="absent.wav", **fields)
-    sample = samples_of(TextSamples, prompt=TagPrompt()).build(row, 0, None)
+    sample = make_sample_builder(TextSamples, prompt=TagPrompt()).build(row, 0, None)
     ids = sample.ids.tolist()
     tok = tokenizer()
     span = ids[1 : ids.index(tok.id("</audio>"))]
@@ -347,7 +349,7 @@ def test_the_content_is_preferred_to_the_transcript_and_the_transcript_to_the_te
 
 
 def test_a_row_without_text_for_each_clip_is_an_error_in_the_text_view(tmp_path):
-    samples = samples_of(TextSamples)
+    samples = make_sample_builder(TextSamples)
     sound = read_row(tmp_path, audio="a.wav", task="sec", text="rain")
     pair = read_row(tmp_path, audio=["a.wav", "b.wav"])
     for row, message in ((sound, "no `content`"), (pair, "expected one text for each of 2 clips")):
@@ -359,7 +361,7 @@ def test_a_row_without_text_for_each_clip_is_an_error_in_the_text_view(tmp_path)
 @pytest.mark.parametrize("kind", [AudioSamples, TextSamples])
 def test_a_text_row_is_its_text_and_an_end_token(kind):
     row = Row("line", (), {"task": "text", "text": "the cat sat"})
-    samples = samples_of(kind)
+    samples = make_sample_builder(kind)
     sample = samples.build(row, 0, epoch=0)
     assert sample.ids.tolist() == [*tokenizer().encode_plain("the cat sat"), tokenizer().end]
     assert sample.supervise.all()
@@ -371,7 +373,7 @@ def test_a_text_row_is_its_text_and_an_end_token(kind):
 
 def test_a_sample_of_the_transcript_view_has_the_clip_and_its_transcript(tmp_path):
     row = row_of(tmp_path, 0.5, task="s2tt", target_language="de", transcript="the cat", text="die Katze")
-    samples = samples_of(TranscriptSamples)
+    samples = make_sample_builder(TranscriptSamples)
     sample = samples.build(row, 0, epoch=0)
     assert tokenizer().decode(sample.ids) == "the cat"
     assert not sample.supervise.any() and not sample.audio_mask.any()
@@ -380,7 +382,7 @@ def test_a_sample_of_the_transcript_view_has_the_clip_and_its_transcript(tmp_pat
 
 
 def test_in_the_transcript_view_every_task_except_asr_needs_a_transcript_label(tmp_path):
-    samples = samples_of(TranscriptSamples)
+    samples = make_sample_builder(TranscriptSamples)
     assert tokenizer().decode(samples.build(row_of(tmp_path, 0.5, text="mat"), 0, 0).ids) == "mat"
     row = row_of(tmp_path, 0.5, task="sgc", text="male")
     for attempt in (planned_length, lambda samples, row: samples.build(row, 0, 0)):
@@ -390,7 +392,7 @@ def test_in_the_transcript_view_every_task_except_asr_needs_a_transcript_label(t
 
 def test_control_tokens_in_a_transcript_are_encoded_as_text(tmp_path):
     row = row_of(tmp_path, 0.5, text="say <|en|>")
-    assert max(samples_of(TranscriptSamples).build(row, 0, 0).ids) < tokenizer().n_text
+    assert max(make_sample_builder(TranscriptSamples).build(row, 0, 0).ids) < tokenizer().n_text
 
 
 def test_the_row_to_score_of_the_transcript_view_is_an_asr_row_with_the_transcript():
@@ -410,7 +412,7 @@ def test_learned_boundaries_replace_the_begin_and_end_tokens(tmp_path):
     """The boundaries are two vectors at the positions of the begin and end token of a clip."""
     row = row_of(tmp_path, 0.5)
     v1 = audio.Geometry(n_mels=8, pool=2, clip_end="zero", boundary=True)
-    sample = samples_of(prompt=TagPrompt(), geometry=v1).build(row, 0, None)
+    sample = make_sample_builder(prompt=TagPrompt(), geometry=v1).build(row, 0, None)
     begin_and_end = [tokenizer().id(TagPrompt.audio_begin), tokenizer().id(TagPrompt.audio_end)]
     audio_ids = sample.ids[sample.audio_mask]
     assert [audio_ids[0], audio_ids[-1]] == begin_and_end and len(audio_ids) == v1.n_tokens(50) + 2
@@ -420,7 +422,7 @@ def test_learned_boundaries_replace_the_begin_and_end_tokens(tmp_path):
 def test_each_window_has_its_own_boundaries(tmp_path):
     row = row_of(tmp_path, 40.0)
     v1 = audio.Geometry(n_mels=8, pool=2, clip_end="zero", boundary=True)
-    samples = samples_of(prompt=TagPrompt(), geometry=v1, long_audio="window")
+    samples = make_sample_builder(prompt=TagPrompt(), geometry=v1, long_audio="window")
     sample = samples.build(row, 0, None)
     assert sample.frames == (2000, 2000) and sample.audio_mask.sum() == 2 * (v1.n_tokens(2000) + 2)
     assert planned_length(samples, row) == len(samples.build(row, 0, 0).ids)
@@ -428,11 +430,11 @@ def test_each_window_has_its_own_boundaries(tmp_path):
 
 def test_long_audio_set_to_first_uses_30_seconds_and_counts_the_dropped_seconds(tmp_path):
     row = row_of(tmp_path, 40.0)
-    samples = samples_of(long_audio="first", prompt=TagPrompt())
+    samples = make_sample_builder(long_audio="first", prompt=TagPrompt())
     sample = samples.build(row, 0, None)
     assert sample.frames == (3000,) and sample.audio_seconds == 30 and samples.dropped_seconds(row) == 10.0
     assert planned_length(samples, row) == len(samples.build(row, 0, 0).ids)
-    assert samples_of(long_audio="window").dropped_seconds(row) == 0
+    assert make_sample_builder(long_audio="window").dropped_seconds(row) == 0
 
 
 # --- dialogues ---
@@ -472,7 +474,7 @@ def supervised_parts(sample) -> list[tuple[str, bool]]:
 
 
 def test_qwen2_audio_chat_supervises_only_the_assistants_messages_and_their_end_tokens(tmp_path):
-    sample = samples_of(ChatSamples, prompt=Qwen2AudioChat()).build(dialogue_of(tmp_path), 0, epoch=0)
+    sample = make_sample_builder(ChatSamples, prompt=Qwen2AudioChat()).build(dialogue_of(tmp_path), 0, epoch=0)
     first, second = "*" * GEOMETRY.n_tokens(50), "*" * GEOMETRY.n_tokens(20)
     assert supervised_parts(sample) == [
         (
@@ -497,7 +499,7 @@ def test_qwen2_audio_chat_supervises_only_the_assistants_messages_and_their_end_
 
 def test_qwen_audio_chat_supervises_only_the_assistants_messages_and_their_end_tokens(tmp_path):
     """The numbering of clips restarts in each message, and learned vectors replace the begin and end tokens."""
-    samples = samples_of(ChatSamples, prompt=QwenAudioChat(), geometry=V1)
+    samples = make_sample_builder(ChatSamples, prompt=QwenAudioChat(), geometry=V1)
     first, second = "*" * (V1.n_tokens(50) + 2), "*" * (V1.n_tokens(20) + 2)
     assert supervised_parts(samples.build(dialogue_of(tmp_path), 0, epoch=0)) == [
         (
@@ -568,7 +570,7 @@ def test_every_dialogue_is_formatted_and_supervised_as_in_the_published_code(tmp
         write_wave(tmp_path / name, seconds)
     row = read_row(tmp_path, messages=DIALOGUES[dialogue], task="chat", language=None, text=None)
     assert row.problem is None
-    sample = samples_of(ChatSamples, prompt=chat, geometry=geometry).build(row, 0, epoch=0)
+    sample = make_sample_builder(ChatSamples, prompt=chat, geometry=geometry).build(row, 0, epoch=0)
     actual = [(character, supervised) for text, supervised in supervised_parts(sample) for character in text]
     assert actual == reference_characters(DIALOGUES[dialogue], chat, geometry)
     replies = [message_text(message) for message in DIALOGUES[dialogue] if message["role"] == "assistant"]
@@ -580,7 +582,7 @@ def test_every_dialogue_is_formatted_and_supervised_as_in_the_published_code(tmp
 
 @pytest.mark.parametrize(("chat", "geometry"), CHATS)
 def test_the_labels_of_a_pack_are_the_supervised_tokens_shifted_by_one(tmp_path, chat, geometry):
-    sample = samples_of(ChatSamples, prompt=chat, geometry=geometry).build(dialogue_of(tmp_path), 0, None)
+    sample = make_sample_builder(ChatSamples, prompt=chat, geometry=geometry).build(dialogue_of(tmp_path), 0, None)
     labels = collate([sample, sample], geometry=geometry)["labels"].numpy()
     expected = np.where(np.append(sample.supervise[1:], False), np.append(sample.ids[1:], 0), IGNORE)
     assert labels.tolist() == [*expected, *expected]
@@ -590,7 +592,7 @@ def test_the_labels_of_a_pack_are_the_supervised_tokens_shifted_by_one(tmp_path,
 
 @pytest.mark.parametrize(("chat", "geometry"), CHATS)
 def test_the_prompt_only_sample_of_a_dialogue_ends_before_the_last_answer(tmp_path, chat, geometry):
-    row, samples = dialogue_of(tmp_path), samples_of(ChatSamples, prompt=chat, geometry=geometry)
+    row, samples = dialogue_of(tmp_path), make_sample_builder(ChatSamples, prompt=chat, geometry=geometry)
     sample, prompt = (samples.build(row, 0, None, prompt_only=prompt_only) for prompt_only in (False, True))
     answer = [
         *tokenizer().encode_plain("the mat <|im_end|>"),
@@ -604,13 +606,13 @@ def test_the_prompt_only_sample_of_a_dialogue_ends_before_the_last_answer(tmp_pa
 
 @pytest.mark.parametrize(("chat", "geometry"), CHATS)
 def test_the_planned_length_of_a_dialogue_is_exact(tmp_path, chat, geometry):
-    row, samples = dialogue_of(tmp_path), samples_of(ChatSamples, prompt=chat, geometry=geometry)
+    row, samples = dialogue_of(tmp_path), make_sample_builder(ChatSamples, prompt=chat, geometry=geometry)
     assert planned_length(samples, row) == len(samples.build(row, 0, epoch=3).ids)
 
 
 def test_a_text_row_in_the_chat_view_is_its_text_and_an_end_token():
     row = Row("line", (), {"task": "text", "text": "the cat sat"})
-    samples = samples_of(ChatSamples, prompt=Qwen2AudioChat())
+    samples = make_sample_builder(ChatSamples, prompt=Qwen2AudioChat())
     sample = samples.build(row, 0, epoch=0)
     assert sample.ids.tolist() == [*tokenizer().encode_plain("the cat sat"), tokenizer().end] and sample.supervise.all()
     assert planned_length(samples, row) == len(sample.ids)
@@ -619,7 +621,7 @@ def test_a_text_row_in_the_chat_view_is_its_text_and_an_end_token():
 def test_a_dialogue_without_audio_is_usable(tmp_path):
     messages = [{"role": "user", "content": "the cat?"}, {"role": "assistant", "content": "the mat"}]
     row = Row("typed", (), {"task": "chat", "messages": messages, "text": "the mat", "mode": "text"})
-    sample = samples_of(ChatSamples, prompt=Qwen2AudioChat()).build(row, 0, None)
+    sample = make_sample_builder(ChatSamples, prompt=Qwen2AudioChat()).build(row, 0, None)
     assert [text for text, supervised in supervised_parts(sample) if supervised] == ["the mat<|im_end|>"]
     assert sample.mels == () and not sample.audio_mask.any()
 
@@ -627,11 +629,12 @@ def test_a_dialogue_without_audio_is_usable(tmp_path):
 def test_a_row_of_the_wrong_kind_for_a_view_is_an_error(tmp_path):
     task, chat = row_of(tmp_path), dialogue_of(tmp_path)
     pair = Row("pair", (), {"task": "preference", "messages": chat.labels["messages"][:1]})
+    dialogues = make_sample_builder(ChatSamples, prompt=Qwen2AudioChat())
     cases = [
-        (samples_of(ChatSamples, prompt=Qwen2AudioChat()), task, "a row of task 'asr' is not a dialogue"),
-        (samples_of(ChatSamples, prompt=Qwen2AudioChat()), pair, "a row of task 'preference' is not a dialogue"),
-        (samples_of(AudioSamples), chat, "the row is a dialogue, expected a task row"),
-        (samples_of(TextSamples), replace(chat, clips=()), "the row is a dialogue, expected a task row"),
+        (dialogues, task, "a row of task 'asr' is not a dialogue"),
+        (dialogues, pair, "a row of task 'preference' is not a dialogue"),
+        (make_sample_builder(AudioSamples), chat, "the row is a dialogue, expected a task row"),
+        (make_sample_builder(TextSamples), replace(chat, clips=()), "the row is a dialogue, expected a task row"),
     ]
     for samples, row, message in cases:
         for attempt in (planned_length, lambda samples, row: samples.build(row, 0, 0)):
@@ -642,10 +645,10 @@ def test_a_row_of_the_wrong_kind_for_a_view_is_an_error(tmp_path):
 def test_a_task_of_two_clips_with_one_clip_is_an_error(tmp_path):
     row = row_of(tmp_path, task="sv", text="yes")
     with pytest.raises(RowError, match="task 'sv' needs 2 clips, the row has 1"):
-        planned_length(samples_of(), row)
+        planned_length(make_sample_builder(), row)
     two = row_of(tmp_path, task="sv", text="yes")
     two = replace(two, clips=2 * two.clips)
-    assert len(samples_of().build(two, 0, None).frames) == 2
+    assert len(make_sample_builder().build(two, 0, None).frames) == 2
 
 
 @pytest.mark.parametrize("prompt", [TagPrompt(), NaturalPrompt()])
@@ -656,7 +659,7 @@ def test_a_row_of_every_task_is_planned_and_built(tmp_path, code, prompt):
     labels = {**{name: EXAMPLE[name] for name in task.needs}, **answer}
     write_wave(tmp_path / "a.wav", 0.5)
     row = read_row(tmp_path, audio=["a.wav"] * task.clips, task=code, **labels)
-    samples = samples_of(prompt=prompt)
+    samples = make_sample_builder(prompt=prompt)
     assert row.problem is None
     assert planned_length(samples, row) >= max_built_length(samples, row, epochs=3)
     sample = samples.build(row, 0, None)
@@ -666,7 +669,7 @@ def test_a_row_of_every_task_is_planned_and_built(tmp_path, code, prompt):
 
 def test_in_the_text_view_each_clip_is_replaced_by_its_own_text(tmp_path):
     row = row_of(tmp_path, task="sv", text="no", content=["the cat", "a red fox"])
-    samples = samples_of(TextSamples)
+    samples = make_sample_builder(TextSamples)
     two = replace(row, clips=2 * row.clips)
     sample = samples.build(two, 0, epoch=3)
     assert planned_length(samples, two) >= len(sample.ids)
@@ -685,6 +688,6 @@ def test_in_the_text_view_each_clip_is_replaced_by_its_own_text(tmp_path):
 
 
 def test_the_loss_curve_of_a_dialogue_is_its_mode_and_of_other_rows_their_task(tmp_path):
-    chat = samples_of(ChatSamples, prompt=Qwen2AudioChat()).build(dialogue_of(tmp_path), 0, 0)
+    chat = make_sample_builder(ChatSamples, prompt=Qwen2AudioChat()).build(dialogue_of(tmp_path), 0, 0)
     assert chat.loss_curve == f"chat {dialogue_of(tmp_path).labels['mode']}"
-    assert samples_of().build(row_of(tmp_path), 0, 0).loss_curve == "asr"
+    assert make_sample_builder().build(row_of(tmp_path), 0, 0).loss_curve == "asr"

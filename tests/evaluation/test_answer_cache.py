@@ -20,7 +20,7 @@ from auris.evaluation import answer_cache, runner
 from auris.evaluation.benchmarks import Benchmark
 from auris.model.weights.tensors import weights_digest
 from auris.text.prompts import NaturalPrompt, TagPrompt
-from support.manifests import samples_of, write_wave
+from support.manifests import make_sample_builder, write_wave
 
 pytestmark = pytest.mark.usefixtures("single_thread")
 
@@ -126,10 +126,10 @@ def test_digests_change_with_the_weights_and_with_the_prompt():
         net[0].bias[1] += 1e-6
     assert weights_digest(net) != before
     all_samples = [
-        samples_of(),
-        samples_of(prompt=TagPrompt()),
-        samples_of(prompt=NaturalPrompt().with_wording("What?")),
-        samples_of(long_audio="first"),
+        make_sample_builder(),
+        make_sample_builder(prompt=TagPrompt()),
+        make_sample_builder(prompt=NaturalPrompt().with_wording("What?")),
+        make_sample_builder(long_audio="first"),
     ]
     assert len({prompt_digest(samples) for samples in all_samples}) == 4
 

@@ -32,7 +32,7 @@ from auris.text import task_table, tasks
 from auris.text.prompts import NaturalPrompt, TagPrompt
 from auris.training.objectives import logps
 from support import nets
-from support.manifests import read_row, samples_of, tokenizer, write_wave
+from support.manifests import make_sample_builder, read_row, tokenizer, write_wave
 
 RUN = {"study": "s", "arm": "a", "seed": 0, "benchmark": "bench"}
 
@@ -109,7 +109,7 @@ def test_a_long_recording_is_transcribed_in_windows_that_are_joined(tmp_path: Pa
     short = read_row(tmp_path, id="short", audio="short.wav", task="asr", language="en", text="x")
     question = read_row(tmp_path, id="question", audio="long.wav", task="aqa", question="What?", text="rain")
     manifest = Manifest(tmp_path / "rows.jsonl", (long, short, question))
-    [split], windows = split_long([manifest], samples_of(long_audio="window"))
+    [split], windows = split_long([manifest], make_sample_builder(long_audio="window"))
     assert [row.id for row in split.rows] == ["long#0", "long#1", "short", "question"]
     answered = {row.id: (row, "x") for row in split.rows} | {
         "long#0": (split.rows[0], "a b c"),
@@ -120,7 +120,7 @@ def test_a_long_recording_is_transcribed_in_windows_that_are_joined(tmp_path: Pa
     assert merged["long"][0].labels["text"] == "a b c d e"
     del answered["long#1"]
     assert "long" not in {row.id for row, *_ in merge_windows(responses(answered), windows)}
-    assert split_long([manifest], samples_of(long_audio="first"))[0] == [manifest]
+    assert split_long([manifest], make_sample_builder(long_audio="first"))[0] == [manifest]
 
 
 def test_the_credits_name_the_origin_of_texts_and_annotations():
@@ -211,7 +211,7 @@ def test_a_table_fits_into_eighty_columns():
     table, _, footer = printed(rows).partition("audio:")
     assert max(map(len, table.splitlines())) <= 80 and "…" not in table
     assert "112.5 [100.0, 125.0]" in table and "1200/24" in table and table.count("mna") == 1
-    assert "tts of dialect_asr Caribbean English, mna; real of srwt zh" in footer and "after the slash" in footer
+    assert "tts for dialect_asr Caribbean English, mna; real for srwt zh" in footer and "after the slash" in footer
     # Drops (what is lost without the row's own audio) replace the column of the MDD (minimum detectable difference).
     drops = [replace(row, split="drop", p=p) for row, p in zip(rows, (0.001, 0.9), strict=False)]
     table, _, footer = printed([*rows, *drops]).partition("audio:")
@@ -279,7 +279,7 @@ def test_log_odds_compare_the_log_probabilities_of_the_complete_answers(tmp_path
         for text in ("yes", "no")
     ]
     for prompt in (NaturalPrompt(), TagPrompt()):
-        samples = samples_of(prompt=prompt)
+        samples = make_sample_builder(prompt=prompt)
         odds = yes_no_log_odds(model, samples, rows, [0, 1])
         assert odds[0] == pytest.approx(odds[1], abs=1e-4), "the label is not part of the prompt"
         log_probs = []

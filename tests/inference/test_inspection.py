@@ -21,7 +21,7 @@ from auris.inference.inspection.trace import _token_texts
 from auris.inference.load import load
 from auris.model import pooling
 from support import published
-from support.manifests import samples_of, speech_rows, tokenizer, write_manifest
+from support.manifests import make_sample_builder, speech_rows, tokenizer, write_manifest
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def subject(folder: Path) -> inspection.Subject:
 
 
 def build_batch(model: AudioModel, row: Row) -> dict:
-    samples = samples_of(tokenizer=model.tokenizer, prompt=model.prompt, geometry=model.net.geometry)
+    samples = make_sample_builder(tokenizer=model.tokenizer, prompt=model.prompt, geometry=model.net.geometry)
     return collate([samples.build(row, 0, None)], geometry=model.net.geometry)
 
 
@@ -118,7 +118,7 @@ def test_a_trace_has_the_features_the_pooled_frames_the_attention_and_the_answer
 def test_the_attention_of_a_token_is_that_of_the_position_predicting_it(subject: inspection.Subject):
     """The first token is predicted by the last position of the prompt, which has not seen the answer."""
     model, row = subject.model, subject.rows[0]
-    samples = samples_of(tokenizer=model.tokenizer, prompt=model.prompt, geometry=model.net.geometry)
+    samples = make_sample_builder(tokenizer=model.tokenizer, prompt=model.prompt, geometry=model.net.geometry)
     batch = collate([samples.build(row, 0, None, prompt_only=True)], geometry=model.net.geometry)
     last = torch.tensor([len(batch["ids"]) - 1])
     expected = inspection.attention_weights(model.net, batch, last)[:, :, 0, batch["audio_index"]]

@@ -12,7 +12,7 @@ from auris.metrics.statistics import (
     bootstrap_interval,
     correct_by_holm,
     detectable_difference,
-    detectable_difference_alone,
+    detectable_difference_from_one_system,
     difference_scorer,
     find_units,
     percentile_interval,
@@ -147,7 +147,9 @@ def test_the_detectable_difference_equals_the_closed_form():
     resampled = resample_scores(scorer("accuracy", [dict(enumerate(stats))]), 1000, 4000)
     error = np.sqrt(0.7 * 0.3 / 1000)
     assert detectable_difference(resampled) == pytest.approx((1.96 + 0.8416) * error, rel=0.04)
-    assert detectable_difference_alone(resampled) == pytest.approx(np.sqrt(2) * (1.96 + 0.8416) * error, rel=0.04)
+    assert detectable_difference_from_one_system(resampled) == pytest.approx(
+        np.sqrt(2) * (1.96 + 0.8416) * error, rel=0.04
+    )
     assert np.isnan(detectable_difference(np.array([np.nan]))) and np.isnan(detectable_difference(np.zeros(9)))
 
 

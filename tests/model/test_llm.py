@@ -82,7 +82,9 @@ def test_hidden_states_of_selected_tokens_equal_those_of_a_full_pass(config: dic
         assert (gradient is None) == (expected_gradient is None)
         if gradient is not None:
             torch.testing.assert_close(gradient, expected_gradient, atol=1e-5, rtol=1e-4)
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in lm.last_tokenwise_parts(llm))
+    assert not any(
+        module._forward_hooks or module._forward_pre_hooks for module in lm.tokenwise_parts_of_last_layer(llm)
+    )
 
 
 def test_tokens_without_a_label_skip_the_last_layer_except_its_keys_and_values() -> None:
@@ -94,7 +96,9 @@ def test_tokens_without_a_label_skip_the_last_layer_except_its_keys_and_values()
             lm.hidden_states(llm, embeds, positions(LENGTHS), cu, **options)
         return counter.get_total_flops()
 
-    matrices = sum(p.numel() for part in lm.last_tokenwise_parts(llm) for p in part.parameters() if p.ndim == 2)
+    matrices = sum(
+        p.numel() for part in lm.tokenwise_parts_of_last_layer(llm) for p in part.parameters() if p.ndim == 2
+    )
     assert matrices == 2 * 32 * 32 + 3 * 32 * 48  # queries, output, MLP: all but keys and values
     assert operations() - operations(indices=torch.tensor([2, 9])) == 2 * (sum(LENGTHS) - 2) * matrices
 

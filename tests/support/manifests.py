@@ -67,5 +67,5 @@ def read_row(folder: Path, **fields: Any) -> Row:
     return manifest.rows[0]
 
 
-def samples_of(kind: type[Samples] = AudioSamples, **settings: Any) -> Samples:
+def make_sample_builder(kind: type[Samples] = AudioSamples, **settings: Any) -> Samples:
     return kind(**{"tokenizer": tokenizer(), "prompt": NaturalPrompt(), "geometry": GEOMETRY} | settings)

@@ -47,7 +47,7 @@ def sequences(pairs: Sequence[Pair], geometry: Geometry) -> dict:
         for answer in (pair.chosen, pair.rejected)
     ]
     pack = collate(samples, geometry=geometry)
-    return pack | {"rows": list(range(len(pairs))), "tasks": pack["tasks"][::2]}
+    return pack | {"rows": list(range(len(pairs))), "loss_curves": pack["loss_curves"][::2]}
 
 
 def sequence(pair: Pair, answer: list[int], geometry: Geometry) -> dict:

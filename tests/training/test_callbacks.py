@@ -73,7 +73,7 @@ def run_step(callback: TaskLosses, curves: CurveLogger, step: int, **sums: tuple
     """Run the callback for one step, given the sum of losses and the number of tokens of each task."""
     values = torch.tensor([sums.get(code, (0.0, 0.0)) for code in LOSS_CURVES]).T
     state = trainer(global_step=step, log_every_n_steps=2, loggers=[curves])
-    callback.on_train_batch_end(state, MODULE, {"tasks": values})
+    callback.on_train_batch_end(state, MODULE, {"curve_sums": values})
 
 
 def test_the_loss_of_a_task_is_the_mean_over_its_tokens_since_the_last_log():

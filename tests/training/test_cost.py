@@ -36,7 +36,7 @@ from auris.training.cost import (
     estimate_memory,
 )
 from support import published
-from support.manifests import samples_of, speech_rows, tokenizer, write_manifest
+from support.manifests import make_sample_builder, speech_rows, tokenizer, write_manifest
 
 
 @pytest.fixture(scope="module")
@@ -248,7 +248,7 @@ def test_a_dry_run_prints_the_first_batch_and_its_cost(tmp_path: Path):
         {"id": "bad", "audio": "no.wav", "task": "asr", "language": "en", "text": "a"},
     ]
     [manifest] = read_manifests([write_manifest(tmp_path / "rows.jsonl", rows)])
-    samples = samples_of()
+    samples = make_sample_builder()
     batch = build_pack(manifest.rows, [(0, None), (1, None), (2, None)], samples)
     assert dry_run.format_first_row(batch, samples.tokenizer) == (
         "<|audio_bos|>[25 audio tokens]<|audio_eos|>Detect the language and recognize the speech: "

@@ -30,7 +30,7 @@ from auris.training.faults import Fault, RowPosition
 from auris.training.objectives.dpo import DPO, answer_logps
 from auris.training.objectives.next_token import NextToken
 from support import nets
-from support.manifests import read_row, samples_of, tokenizer, write_manifest, write_wave
+from support.manifests import make_sample_builder, read_row, tokenizer, write_manifest, write_wave
 from support.recipes import SMALLEST_MODEL
 from support.runs import ROOT, KillAt, Killed, assert_equal, fit, load_state, train_in_a_process, weights
 
@@ -52,7 +52,7 @@ def scale_down(net: nn.Module) -> nn.Module:
 
 @pytest.fixture
 def samples() -> PairSamples:
-    return samples_of(PairSamples, prompt=Qwen2AudioChat())
+    return make_sample_builder(PairSamples, prompt=Qwen2AudioChat())
 
 
 def row(folder: Path, name: str, seconds: float = 0.3, rejected: str = "ein Hund") -> Row:
@@ -187,9 +187,9 @@ def test_the_cache_digest_depends_on_weights_architecture_template_audio_and_pre
     with torch.no_grad():
         next(other.parameters()).flatten()[0] += 1e-6
     released_spacing, sample_spacing = (
-        samples_of(PairSamples, prompt=QwenAudioChat(spacing=s)) for s in ("released", "sft_sample")
+        make_sample_builder(PairSamples, prompt=QwenAudioChat(spacing=s)) for s in ("released", "sft_sample")
     )
-    windowed = samples_of(PairSamples, prompt=Qwen2AudioChat(), long_audio="window")
+    windowed = make_sample_builder(PairSamples, prompt=Qwen2AudioChat(), long_audio="window")
     digests = [
         digest(),
         digest(other),

@@ -1,4 +1,7 @@
-"""Rough synthesis of vocal sounds and singing from noise and formants, which is meant only for tests of the format."""
+"""Rough synthesis of vocal sounds and singing from noise and formants.
+
+It is meant for checking that the tasks of such sounds work, not for training.
+"""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ def collate(samples: Sequence[Sample], *, geometry: Geometry | None, skipped: Se
         "positions": torch.cat([torch.arange(len(s.ids)) + s.n_inherited for s in segments]),
         "cu_seqlens": torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32),
         "audio_index": torch.from_numpy(np.flatnonzero(np.concatenate([s.audio_mask for s in segments]))),
-        "tasks": torch.tensor([_CURVE_NUMBERS[sample.loss_curve] for sample in samples], dtype=torch.int64),
+        "loss_curves": torch.tensor([_CURVE_NUMBERS[sample.loss_curve] for sample in samples], dtype=torch.int64),
         "rows": [sample.row for sample in samples],
         "skipped": list(skipped),
         "audio_seconds": sum(sample.audio_seconds for sample in samples),

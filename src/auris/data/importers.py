@@ -278,6 +278,7 @@ def _convert_air_bench(fields: Fields) -> Fields:
     missing = sorted({"path", "question", "task_name", "dataset_name"} - fields.keys())
     if missing:
         raise UserError(f"a row of AIR-Bench (with `answer_gt`) has no {', '.join(missing)}")
+    # Name of the folder with the row's audio, and of the group in which the row is scored.
     skill = f"{fields['task_name']}_{fields['dataset_name']}"
     path = f"{skill}/{fields['path']}"
     if fields["task_name"] == "Audio_Grounding":  # its files are listed as .wav but stored as .flac

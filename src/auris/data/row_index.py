@@ -37,10 +37,10 @@ class RowColumns:
 
     Attributes:
         keys: (R,) uint64, `row_key` of each id.
-        tasks: (R,) uint32, index of each row's task in `codes`.
-        codes: Task names as written in the rows.
-        lacks_duration: (R,) bool, True if the row states no duration for a clip, and the digest of the index does not
-            cover the audio of this clip. The length of such a row can change without a change of the index.
+        tasks: (R,) uint32, the task of each row, as an index into `codes`.
+        codes: The names of these tasks, as written in the rows.
+        lacks_duration: (R,) bool, True if the length of the row is known only from an audio file that the index's
+            digest does not cover. If this file changes, the cached columns are still considered valid.
         row_positions: int64, positions of the rows in their files. The method `scan` of each index says what they mean.
         line_numbers: (R,) uint32, line numbers, from which row names are made; empty for files without lines.
     """
@@ -59,7 +59,7 @@ class Builder:
     def __init__(self) -> None:
         self.keys, self.tasks, self.lacks_duration = array("Q"), array("I"), bytearray()
         self.row_positions, self.line_numbers = array("q"), array("I")
-        self._codes: dict[str, int] = {}
+        self._task_indices: dict[str, int] = {}
 
     def add(self, record: Record, folder: Path, *, is_audio_in_digest: bool = False) -> None:
         """Add a row.
@@ -72,20 +72,20 @@ class Builder:
         fields = record.fields
         # Task rows are not decoded, because decoding would take two thirds of the total time.
         if fields is not None and record.problem is None and is_task_row(fields):
-            code = fields.get("task")
+            task = fields.get("task")
             states_duration = fields.get("duration") is not None or not fields.get("audio")
         else:
             row = decode_record(record, folder)
-            code = row.labels.get("task")
+            task = row.labels.get("task")
             states_duration = all(clip.duration is not None for clip in row.clips)
         self.keys.append(row_key(record.id))
-        self.tasks.append(self._codes.setdefault(f"{code!s:.80}", len(self._codes)))
+        self.tasks.append(self._task_indices.setdefault(f"{task!s:.80}", len(self._task_indices)))
         self.lacks_duration.append(not states_duration and not is_audio_in_digest)
 
     def extend(self, rows: RowColumns) -> None:
         """Add the rows that another builder has collected."""
-        codes = [self._codes.setdefault(code, len(self._codes)) for code in rows.codes.tolist()]
-        self.tasks.frombytes(np.array(codes, dtype=np.uint32)[rows.tasks].tobytes())
+        indices = [self._task_indices.setdefault(task, len(self._task_indices)) for task in rows.codes.tolist()]
+        self.tasks.frombytes(np.array(indices, dtype=np.uint32)[rows.tasks].tobytes())
         for name in ("keys", "row_positions", "line_numbers"):
             getattr(self, name).frombytes(getattr(rows, name).tobytes())
         self.lacks_duration += rows.lacks_duration.tobytes()
@@ -95,7 +95,7 @@ class Builder:
         return RowColumns(
             keys=np.array(self.keys, dtype=np.uint64),
             tasks=np.array(self.tasks, dtype=np.uint32),
-            codes=np.array(list(self._codes), dtype=np.str_),
+            codes=np.array(list(self._task_indices), dtype=np.str_),
             lacks_duration=np.frombuffer(bytes(self.lacks_duration), dtype=bool),
             row_positions=np.array(self.row_positions, dtype=np.int64),
             line_numbers=np.array(self.line_numbers, dtype=np.uint32),

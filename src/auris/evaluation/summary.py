@@ -68,7 +68,7 @@ def summarise(
         scorer = measures.scorer(metric, [dict(enumerate(stats))])
         resampled_scores = statistics.resample_scores(scorer, len(stats), samples, seed, units.indices)
         low, high = statistics.percentile_interval(resampled_scores)
-        detectable_difference = statistics.detectable_difference_alone(resampled_scores)
+        detectable_difference = statistics.detectable_difference_from_one_system(resampled_scores)
         metric_signature = signatures.get(metric) or signature(metric, score_predictions[0].language)
         result = ResultRow(
             **identity,
@@ -144,7 +144,8 @@ def official_scores(
     """
     if script is None:
         return []
-    # The hypothesis of the metric `eer` is not the response. For each row, the first other prediction is used.
+    # A row has one prediction for each metric. The first one is used, but not that of `eer`, because its hypothesis is
+    # not the response.
     by_id = {prediction.id: prediction for prediction in reversed(predictions) if prediction.metric != "eer"}
     # References of evaluate_srwt.py begin with the time mark that ends the script's prompt.
     prefix = timestamps.BEGIN if script == "evaluate_srwt" else ""
@@ -234,7 +235,7 @@ def _format_provenances(results: Sequence[ResultRow]) -> list[str]:
         tasks_by_provenance.setdefault(row.provenance, {})[row.task] = None
     if len(tasks_by_provenance) == 1:
         return list(tasks_by_provenance)
-    return [f"{provenance} of {', '.join(tasks)}" for provenance, tasks in tasks_by_provenance.items()]
+    return [f"{provenance} for {', '.join(tasks)}" for provenance, tasks in tasks_by_provenance.items()]
 
 
 def credit_lines(rows: Sequence[Row]) -> list[str]:

@@ -25,7 +25,7 @@ KEYS = ("speaker", "recording")
 MIN_CLUSTERS = 10  # with fewer units, bootstrap intervals are too narrow (Cameron, Gelbach and Miller 2008)
 POWER, LEVEL = 0.8, 0.05  # power and significance level of the minimum detectable difference
 
-# Explains the column with values of `detectable_difference_alone` in tables of one run.
+# Explains the column with values of `detectable_difference_from_one_system` in tables of one run.
 DETECTABLE_NOTE = "MDD: minimum detectable difference to a second, independent system (80 % power)."
 
 
@@ -214,7 +214,7 @@ def detectable_difference(samples: np.ndarray) -> float:
     return z_sum * standard_error if standard_error > 1e-12 else np.nan
 
 
-def detectable_difference_alone(samples: np.ndarray) -> float:
+def detectable_difference_from_one_system(samples: np.ndarray) -> float:
     """Return the minimum detectable difference, given resampled scores of one system.
 
     The other system is assumed to be independent and to have the same standard error. Between systems that fail on the

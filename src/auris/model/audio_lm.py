@@ -36,7 +36,8 @@ class AudioLM(nn.Module):
         pooling: builds the pooling. It is called with the encoder's `width`.
         projector: builds the projector. It is called with `in_width` and `out_width`.
         boundary: builds the boundary, which marks the begin and end of each clip's audio tokens (see
-            `model.boundary`). It is called with the LLM's `width`.
+            `model.boundary`). It is called with the LLM's `width`. By default, the begin and end tokens of the prompt
+            mark the clips.
         llm: builds the LLM. It is called with `vocab_size`, the number of rows V.
         vocab_size: number of tokens in the tokenizer.
         vocab_rows: V; None: `vocab_size`. Released models have more rows than tokens.
@@ -72,7 +73,7 @@ class AudioLM(nn.Module):
         width = input_table(self.llm).embedding_dim
         self.projector = projector(in_width=self.pooling.vectors_per_token * encoder.width, out_width=width)
         self.boundary = boundary(width=width)
-        self.geometry = replace(encoder.geometry, pool=self.pooling.k, boundary=self.boundary.learned)
+        self.geometry = replace(encoder.geometry, pool=self.pooling.k, boundary=self.boundary.inserts_vectors)
 
     def encode_frames(self, mel: Tensor, n_frames: Tensor) -> tuple[Tensor, Tensor]:
         """Return the encoder's frames after its final norm; arguments and shapes as in `Encoder.forward`."""
@@ -111,8 +112,9 @@ class AudioLM(nn.Module):
         shared_keys: dict[str, Any] = (
             {"cu_k": batch["cu_keys"], "key_index": batch["key_index"]} if "key_index" in batch else {}
         )
-        # An LLM extends its context beyond `train_length` only at inference, which means without gradients. Pairs are
-        # an exception: the reference model never has gradients, but must compute the same function as the trained one.
+        # `prompt_lengths` lets the LLM extend its context, which it must do only at inference, that is without
+        # gradients. Pairs always count as training, because the reference model, which has no gradients, must compute
+        # the same function as the trained one.
         is_training = bool(shared_keys) or torch.is_grad_enabled()
         prompt_lengths = None if is_training else torch.tensor(attention.sequence_lengths(cu))
         embeds = self.embed(batch)

@@ -16,11 +16,11 @@ class Boundary(Protocol):
     """A module that may insert a begin and an end vector around the audio tokens of each clip.
 
     Attributes:
-        learned: Whether the module inserts them. Otherwise the begin and end tokens in the prompt are embedded.
+        inserts_vectors: Whether the module inserts them. Otherwise the begin and end tokens in the prompt are embedded.
     """
 
     @property
-    def learned(self) -> bool: ...  # noqa: D102
+    def inserts_vectors(self) -> bool: ...  # noqa: D102
 
     def __call__(self, x: Tensor, lengths: Tensor, /) -> Tensor: ...  # noqa: D102
 
@@ -28,7 +28,7 @@ class Boundary(Protocol):
 class Tokens(nn.Module):
     """No vectors: the prompt already contains the begin and end tokens of the vocabulary (Qwen2-Audio)."""
 
-    learned = False
+    inserts_vectors = False
 
     def __init__(self, *, width: int) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class Learned(nn.Module):
     `</audio>` in the vocabulary are never used (QwenLM/Qwen-Audio modeling_qwen.py, audio.py).
     """
 
-    learned = True
+    inserts_vectors = True
 
     def __init__(self, *, width: int) -> None:
         super().__init__()

@@ -178,7 +178,7 @@ def decoder_layers(llm: PreTrainedModel) -> nn.ModuleList:
     return next(child for child in llm.get_decoder().children() if isinstance(child, nn.ModuleList))
 
 
-def last_tokenwise_parts(llm: PreTrainedModel) -> list[nn.Module]:
+def tokenwise_parts_of_last_layer(llm: PreTrainedModel) -> list[nn.Module]:
     """Return the parts of the last layer that may skip tokens whose hidden states are not needed."""
     parts = dict(decoder_layers(llm)[-1].named_modules())
     return [parts[name] for name in _TOKENWISE if name in parts]
@@ -252,7 +252,7 @@ def hidden_states(
     # A compiled last layer computes all tokens. It shares its compilation with the other layers, and would need another
     # one to skip tokens.
     is_partial = indices is not None and not compat.is_compiled(decoder_layers(llm)[-1])
-    with _restrict_to_tokens(indices, len(embeds), last_tokenwise_parts(llm)) if is_partial else nullcontext():
+    with _restrict_to_tokens(indices, len(embeds), tokenwise_parts_of_last_layer(llm)) if is_partial else nullcontext():
         out = llm.get_decoder()(
             inputs_embeds=torch.stack([embeds]),  # not a view, for which the first layer would be compiled separately
             position_ids=positions[None],

@@ -31,8 +31,8 @@ class Pack(TypedDict):
         positions: (T,) int64, position of each token in its row.
         cu_seqlens: (S + 1,) int32, cumulative lengths of the segments.
         audio_index: (M,) int64, positions of the audio tokens in `ids`.
-        tasks: one int64 per row or pair, the index of its loss curve in `text.tasks.LOSS_CURVES`. There is a curve for
-            each task (or task and mode), whose loss is logged separately.
+        loss_curves: one int64 per row or pair, the index of its loss curve in `text.tasks.LOSS_CURVES`. There is a
+            curve for each task (or task and mode), whose loss is logged separately.
         rows: the number of each row or pair in the data set.
         skipped: (row id, reason) of each row that was left out, because it could not be used.
         audio_seconds: total duration of the audio.
@@ -48,7 +48,7 @@ class Pack(TypedDict):
     positions: Tensor
     cu_seqlens: Tensor
     audio_index: Tensor
-    tasks: Tensor
+    loss_curves: Tensor
     rows: list[int]
     skipped: list[tuple[str, str]]
     audio_seconds: float

@@ -93,15 +93,15 @@ def format_table(frame: pd.DataFrame) -> pd.DataFrame:
     There is one column for each of our systems (with intervals and symbols), one column for the system of the paper,
     and one column for all other systems.
     """
-    owner = _owner(frame)
+    paper_system = _find_paper_system(frame)
     rows: dict[tuple[str, ...], dict[str, str]] = {}
     for row in frame_rows(frame):
         line = rows.setdefault((row["benchmark"], row["part"], _label(row["metric"])), {})
-        if row["ours"] or row["system"] == owner:
+        if row["ours"] or row["system"] == paper_system:
             line[row["system"]] = _format_number(row)
         else:
             line["others"] = ", ".join([*filter(None, [line.get("others")]), f"{row['system']} {_format_number(row)}"])
-    columns = [*_our_systems(frame), owner, "others"]
+    columns = [*_our_systems(frame), paper_system, "others"]
     texts = [[line.get(column, "") for column in columns] for line in rows.values()]
     return pd.DataFrame(texts, index=pd.MultiIndex.from_tuples(rows, names=LINE), columns=columns)
 
@@ -150,7 +150,7 @@ def plot(frame: pd.DataFrame) -> Figure:
         figure = Figure(figsize=(7.0, 1.3 + sum(heights)), layout="constrained")
         axes = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0]
         for axis, (panel, lines) in zip(axes, panels.items(), strict=True):
-            _draw(axis, panel, lines, _owner(frame), colours)
+            _draw(axis, panel, lines, _find_paper_system(frame), colours)
         figure.legend(
             handles=_legend_handles(frame, colours),
             loc="outside upper left",
@@ -178,16 +178,16 @@ def _label(metric: str) -> str:
     return LABELS.get(metric) or (MEASURES[metric].label if metric in MEASURES else metric)
 
 
-def _draw(axis: Axes, panel: str, lines: Sequence[pd.DataFrame], owner: str, colours: Mapping[str, str]) -> None:
+def _draw(axis: Axes, panel: str, lines: Sequence[pd.DataFrame], paper_system: str, colours: Mapping[str, str]) -> None:
     distance = 0.6 / max(1, len(colours))
     labels = []
     for y, line in enumerate(lines):
         rows = frame_rows(line)
         for row in rows:
             if not row["ours"]:
-                is_owner = row["system"] == owner
-                marker, size, colour = ("D", 5, "black") if is_owner else ("|", 9, "#AAAAAA")
-                axis.plot(row["value"], y, marker, markersize=size, color=colour, zorder=3 if is_owner else 2)
+                is_paper_system = row["system"] == paper_system
+                marker, size, colour = ("D", 5, "black") if is_paper_system else ("|", 9, "#AAAAAA")
+                axis.plot(row["value"], y, marker, markersize=size, color=colour, zorder=3 if is_paper_system else 2)
                 continue
             row_y = y + (list(colours).index(row["system"]) - (len(colours) - 1) / 2) * distance
             colour = colours[row["system"]]
@@ -210,7 +210,7 @@ def _draw(axis: Axes, panel: str, lines: Sequence[pd.DataFrame], owner: str, col
     axis.set_title(f"{panel}, {'higher' if is_higher_better else 'lower'} is better")
 
 
-def _owner(frame: pd.DataFrame) -> str:
+def _find_paper_system(frame: pd.DataFrame) -> str:
     """Return the system of the paper, which is the first system in the published table."""
     return frame.loc[~frame["ours"], "system"].iloc[0]
 
@@ -220,8 +220,9 @@ def _our_systems(frame: pd.DataFrame) -> list[str]:
 
 
 def _legend_handles(frame: pd.DataFrame, colours: Mapping[str, str]) -> list[Line2D]:
+    paper_system = _find_paper_system(frame)
     handles = [
-        Line2D([], [], color="black", marker="D", linestyle="", markersize=5, label=f"{_owner(frame)}, published"),
+        Line2D([], [], color="black", marker="D", linestyle="", markersize=5, label=f"{paper_system}, published"),
         Line2D([], [], color="#AAAAAA", marker="|", linestyle="", markersize=9, label="other systems, published"),
     ]
     for system, colour in colours.items():

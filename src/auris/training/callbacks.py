@@ -59,9 +59,9 @@ class TaskLosses(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any = None, batch_idx: int = 0
     ) -> None:
         """Add the step's losses, and log the means if this step is logged."""
-        if "tasks" not in outputs:  # CTC has no sums by task, because it trains on a single one
+        if "curve_sums" not in outputs:  # CTC has no sums by loss curve, because it trains on a single task
             return
-        step_sums = outputs["tasks"]
+        step_sums = outputs["curve_sums"]
         self.sums = step_sums if self.sums is None else self.sums.to(step_sums) + step_sums
         if not is_log_step(trainer):
             return

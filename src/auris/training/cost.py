@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from auris.audio import ENCODER_RATE, n_encoder_frames
 from auris.errors import UserError
-from auris.model.llm import last_tokenwise_parts
+from auris.model.llm import tokenwise_parts_of_last_layer
 from auris.model.pack import IGNORE, Pack
 from auris.model.weights import identify
 from auris.training import optim
@@ -369,7 +369,7 @@ def count_training_flops(net: AudioLM, stage: Stage, workload: Workload) -> int:
     # gradient of the weight. The last one is left out if only adapters or single layers of encoder or LLM are trained.
     passes = {part: 3 if part in stage.trainable else 2 if stage.trains(part) else 1 for part in ("encoder", "llm")}
     # Number of weights of the last layer that are used only at positions with logits.
-    n_last_weights = sum(count_parameters(part) for part in last_tokenwise_parts(net.llm))
+    n_last_weights = sum(count_parameters(part) for part in tokenwise_parts_of_last_layer(net.llm))
     llm_uses = 0  # number of times that a weight of the LLM is used in forward, summed over its weights
     if stage.runs_llm:
         llm_uses += workload.tokens * (n_layer_weights - n_last_weights)

@@ -41,7 +41,7 @@ from auris.training.task_score import TaskScore
 
 # Names of the sums of a step that are returned to the callbacks. All other sums are metrics of the objective.
 _CALLBACK_SUMS = {
-    *("loss", "count", "tasks", *cost.WORKLOAD_FIELDS, "idle", "audio_seconds"),
+    *("loss", "count", "curve_sums", *cost.WORKLOAD_FIELDS, "idle", "audio_seconds"),
     *("rows_read", "rows_unusable", "lost_workers", "waited", "peak_bytes"),
 }
 

@@ -100,7 +100,7 @@ def shard_objective(objective: nn.Module, meshes: Meshes) -> None:
     """Shard the parameters of an objective, if it has any. Unlike a net, an objective is already initialised."""
     if next(objective.parameters(), None) is not None:
         _make_unit(objective, meshes.whole, meshes.dtype, meshes.n_copies)
-        register_fsdp_forward_method(objective, "answer")
+        register_fsdp_forward_method(objective, "answer")  # this method generates the responses to prompts
 
 
 def reshard(*modules: nn.Module) -> None:
@@ -130,8 +130,9 @@ def _make_unit(
     # features itself.
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     unit = fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard_after_forward)
-    # Gradients are summed, not averaged, because the step divides them once, by the count of all ranks. With the divide
-    # factor alone, FSDP would divide inside the collective operation, which gloo does not support.
+    # Gradients are summed, not averaged, because the training step divides them once, by the number of supervised
+    # tokens (or pairs) on all ranks. With the divide factor alone, FSDP would divide inside the collective operation,
+    # which gloo does not support.
     unit.set_force_sum_reduction_for_comms(True)
     unit.set_gradient_divide_factor(float(n_copies))
 
@@ -189,7 +190,7 @@ class ShardIndependentDraws(compat.TorchDispatchMode):
     DTensor would differ between processes on a CPU, and would depend on the sharding on a GPU.
 
     Args:
-        skip: Whether no tensor, sharded or not, is filled with random numbers.
+        skip: If True, random fills are skipped for all tensors, sharded or not.
     """
 
     def __init__(self, *, skip: bool = False) -> None:

@@ -32,7 +32,7 @@ from auris.data.shards import pack as pack_shards
 from auris.errors import AudioError, RowError
 from auris.text.chat import Qwen2AudioChat
 from auris.text.prompts import TagPrompt
-from support.manifests import samples_of, speech_rows, write_manifest, write_wave
+from support.manifests import make_sample_builder, speech_rows, write_manifest, write_wave
 
 QUIET = Console(quiet=True)
 ASR = {"task": "asr", "language": "en", "text": "the cat sat"}
@@ -94,7 +94,7 @@ def build_row(row: Row) -> tuple[Any, ...]:
     try:
         if row.problem:
             raise RowError(row.problem)
-        sample = samples_of(long_audio="skip", **kind).build(row, 0, 0)
+        sample = make_sample_builder(long_audio="skip", **kind).build(row, 0, 0)
     except (RowError, AudioError) as error:
         return (str(error),)
     return sample.ids.tolist(), sample.frames, [mel.tolist() for mel in sample.mels]
@@ -131,7 +131,7 @@ def test_lengths_and_hashes_of_row_ids_equal_those_of_the_manifest_and_need_only
     shutil.copytree(packed, index_only)
     for path in index_only.glob("shard-*.parquet"):
         path.write_bytes(b"\0" * path.stat().st_size)
-    samples = samples_of(long_audio="skip")
+    samples = make_sample_builder(long_audio="skip")
     expected = measure_lengths([read(manifest)], samples, tmp_path / "a")
     actual = measure_lengths([read(index_only)], samples, tmp_path / "b")
     assert expected.tokens.tolist() == actual.tokens.tolist() and expected.problems == actual.problems
@@ -141,8 +141,8 @@ def test_lengths_and_hashes_of_row_ids_equal_those_of_the_manifest_and_need_only
 def test_training_packs_from_shards_equal_those_from_the_manifest_with_and_without_workers(manifest, packed, tmp_path):
     def module(path: Path, workers: int = 0) -> AudioDataModule:
         data = AudioDataModule(
-            samples=samples_of(long_audio="skip"),
-            valid_samples=samples_of(long_audio="skip"),
+            samples=make_sample_builder(long_audio="skip"),
+            valid_samples=make_sample_builder(long_audio="skip"),
             train=[{"path": str(path), "tasks": ["asr"]}],
             valid=[{"path": str(path), "tasks": ["asr"], "limit": 2}],
             max_steps=4,
@@ -244,7 +244,7 @@ def test_the_rows_of_a_truncated_shard_are_unusable(packed, copy, tmp_path, n_by
     for rows_read in (list(rows), [rows[n] for n in range(23)]):
         assert all(f"{path}: it has" in row.problem for row in rows_read[5:10])
         assert [row.id for row in rows_read[10:]] == [row.id for row in read(packed).rows][10:]
-    measured = measure_lengths([read(copy)], samples_of(long_audio="skip"), tmp_path / "cache")
+    measured = measure_lengths([read(copy)], make_sample_builder(long_audio="skip"), tmp_path / "cache")
     assert set(range(5, 10)) <= set(measured.problems) and not measured.tokens[5:10].any()
 
 
@@ -252,7 +252,7 @@ def test_the_rows_of_a_missing_shard_are_unusable_until_it_is_restored(packed, c
     path = copy / "shard-00003.parquet"
     content = path.read_bytes()
     path.unlink()
-    samples = samples_of(long_audio="skip")
+    samples = make_sample_builder(long_audio="skip")
     incomplete = measure_lengths([read(copy)], samples, tmp_path / "cache")
     assert f"{path}: no such shard" in incomplete.problems.values()
     path.write_bytes(content)
@@ -266,7 +266,7 @@ def test_if_a_shard_is_damaged_during_a_run_only_its_rows_are_skipped(packed, co
     content = bytearray(path.read_bytes())
     content[200:-2000] = bytes(len(content) - 2200)
     path.write_bytes(content)
-    batch = build_pack(rows, [(n, 0) for n in (0, 1, 13)], samples_of(long_audio="skip"))
+    batch = build_pack(rows, [(n, 0) for n in (0, 1, 13)], make_sample_builder(long_audio="skip"))
     assert batch["rows"] == [13] and len(batch["skipped"]) == 2
     assert all(str(path) in reason for _, reason in batch["skipped"])
 
@@ -375,10 +375,10 @@ def test_the_rows_of_an_unreadable_file_are_unusable_only_until_the_next_start(b
     with monkeypatch.context() as patch:
         FlakyStorage(patch, "open").failures = 99
         (manifest,) = read_manifests([{"path": path, **HUB_ENTRY}], cache_dir=tmp_path / "cache")
-        measured = measure_lengths([manifest], samples_of(), tmp_path / "cache")
+        measured = measure_lengths([manifest], make_sample_builder(), tmp_path / "cache")
         assert list(measured.problems) == [0] and "a.parquet: cannot be read (RuntimeError: 503" in measured.problems[0]
     (manifest,) = read_manifests([{"path": path, **HUB_ENTRY}], cache_dir=tmp_path / "cache")
-    measured = measure_lengths([manifest], samples_of(), tmp_path / "cache")
+    measured = measure_lengths([manifest], make_sample_builder(), tmp_path / "cache")
     assert len(manifest.rows) == 3 and measured.problems == {}
 
 
@@ -408,7 +408,7 @@ def test_an_audio_path_outside_the_folder_of_its_file_is_not_read(tmp_path, path
 def test_rows_with_impossible_audio_paths_are_unusable(tmp_path, path):
     measured = measure_lengths(
         [read(write_hub_dataset(tmp_path, n=3, audio=pa.array([path] * 3)), **HUB_ENTRY)],
-        samples_of(),
+        make_sample_builder(),
         tmp_path / "cache",
     )
     assert list(measured.problems) == [0, 1, 2]
@@ -449,7 +449,7 @@ def test_a_hub_dataset_is_read_with_a_column_map(tmp_path):
     assert rows[3].labels == {"text": "the cat sat 3", "task": "asr", "language": "en"}
     assert rows[3].id == "a.parquet:3"
     assert str(rows[3].clips[0].path) == "3.flac in a.parquet:3"
-    samples = samples_of(prompt=TagPrompt())
+    samples = make_sample_builder(prompt=TagPrompt())
     measured = measure_lengths([read(tmp_path / "a.parquet", **HUB_ENTRY)], samples, tmp_path / "cache")
     assert measured.tokens.tolist() == [len(samples.build(row, 0, 0).ids) for row in rows]
 
@@ -555,7 +555,7 @@ def test_a_column_of_a_wrong_type_raises_no_exception(tmp_path, kind, field):
     rows = read(write_hub_dataset(tmp_path, n=3, **{field: HOSTILE[kind]}), **HUB_ENTRY).rows
     row_list = list(rows)
     assert [row.id for row in row_list] == [rows[n].id for n in range(3)]
-    measured = measure_lengths([read(tmp_path / "a.parquet", **HUB_ENTRY)], samples_of(), tmp_path / "cache")
+    measured = measure_lengths([read(tmp_path / "a.parquet", **HUB_ENTRY)], make_sample_builder(), tmp_path / "cache")
     assert len(measured.tokens) == 3
     if field in ("sentence", "messages"):
         assert sum(row.problem is not None for row in row_list) >= (1 if kind == "invalid UTF-8" else 2)

@@ -270,7 +270,9 @@ def test_audio_without_a_transcript_and_speakers_without_a_gender_are_unusable(t
     (tmp_path / "LibriSpeech/SPEAKERS.TXT").unlink()
     rows = read(tmp_path, "librispeech", "layout.tasks=[asr,sgc]")
     assert "no transcript" in rows["librispeech/dev-clean/84-121123-0002"]["problem"]
-    assert rows["librispeech/dev-clean/84-121123-0000#sgc"]["problem"] == "the corpus does not state its gender"
+    assert (
+        rows["librispeech/dev-clean/84-121123-0000#sgc"]["problem"] == "the corpus states no gender for this utterance"
+    )
     assert "problem" not in rows["librispeech/dev-clean/84-121123-0000"]
 
 
@@ -329,7 +331,7 @@ def test_invalid_json_in_nsynth_is_an_error_and_an_unknown_vocalsound_class_is_u
     write_corpus(tmp_path / "v", "vocalsound")
     layouts.text(tmp_path / "v/datafiles/te.json", '{"data": [{"wav": "b.wav", "labels": "/m/x"}]}')
     rows = read(tmp_path / "v", "vocalsound")
-    assert rows["vocalsound/test/b"]["problem"] == "the corpus does not state its sound"
+    assert rows["vocalsound/test/b"]["problem"] == "the corpus states no sound for this utterance"
 
 
 def test_the_error_for_an_incomplete_line_in_the_vocalsound_class_table_gives_its_number(tmp_path):

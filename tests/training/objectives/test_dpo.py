@@ -155,7 +155,7 @@ def test_logged_values_of_a_pack_equal_the_hand_computed_ones() -> None:
     chosen, rejected = math.log(3 / 4) + math.log(1 / 2), math.log(3 / 4)
     margin = 2 * ((chosen + 3) - (rejected + 0.5))
     assert loss.item() == pytest.approx(math.log(1 + math.exp(-margin)))
-    task_sums = dict(zip(LOSS_CURVES, sums.pop("tasks").T.tolist(), strict=True))
+    task_sums = dict(zip(LOSS_CURVES, sums.pop("curve_sums").T.tolist(), strict=True))
     assert task_sums.pop("preference voice_chat") == [pytest.approx(loss.item()), 1]
     assert not any(map(any, task_sums.values()))
     assert {name: value.item() for name, value in sums.items()} == pytest.approx(

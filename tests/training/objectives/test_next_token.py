@@ -97,11 +97,11 @@ def test_the_loss_of_a_task_sums_over_its_rows():
     batch = {
         "labels": torch.tensor([0, IGNORE, 0, 0, IGNORE, 0]),
         "cu_seqlens": torch.tensor([0, 2, 5, 6], dtype=torch.int32),
-        "tasks": torch.tensor([asr, aac, asr]),
+        "loss_curves": torch.tensor([asr, aac, asr]),
     }
     loss, sums = NextToken()(net, batch)
-    losses, tokens = sums["tasks"]
-    assert not sums["tasks"].requires_grad
+    losses, tokens = sums["curve_sums"]
+    assert not sums["curve_sums"].requires_grad
     expected = torch.tensor([1.0 + 4.0, 2.0 + 3.0])
     torch.testing.assert_close(losses[[asr, aac]] / math.log(2), expected, check_dtype=False)
     assert tokens[[asr, aac]].tolist() == [2, 2] and tokens.sum() == 4
@@ -149,7 +149,7 @@ def test_an_empty_pack_gives_every_part_a_gradient_of_zero(net):
     loss, correct, count, gradients = run(net, empty)
     assert (loss.item(), correct, count) == (0.0, 0, 0)
     # Sums must have the same shape on all ranks.
-    assert NextToken()(net, empty)[1]["tasks"].tolist() == [[0] * len(LOSS_CURVES)] * 2
+    assert NextToken()(net, empty)[1]["curve_sums"].tolist() == [[0] * len(LOSS_CURVES)] * 2
     assert all(not gradient.any() for gradient in gradients)
     assert net.projector.weight.grad is not None and net.encoder.conv1.weight.grad is not None
 

@@ -100,8 +100,8 @@ def make_follow_up(rng: Rng, pool: Pool) -> list[Exchange]:
 
 def make_comparison(rng: Rng, pool: Pool) -> list[Exchange]:
     """Make one exchange: two or three clips of one task, and a question about all of them."""
-    task = pick(rng, pool.select_tasks("comparison", wordings.LABEL_NOUNS, min_labels=2))
-    thing, family = wordings.LABEL_NOUNS[task], pick(rng, ("same", "which", "order"))
+    task = pick(rng, pool.select_tasks("comparison", wordings.LABEL_KINDS, min_labels=2))
+    thing, family = wordings.LABEL_KINDS[task], pick(rng, ("same", "which", "order"))
     labels = [str(label) for label in rng.permutation(sorted(pool.rows[task]))[: pick(rng, (2, 2, 2, 3))]]
     names = [noun_phrase(task, label) for label in labels]
     in_order = ", then ".join(names)

@@ -112,7 +112,7 @@ def _group(row: Row) -> tuple[str, str]:
 
 def noun_phrase(task: str, label: str) -> str:
     """Return a label as a noun phrase, such as 'a dog', 'the drum' or 'the keyword stop'."""
-    return SOUND_PHRASES.get(label, label) if task == "sec" else wordings.NOUN_PHRASES.get(task, "{}").format(label)
+    return SOUND_PHRASES.get(label, label) if task == "sec" else wordings.LABEL_PHRASES.get(task, "{}").format(label)
 
 
 def draw_key(rng: Rng, weights: Weights) -> str:

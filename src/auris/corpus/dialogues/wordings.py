@@ -23,8 +23,8 @@ _SPOKEN_OPENINGS: list[str] = _DATA["spoken_openings"]
 _TYPED_QUESTIONS: dict[str, list[str]] = _DATA["typed"]
 _SPOKEN_QUESTIONS: dict[str, list[str]] = _DATA["spoken"]
 ANSWER_SENTENCES: dict[str, str] = _DATA["sentences"]
-NOUN_PHRASES: dict[str, str] = _DATA["named"]
-LABEL_NOUNS: dict[str, str] = _DATA["things"]
+LABEL_PHRASES: dict[str, str] = _DATA["label_phrases"]
+LABEL_KINDS: dict[str, str] = _DATA["label_kinds"]
 NUMBERS: list[str] = _DATA["numbers"]
 OPPOSITES: list[list[str]] = _DATA["opposites"]
 CATEGORIES: dict[str, list[str]] = _DATA["categories"]
@@ -35,7 +35,7 @@ INSTRUMENT_FAMILIES: dict[str, list[str]] = _DATA["families"]
 def select_split(wordings: Sequence[str], split: str) -> tuple[str, ...]:
     """Return the wordings that belong to `split`.
 
-    Each split has the same share of the wordings as of the corpus's sentences (`grammar.SPLIT_PERCENTAGES`), but valid
+    The wordings are divided in the same proportions as the corpus's sentences (`grammar.SPLIT_PERCENTAGES`), but valid
     and test have at least one wording each.
     """
     assert len(wordings) > 2, wordings

@@ -58,16 +58,17 @@ class File:
 
 
 def _open_source(system: Any, path: str) -> pa.NativeFile:
-    """Open a file that is read at explicit positions, so that forked processes can share an open local file."""
+    """Open a file for pyarrow. Local files are opened without fsspec."""
     if isinstance(system, LocalFileSystem):
         return pa.OSFile(path)
     return pa.PythonFile(system.open(path, "rb", cache_type="none"), mode="r")
 
 
 def wrap_errors(what: str, action: Callable[[], T], kind: type[ShardError] = ShardError) -> T:
-    """Return the result of an action on a file, whose name `what` begins the message of an error.
+    """Return the result of an action on a file.
 
-    An exception of any storage library becomes an error of type `kind`.
+    An exception of any storage library becomes an error of type `kind`. Its message begins with `what`, which names the
+    file or the part of it that is read.
     """
     try:
         return action()
@@ -84,7 +85,7 @@ class Columns:
     Attributes:
         fields: Columns with the fields of a row.
         sound: Columns with the bytes of the audio; empty if the file contains no audio or only paths.
-        audio_field: Field of the row that the audio belongs to; empty if the file has no audio.
+        audio_field: Name of the auris field that holds the audio, such as `audio`; empty if the file has no audio.
         fields_omit_audio: Whether `fields` contains nothing about the audio, not even its path.
     """
 

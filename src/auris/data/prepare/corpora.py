@@ -58,8 +58,8 @@ class Corpus:
         """Yield a row for each task of an utterance.
 
         Args:
-            utterance: Fields of the utterance: `name`; `audio` and `split`, or `problem`; and labels under the names
-                that the values of `_LABELS` list.
+            utterance: Fields of the utterance: `name`; `audio` and `split`, which may be missing if there is a
+                `problem`; and labels, named as in the values of `_LABELS`.
             tasks: The requested tasks.
         """
         if not tasks or not set(tasks) <= set(self.tasks):
@@ -74,7 +74,7 @@ class Corpus:
             if "problem" not in utterance:
                 row |= {label: utterance[field] for label, field in labels.items() if utterance.get(field) is not None}
                 if missing := [field for field in labels.values() if utterance.get(field) is None]:
-                    row["problem"] = f"the corpus does not state its {' or its '.join(missing)}"
+                    row["problem"] = f"the corpus states no {' and no '.join(missing)} for this utterance"
                 # The provenance is the origin of the audio: recorded (`real`) or synthesised.
                 row |= {"provenance": "real", "licence": self.licence}
             yield row

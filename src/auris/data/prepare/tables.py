@@ -263,7 +263,10 @@ def _sound(cell: Any, folder: Path) -> Path | EmbeddedAudio:
 
 
 def map_audio(row: RowDict, *, only: type, change: Callable[[Any], Any]) -> RowDict:
-    """Return a row with `change` applied to each audio of type `only` in its `audio`, which may be a list."""
+    """Return a row with `change` applied to those values of its field `audio` that are instances of `only`.
+
+    The field holds one value or a list.
+    """
     if "audio" not in row:
         return dict(row)
     is_list = isinstance(row["audio"], list)

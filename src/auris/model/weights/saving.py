@@ -1,4 +1,7 @@
-"""Export weights under the names of a layout, to one safetensors file or to shards."""
+"""Export weights to one safetensors file or to shards.
+
+The tensors get the names of a released model (its layout, see `layouts`).
+"""
 
 from __future__ import annotations
 

@@ -47,7 +47,10 @@ class Matrix:
         return [*self.classes, OTHER]
 
     def share(self, true: int, predicted: int) -> float:
-        """Return the share of the rows of a true class that got a response; class and response are given by index."""
+        """Return the share of the rows of class `true` whose response is `predicted`.
+
+        Both are indices into `columns`.
+        """
         total = sum(self.counts[true])
         return self.counts[true][predicted] / total if total else 0.0
 

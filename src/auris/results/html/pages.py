@@ -27,7 +27,7 @@ class Section:
         group: The group of rows, such as `asr en`.
         signature: How the metric that ranks the rows is computed; empty if it is unknown.
         matrices: Confusion matrices, one for each arm and accuracy.
-        worst: The rows with the worst scores; None if single rows have no scores.
+        worst: The rows with the worst scores; None if the metric has no scores of individual rows.
         examples: These rows with their responses.
     """
 
@@ -63,12 +63,12 @@ class Page:
     systems: list[str] = field(default_factory=list)
 
 
-def build_run_page(run: Path, worst: int, players: Players) -> Page:
+def build_run_page(run: Path, n_worst: int, players: Players) -> Page:
     """Return the page of a run.
 
     Args:
         run: The run's directory.
-        worst: Number of rows to show for each group.
+        n_worst: Number of rows to show for each group.
         players: Collection to which the audio of the page is added.
 
     Raises:
@@ -79,7 +79,7 @@ def build_run_page(run: Path, worst: int, players: Players) -> Page:
         raise UserError(f"{run} has no scores; evaluate it: auris evaluate checkpoint={run}")
     study, arm, seed = scores[0].study, scores[0].arm, scores[0].seed
     predictions = runs.read_predictions(run, arm, seed)
-    sections, notes = _sections(predictions, {(arm, seed): run}, {(arm, seed): "answer"}, scores, worst, players)
+    sections, notes = _sections(predictions, {(arm, seed): run}, {(arm, seed): "answer"}, scores, n_worst, players)
     return Page(
         title=f"{study}: {arm}, seed {seed}",
         question=runs.question(run.parent.parent),
@@ -90,13 +90,13 @@ def build_run_page(run: Path, worst: int, players: Players) -> Page:
     )
 
 
-def build_study_page(root: Path, arms: Sequence[str] | None, worst: int, players: Players) -> Page:
+def build_study_page(root: Path, arms: Sequence[str] | None, n_worst: int, players: Players) -> Page:
     """Return the page of a study.
 
     Args:
         root: The study's directory.
         arms: Arms to compare; None: all arms with predictions.
-        worst: Number of rows to show for each group.
+        n_worst: Number of rows to show for each group.
         players: Collection to which the audio of the page is added.
 
     Raises:
@@ -110,7 +110,7 @@ def build_study_page(root: Path, arms: Sequence[str] | None, worst: int, players
     predictions = [row for (arm, seed), run in run_dirs.items() for row in runs.read_predictions(run, arm, seed)]
     has_several_seeds = len({row.seed for row in predictions}) > 1
     names = {(arm, seed): f"{arm}, seed {seed}" if has_several_seeds else arm for arm, seed in run_dirs}
-    sections, notes = _sections(predictions, run_dirs, names, scores, worst, players)
+    sections, notes = _sections(predictions, run_dirs, names, scores, n_worst, players)
     progress_notes = [f"not evaluated yet: {line}" for line in runs.unevaluated(root)]
     evaluated = {(row.arm, row.seed) for row in predictions}
     return Page(
@@ -128,7 +128,7 @@ def _sections(
     run_dirs: Mapping[tuple[str, int], Path],
     names: Mapping[tuple[str, int], str],
     scores: Sequence[ResultRow],
-    worst: int,
+    n_worst: int,
     players: Players,
 ) -> tuple[list[Section], list[str]]:
     """Return the sections of a page, and notes about rows that cannot be found.
@@ -138,7 +138,7 @@ def _sections(
         run_dirs: The run directory of each system by arm and seed.
         names: Names of the systems by arm and seed.
         scores: All result rows of the systems.
-        worst: Number of rows to show for each group.
+        n_worst: Number of rows to show for each group.
         players: Collection to which the audio of the page is added.
     """
     if not predictions:
@@ -151,7 +151,7 @@ def _sections(
         for row in predictions:
             if row.benchmark == benchmark:
                 groups.setdefault(row.prediction.group, []).append(row)
-        chosen = {group: examples.choose_worst_rows(members, worst) for group, members in groups.items()}
+        chosen = {group: examples.choose_worst_rows(members, n_worst) for group, members in groups.items()}
         ids = {row_id for worst_rows in chosen.values() if worst_rows for row_id in worst_rows.ids}
         first = next(row for row in predictions if row.benchmark == benchmark)
         rows, problems = recordings.find_rows(run_dirs[first.arm, first.seed], benchmark, ids)

@@ -100,7 +100,7 @@ class DPO(Objective):
 
         `kl` is log p_reference - log p, averaged over both answers. It is an unbiased estimate of the KL divergence of
         the policy from the reference if the reference model generated the answers (`auris.evaluation.preferences`).
-        Otherwise it only measures how far the policy has drifted. `tasks` (2, K) contains the summed loss and the
+        Otherwise it only measures how far the policy has drifted. `curve_sums` (2, K) contains the summed loss and the
         number of pairs for each of `tasks.LOSS_CURVES`.
         """
         logps, lengths = answer_logps(net, pack)
@@ -115,8 +115,8 @@ class DPO(Objective):
         }
         for name, values in (("logps", logps.detach()), ("length", lengths)):
             sums |= {f"{name}_chosen": values[:, 0].sum(), f"{name}_rejected": values[:, 1].sum()}
-        if "tasks" in pack:
-            sums["tasks"] = task_sums(losses, pack["tasks"])
+        if "loss_curves" in pack:
+            sums["curve_sums"] = task_sums(losses, pack["loss_curves"])
         return losses.sum(), sums
 
     def rewards(self, logps: Tensor, reference: Tensor, lengths: Tensor) -> Tensor:

@@ -27,13 +27,14 @@ class NextToken(Objective):
     def forward(self, net: AudioLM, pack: Pack) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the summed loss, and sums to be logged.
 
-        `accuracy` is the number of supervised tokens that are predicted correctly under teacher forcing. `tasks` (2, K)
-        contains the summed loss and the number of supervised tokens for each of `tasks.LOSS_CURVES`.
+        `accuracy` is the number of supervised tokens that are predicted correctly under teacher forcing.
+        `curve_sums` (2, K) contains the summed loss and the number of supervised tokens for
+        each of `tasks.LOSS_CURVES`.
         """
         logps, positions, is_likeliest = label_logps(net, pack)
         sums = {"accuracy": is_likeliest.sum()}
-        if "tasks" in pack:
+        if "loss_curves" in pack:
             # Index of the row to which each label belongs.
             row_indices = torch.searchsorted(pack["cu_seqlens"][1:].long(), positions, right=True)
-            sums["tasks"] = task_sums(-logps, pack["tasks"][row_indices])
+            sums["curve_sums"] = task_sums(-logps, pack["loss_curves"][row_indices])
         return -logps.sum(), sums
