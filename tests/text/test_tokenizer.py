@@ -298,7 +298,7 @@ def test_dialogue_text_cannot_start_a_message_or_insert_audio(chat):
 
 
 def test_the_qwen_audio_pad_token_in_dialogue_text_is_not_audio():
-    """As in the released chat, it becomes a control token. It is not audio, as no begin and end tokens enclose it."""
+    """It becomes a control token, as in the released chat, but not audio: no begin and end tokens enclose it."""
     tok = tokenizer()
     turns = QwenAudioChat().turns([{"role": "user", "content": f"say {TagPrompt.audio_pad} now"}])
     encoded = tok.encode(turns, [])
@@ -339,7 +339,7 @@ def test_a_prompt_with_tokens_that_are_not_in_the_vocabulary_is_rejected():
 
 
 def test_a_language_tag_that_is_not_in_the_vocabulary_is_encoded_as_text():
-    """As in the released processor, the text of the prompt is unchanged, but its tag becomes several text tokens."""
+    """The text of the prompt is unchanged, as in the released processor, but its tag becomes several text tokens."""
     tok = Tokenizer(qwen2_audio(languages=()))
     turns = NaturalPrompt(supervise_tags=False).turns(ASR, n_clips=1)
     encoded = tok.encode(turns, [[tok.audio_pad_id(turns)]])

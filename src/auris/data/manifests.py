@@ -251,9 +251,11 @@ class ManifestEntry:
             except (FileNotFoundError, ValueError) as error:
                 raise type(error)(f"{key}: {error}") from error
         elif not Path(self.path).is_file():
+            folder, name = Path(self.path).parent, Path(self.path).name
+            is_of_corpus = name in ("train.jsonl", "valid.jsonl", "test.jsonl")  # the files that `auris corpus` writes
+            advice = f"to create the synthetic corpus, run `auris corpus out={folder}`; " if is_of_corpus else ""
             raise MissingFileError(
-                f"{key}: there is no file {self.path}. To create the synthetic corpus, run "
-                f"`auris corpus out={Path(self.path).parent}`; to use your own rows, set {key}=[FILE.jsonl]"
+                f"{key}: there is no file {self.path}; {advice}to use your own rows, set {key}=[FILE.jsonl]"
             )
 
     def open(self, cache_dir: Path | None) -> RowIndex:

@@ -131,7 +131,7 @@ def _row_from_json(content: Mapping[str, Any]) -> Row:
 
 
 class RunId(TypedDict):
-    """What identifies a run: its study, its arm (one of the systems that the study compares), and its seed."""
+    """Identity of a run: its study, its arm (one of the systems that the study compares) and its seed."""
 
     study: str
     arm: str
