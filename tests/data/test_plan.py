@@ -139,7 +139,6 @@ def test_a_mix_with_temperature_and_caps_is_the_same_on_any_number_of_ranks(rows
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: mixed(temperature=0), "data.temperature=0: expected a positive number"),
         (lambda: mixed(temperature=2, weights=(1, 1, 1)), "no effect if sources have weights"),
         (lambda: plan(5, temperature=2), r"no effect on a single source: .*tasks: \[asr\]"),
         (
