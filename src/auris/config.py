@@ -155,7 +155,7 @@ def resolve(cfg: DictConfig, command: str = "train") -> dict[str, Any]:
     except OmegaConfBaseException as error:
         raise UsageError(" ".join(str(error).split())) from error
     config = {str(key): value for container in containers for key, value in cast(Mapping, container).items()}
-    check_values(config, command)
+    check_values(config, "study" if command == "train" and "arms" in config else command)
     return config
 
 

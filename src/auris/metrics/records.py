@@ -142,7 +142,9 @@ def read_records(path: Path, kind: type[Record]) -> list[Record]:
 
 def _restore_nan(fields: dict[str, Any]) -> dict[str, Any]:
     """Replace null by NaN in the fields whose numbers may be undefined."""
-    restored = {name: math.nan for name in ("value", "low", "high", "audio_seconds") if fields.get(name, 0) is None}
+    restored: dict[str, Any] = {
+        name: math.nan for name in ("value", "low", "high", "audio_seconds") if fields.get(name, 0) is None
+    }
     if None in fields.get("stats", ()):
         restored["stats"] = [math.nan if stat is None else stat for stat in fields["stats"]]
     return fields | restored
