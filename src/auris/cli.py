@@ -151,7 +151,7 @@ def run_job(name: str, cfg: DictConfig) -> float | None:
 
     code = 2  # for errors in the config
     try:
-        resolved = config.resolve(cfg)
+        resolved = config.resolve(cfg, name)
         command = COMMANDS[name]
         run: Callable[[config.Config], int | float | None] = resolve_name(command.function)
         code = 1  # for errors while the command runs

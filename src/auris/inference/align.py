@@ -191,8 +191,6 @@ class Aligner:
 def run(config: Config) -> None:
     """Run `auris align`: write the rows of `data.test` with word times to `out`, and compare them with known times."""
     console = Console()
-    if not isinstance(config["prior_scale"], (int, float)) or config["prior_scale"] < 0:
-        raise UserError(f"prior_scale={config['prior_scale']}: expected 0 or more (1: as published)")
     if not config["data"]["test"]:
         raise UserError(f"data.test={config['data']['test']}: expected [FILE.jsonl] with transcribed rows")
     model = pretrained.load(config["checkpoint"], which=config["which"], device=config["accelerator"])
