@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from auris.errors import UsageError, UserError, did_you_mean
+from auris.files import read_yaml
 
 if TYPE_CHECKING:
     from auris.data.samples import Samples
@@ -176,7 +177,7 @@ def check_values(config: Config, command: str = "train") -> None:
 
 @cache
 def _ranges() -> list[tuple[re.Pattern, str]]:
-    content = yaml.safe_load((HERE / "ranges.yaml").read_text(encoding="utf-8"))
+    content = read_yaml(HERE / "ranges.yaml")
     return [(re.compile(translate(key.replace("[", "[[]"))), str(rule)) for key, rule in content.items()]
 
 
