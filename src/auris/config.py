@@ -104,7 +104,10 @@ def explain(error: Exception, overrides: Sequence[str], command: str) -> UsageEr
         key = match[1]
         override = next((override for override in overrides if override.partition("=")[0].strip("~") == key), key)
         choices = dict(override.split("=", 1) for override in overrides if "=" in override)
-        hint = did_you_mean(key, _valid_keys(command, choices))
+        valid_keys = set(_valid_keys(command, choices))
+        if key in valid_keys:  # a group without options, such as `ablations` outside a checkout
+            return UsageError(f"{override}: expected a file {override.replace('=', '/')}.yaml in the working directory")
+        hint = did_you_mean(key, valid_keys)
         return UsageError(f"{override}: there is no {key}; {hint}to add a new key, type +{override}")
     return UsageError(" ".join(str(error).split()))
 
