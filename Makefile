@@ -80,7 +80,7 @@ test-wheel:  ## build the wheel, install it into an empty environment and use it
 	cd $(WHEEL) && unset PYTHONPATH && env/bin/auris --version && env/bin/auris train --help > help.txt \
 	  && env/bin/auris doctor show=srwt && env/bin/auris train scale=tiny dry_run=true 2> error.txt; test $$? -eq 1 \
 	  && grep "there is no file" error.txt
-	cd $(WHEEL) && unset PYTHONPATH && env/bin/auris results study=none 2> error.txt; grep "auris\[reports\]" $(WHEEL)/error.txt
+	cd $(WHEEL) && unset PYTHONPATH && env/bin/auris results study=none 2> error.txt; grep "auris\[reports\]" error.txt
 
 lint: setup  ## ruff, types (pyrefly), codespell and the contracts of the layers (import-linter)
 	$(PY) -m ruff check src tests benchmarks
