@@ -16,7 +16,7 @@ from transformers import AutoProcessor, Qwen2AudioForConditionalGeneration
 
 import auris
 from auris import audio
-from auris.inference.audio_model import AudioModel
+from auris.inference.audio_model import AudioModel, user_message
 from auris.text.chat import Qwen2AudioChat, QwenAudioChat
 from auris.text.prompts import NaturalPrompt, TagPrompt
 from auris.text.tokenizer import Tokenizer
@@ -138,13 +138,31 @@ def test_batches_accept_lists_of_clips_or_prompts(model: AudioModel, files: list
     assert ask([None, files[0]], PROMPT) == [ask(None, PROMPT), answers[0]]
 
 
+def test_clips_are_accepted_in_every_form(model: AudioModel, files: list[Path]):
+    wave = audio.read(files[0])
+    integers = np.round(wave * 2**15).astype(np.int16)
+    forms = [(wave, 16_000), {"array": wave, "sampling_rate": 16_000}, files[0].read_bytes(), integers, wave.tolist()]
+    settings = {"max_new_tokens": 6}
+    for ask in (
+        lambda clips: model.generate(clips, [PROMPT] * len(clips), **settings),
+        lambda clips: model.transcribe(clips, **settings),
+        lambda clips: model.chat([[user_message([clip], "what?")] for clip in clips], **settings),
+    ):
+        assert len(set(ask([files[0], *forms]))) == 1
+    for form in forms:
+        assert isinstance(model.transcribe(form, **settings), str)
+
+
 def test_invalid_prompts_are_refused(model: AudioModel, files: list[Path]):
     with pytest.raises(ValueError, match=r"'audio': 2, 'prompt': 3"):
         model.generate(audio=files[:2], prompt=["a", "b", "c"])
     with pytest.raises(ValueError, match="missing.wav"):
         model.generate(audio="missing.wav", prompt=PROMPT)
-    with pytest.raises(ValueError, match=r"shape \(2, 100\)"):
-        model.generate(audio=np.zeros((2, 100)), prompt=PROMPT)
+    for ask in (model.generate, model.transcribe, lambda clip: model.chat([user_message([clip], "")])):
+        with pytest.raises(ValueError, match=r"shape \(80, 300\)"):
+            ask(np.zeros((80, 300)))
+        with pytest.raises(ValueError, match="not finite"):
+            ask(np.full(1600, np.nan))
     with pytest.raises(ValueError, match=r"the prompt has \d audio placeholders?, but the row has 0 clips"):
         model.generate(audio=None, prompt=CLIP_TOKENS)
     with pytest.raises(ValueError, match="beams"):

@@ -32,7 +32,7 @@ from auris.text.tasks import TASKS
 KINDS = {
     "unusable": "the row is invalid: not JSON, unknown task, missing label",
     "corrupt": "the audio is missing or cannot be decoded",
-    "silent": "samples differ by less than one step of 16-bit audio",
+    "silent": "samples differ by less than 6 steps of 16-bit audio, such as a constant or dither",
     "clipped": "the audio is clipped at its peaks",
     "length": "the length of the audio does not match the row",
     "duplicate": "an earlier row of the same set has the same audio and asks the same question",
@@ -41,10 +41,12 @@ KINDS = {
 
 # Clipped audio stays at its highest or lowest value for several samples. A channel counts as clipped if the share of
 # such samples exceeds a limit. The limit is low if the value is full scale. Otherwise it must be higher, because low
-# tones are flat around their peaks too (1 % of the samples of a 50 Hz tone at 44.1 kHz).
+# tones are flat around their peaks too (1 % of the samples of a 50 Hz tone at 44.1 kHz). A quiet signal of few steps is
+# flat everywhere without being clipped.
 FULL_SCALE = 0.99
 _MIN_RUN = 3  # samples
 _MIN_SHARE_AT_FULL_SCALE, _MIN_SHARE_BELOW_FULL_SCALE = 1e-3, 2e-2
+_MIN_STEPS_BELOW_FULL_SCALE = 16  # number of different values
 
 # Letters per second that no speech reaches: twice the rate of the fastest readers (about 20 letters per second in
 # English, and 7 in languages that write each syllable as one letter).
@@ -238,13 +240,18 @@ def _read_header_length(path: Path | audio.Sound) -> int | None:
 
 def clipped_share(wave: np.ndarray) -> float:
     """Return the share of clipped samples in the worst channel of (L, C); 0 if it is too small to be clipping."""
-    max_share = 0.0
-    for channel in np.clip(wave, -1.0, 1.0).T:  # lossy codecs exceed full scale
-        top, bottom = channel.max(), channel.min()
-        share = sum(_count_in_runs(channel == value) for value in (top, bottom)) / len(channel)
-        limit = _MIN_SHARE_AT_FULL_SCALE if max(top, -bottom) >= FULL_SCALE else _MIN_SHARE_BELOW_FULL_SCALE
-        max_share = max(max_share, share if share > limit else 0.0)
-    return max_share
+    return max(map(_clipped_share, np.clip(wave, -1.0, 1.0).T))  # lossy codecs exceed full scale
+
+
+def _clipped_share(channel: np.ndarray) -> float:
+    top, bottom = channel.max(), channel.min()
+    if audio.is_silent(channel):
+        return 0.0
+    share = sum(_count_in_runs(channel == value) for value in (top, bottom)) / len(channel)
+    if max(top, -bottom) >= FULL_SCALE:
+        return share if share > _MIN_SHARE_AT_FULL_SCALE else 0.0
+    is_clipped = share > _MIN_SHARE_BELOW_FULL_SCALE and len(np.unique(channel)) >= _MIN_STEPS_BELOW_FULL_SCALE
+    return share if is_clipped else 0.0
 
 
 def _count_in_runs(is_flat: np.ndarray) -> int:
