@@ -72,7 +72,7 @@ def combinations() -> list[tuple[str, ...]]:
         is_base = path.parent.name == "base" or group == "hydra"
         if (
             group not in (".", "experiment", "scale") and not is_base
-        ):  # all combinations of these two are composed below
+        ):  # experiments and scales are combined below
             for command in GROUP_COMMANDS.get(group, ("train",)):
                 options.setdefault(command, {}).setdefault(group, []).append(f"{group}={path.stem}")
     rounds = {command: itertools.zip_longest(*groups.values()) for command, groups in options.items()}
