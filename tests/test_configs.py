@@ -70,9 +70,7 @@ def combinations() -> list[tuple[str, ...]]:
     for path in sorted(config.CONFIGS.rglob("*.yaml")):
         group = path.parent.relative_to(config.CONFIGS).as_posix()
         is_base = path.parent.name == "base" or group == "hydra"
-        if (
-            group not in (".", "experiment", "scale") and not is_base
-        ):  # experiments and scales are combined below
+        if group not in (".", "experiment", "scale") and not is_base:  # experiments and scales are combined below
             for command in GROUP_COMMANDS.get(group, ("train",)):
                 options.setdefault(command, {}).setdefault(group, []).append(f"{group}={path.stem}")
     rounds = {command: itertools.zip_longest(*groups.values()) for command, groups in options.items()}
