@@ -63,8 +63,8 @@ def at_the_root(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def combinations() -> list[tuple[str, ...]]:
     """Return tuples of a command and one option of each of its groups, such that every option occurs.
 
-    Options of different groups are independent, so that one composition, which takes Hydra a third of a second, tests
-    an option of each group.
+    Options of different groups are independent, so one composition can test an option of each group. This saves time,
+    because it takes Hydra a third of a second.
     """
     options: dict[str, dict[str, list[str]]] = {}
     for path in sorted(config.CONFIGS.rglob("*.yaml")):
