@@ -114,7 +114,7 @@ def test_a_range_may_depend_on_the_command():
 
 
 def test_every_number_in_a_config_has_a_range():
-    """Read all config files. Numbers in the tables by stage become other keys, whose ranges are checked."""
+    """Read all config files. The tables by training stage, `tiny` and `small`, only provide numbers for other keys."""
     without_range = []
     for path in sorted(config.CONFIGS.rglob("*.yaml")):
         text = path.read_text(encoding="utf-8")

@@ -227,10 +227,10 @@ def command_help(name: str) -> str:
     section = ""
     for entry in entries:
         section = section if entry.indent else f"{entry.key}."
-        # A key with a value that is also a group is already on the page.
+        # A key that has a value and is also a group is already on the page.
         if not entry.in_defaults and (entry.indent or not entry.value or entry.key not in groups):
             allowed = config.allowed_values(f"{section}{entry.key}" if entry.indent else entry.key, name) or ""
-            # Comments list the words that are allowed, but not the numbers.
+            # Comments list the allowed words, but not the allowed numbers (`a number ...`, `an integer ...`).
             text = f"{entry.comment} ({allowed})" if allowed.startswith("a") else entry.comment
             page += _two_columns(f"  {entry.indent}{entry.key}: {entry.value}".rstrip(), text.strip())
     page += ["", "Flags:", *(line for flag, text in FLAGS.items() for line in _two_columns(f"  {flag}", text)), ""]

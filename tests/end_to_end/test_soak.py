@@ -25,8 +25,8 @@ WARM_UP = 0.6  # the first 60 % of the steps do not count, because the caches of
 def memory(trainer: psutil.Process) -> tuple[float, float] | None:
     """Return the MB allocated by the trainer, and the mean MB allocated by its forked workers.
 
-    Only anonymous pages are counted. The unique set size (USS) also grows when another process with the same libraries
-    ends, or when the trainer writes to pages that it shares with a worker.
+    Only anonymous pages are counted, because the unique set size (USS) also grows when another process with the same
+    libraries ends, or when the trainer writes to pages that it shares with a worker.
     """
     try:
         workers = [anonymous_mb(process) for process in trainer.children() if process.cmdline() == trainer.cmdline()]

@@ -243,7 +243,7 @@ def test_an_extended_vocabulary_is_the_same_after_saving_and_loading(tmp_path):
     assert Tokenizer.load(tmp_path).fast.get_vocab() == tok.fast.get_vocab()
 
 
-def test_audio_ids_are_the_ids_of_all_control_tokens_that_a_text_model_lacks():
+def test_added_ids_are_those_of_all_control_tokens_that_a_text_model_lacks():
     tok = Tokenizer(plain())
     chatml = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     assert tok.added_ids == sorted(tok.id(token) for token in control_tokens() if token not in chatml)

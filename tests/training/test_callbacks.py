@@ -211,7 +211,7 @@ def test_too_many_unusable_rows_on_all_ranks_together_stop_the_run(tmp_path):
     callback = UnusableRows(tmp_path, max_unusable=0.1)
     for _ in range(9):
         skip_rows(callback, *[(f"r{n}", "bad") for n in range(10)], n_read=100)
-        skip_rows(callback, n_read=1000)  # with these, none of the last 1000 rows, which alone count, is unusable
+        skip_rows(callback, n_read=1000)  # only the last 1000 rows count, and all of these are usable
     skip_rows(callback, *[(f"r{n}", "bad") for n in range(10)], n_read=100, n_unusable_elsewhere=90)
     with pytest.raises(RunStopped, match=r"121 of the last \d+ rows could not be used, .*max_unusable=0.1 of 1000"):
         skip_rows(callback, ("one", "more"), n_read=100, n_unusable_elsewhere=20)

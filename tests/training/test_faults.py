@@ -70,7 +70,7 @@ def faulty_rows(corpus: Path, tmp_path: Path) -> Path:
 
 
 class MakeNonFinite(L.Callback):
-    """Make the features of a row's pack (or, without a row, some gradients) non-finite before a step."""
+    """Before a step, make the features of the pack with `row` NaN, or some gradients infinite if `row` is None."""
 
     def __init__(self, step: int, row: int | None = None):
         self.step, self.row = step, row
@@ -248,7 +248,7 @@ def test_all_processes_agree_to_skip_or_stop_under_every_strategy(compose_run, f
 
 @pytest.fixture
 def kill_workers_at(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    """Return a function `set_up(path, times)`: reading `path` kills the reading worker, for the first `times` reads."""
+    """Return a function `set_up(path, times)`. After it, each of the first `times` reads of `path` kills its worker."""
     read, main_process = audio.read, os.getpid()
 
     def set_up(path: str, times: int) -> None:

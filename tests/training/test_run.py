@@ -248,7 +248,7 @@ def test_unreadable_rows_are_reported_and_the_other_rows_keep_their_steps(compos
     (tmp_path / "good.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "noise.flac").write_bytes(b"fLaC but not really")
     rows[3]["audio"] = "noise.flac"
-    rows[4]["text"] = rows[4].get("text") and " "
+    rows[4]["text"] = rows[4].get("text") and " "  # unusable if the row has a text
     (tmp_path / "bad.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     recorders = {}
     for name in ("good", "bad"):

@@ -103,7 +103,7 @@ def test_a_materialised_net_equals_one_built_in_memory():
     net = build_meta()
     materialise(net, "cpu")
     in_memory = build()
-    in_memory.load_state_dict(net.state_dict())  # parameters and persistent buffers; the logits compare the others
+    in_memory.load_state_dict(net.state_dict())  # all but non-persistent buffers, which the logits compare
     batch = pack([[text(3), Clip(37), text(4)], [text(9)]], net.geometry)
     with torch.no_grad():
         torch.testing.assert_close(net.logits(batch), in_memory.logits(batch), rtol=0, atol=0)

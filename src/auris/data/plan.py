@@ -332,8 +332,8 @@ def _choose_fullest(lengths: list[int], budget: int) -> list[int]:
     """Return the indices of rows that fill the budget best. The first row is always among them.
 
     Subset sums are the bits of one integer: bit t of reach[i] is set if a subset of rows 0 to i that contains row 0 has
-    t tokens in total. Rows after the first i for which bit `budget` of reach[i] is set are not used. A later row is
-    used only if earlier rows cannot give the same total.
+    t tokens in total. Once bit `budget` is set in reach[i], rows after i are not used. A later row is used only if
+    earlier rows cannot give the same total.
     """
     within_budget = (1 << budget + 1) - 1
     reach = [1 << lengths[0]]

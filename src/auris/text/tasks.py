@@ -113,6 +113,7 @@ class Task:
         return self.answer.extract(answer, part)
 
 
+# Who wrote a prompt; `tasks.yaml` explains the values.
 _PROMPT_SOURCES = ("published", "published (as read by third parties)", "ours")
 
 

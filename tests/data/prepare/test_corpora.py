@@ -62,7 +62,7 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
             "target_language": "de",
             "transcript": 'Sentence 0, "quoted".',
         },
-        "covost2/en_de/train/common_voice_en_two": {"split": "train"},  # train_covost
+        "covost2/en_de/train/common_voice_en_two": {"split": "train"},  # train_covost in the table
         "covost2/en_de/dev/common_voice_en_three": {"speaker": "s2"},
         "covost2/en_de/test/common_voice_en_four": {"split": "test"},
     },
