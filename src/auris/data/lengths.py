@@ -15,10 +15,11 @@ from rich.progress import track
 
 from auris import audio
 from auris.data import array_cache
+from auris.data.importers import is_task_row
 from auris.data.manifests import Manifest, Selection, UndecodedRow, iterate_undecoded
 from auris.data.parallel_map import parallel_map
 from auris.data.parquet.reader import ShardError
-from auris.data.rows import Clip, Record, Row, TransientProblem, is_task_row
+from auris.data.rows import Clip, Record, Row, TransientProblem
 from auris.data.samples import ClipTooLongError, Samples, prompt_digest
 from auris.errors import AudioError, RowError, UserError, count
 from auris.files import digest

@@ -92,9 +92,9 @@ class Chat:
 
         Args:
             messages: Messages. If the first message is not a system message, the default system message is added.
-            supervise: Whether to train the model on the messages of the assistant and their end tokens. The last
-                message must then be from the assistant. Otherwise, a dialogue that does not end with the assistant is
-                followed by the beginning of the assistant's next message.
+            supervise: Whether to train the model on the messages of the assistant and their end tokens, except for
+                messages with `loss: false`. The last message must then be from the assistant. Otherwise, a dialogue
+                that does not end with the assistant is followed by the beginning of the assistant's next message.
 
         Raises:
             UserError: The messages have an unknown structure, or `supervise` is set and the last message is not from
@@ -115,7 +115,7 @@ class Chat:
         before, after = self.clip_template.split("{audio}")
         clip_number = 0
         for index, message in enumerate(messages):
-            is_trained = supervise and message["role"] == "assistant"
+            is_trained = supervise and message["role"] == "assistant" and message.get("loss", True)
             role = "answer" if is_trained and index + 1 == len(messages) else "prompt"
             clip_number = 0 if self.restarts_numbering else clip_number
             turns = self._open(message["role"])

@@ -19,6 +19,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from auris.data import row_files
 from auris.data.rows import FieldMap, Record, parse_line
 from auris.errors import MissingFileError, UserError, count
 from auris.text.answer_formats import Labels
@@ -117,11 +118,9 @@ def read_map(path: Path) -> dict[str, str]:
 
 
 def read_records(path: Path) -> Iterator[tuple[int, Record]]:
-    """Yield the line number and the record of each non-empty line of a JSONL file."""
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                yield number, parse_line(line, f"{path.name}:{number}", FieldMap())
+    """Yield the number and the record of each row of a JSONL file or a JSON array."""
+    for number, line in row_files.iterate_rows(path):
+        yield number, parse_line(line, f"{path.name}:{number}", FieldMap())
 
 
 def _read_lines(path: Path) -> Iterator[tuple[int, Cells | str]]:
@@ -156,6 +155,7 @@ _READERS: dict[str, Callable[[Path], Iterator[tuple[int, Cells | str]]]] = {
     ".csv": lambda path: read_delimited(path, ","),
     ".tsv": lambda path: read_delimited(path, "\t", quoted=False),
     ".jsonl": _read_lines,
+    ".json": _read_lines,
     ".parquet": _read_parquet,
 }
 

@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from auris.data.importers import dialogue_task
 from auris.data.prepare.tables import Cells, RowDict, find_files, map_audio, read_map, read_records
 from auris.data.rows import Record
 from auris.errors import MissingFileError, UserError
@@ -184,6 +185,6 @@ def _read_fields(record: Record, folder: Path) -> RowDict:
     if record.fields is None:
         return {"problem": record.problem}
     fields = dict(record.fields)
-    if not {"messages", "conversations", "chosen"}.isdisjoint(fields):
+    if dialogue_task(fields):
         return {**fields, "problem": "the row is a dialogue: train on its manifest directly, without `auris prepare`"}
     return map_audio(fields, only=str, change=lambda path: folder / path)
