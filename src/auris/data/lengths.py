@@ -25,7 +25,7 @@ from auris.errors import AudioError, RowError, UserError, count
 from auris.files import digest
 from auris.text import tasks
 
-_VERSION = 4  # version of the format of cached arrays
+_VERSION = 5  # of cached arrays; changes with their format and with the rules that make a row unusable
 _CHUNK_ROWS = 10_000  # rows that a process measures at a time; fewer rows are measured without a progress bar
 _MAX_FAMILIES = 10_000  # number of stored `RowFamilies`; limits the memory if every row has different labels
 _LABEL_TYPES = {str, type(None)}  # types whose equal values are the same label, unlike numbers (1 == 1.0 == True)

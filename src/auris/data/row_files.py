@@ -43,7 +43,7 @@ def iterate_rows(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def is_array(path: Path) -> bool:
-    """Return whether a file is a JSON array of rows. Otherwise it has one row in each line.
+    """Return whether a file is a JSON array of rows. Otherwise, and always if it is a `.txt`, each line is a row.
 
     Raises:
         UserError: The file is of another kind.
@@ -58,6 +58,8 @@ def is_array(path: Path) -> bool:
     for signature, advice in _SIGNATURES:
         if first_line.startswith(signature):
             raise UserError(f"{path} is {advice}")
+    if path.suffix == ".txt":
+        return False
     start = first_line.removeprefix(codecs.BOM_UTF8).lstrip()
     if start.startswith(b"{"):
         _check_lines(path, start, has_more_lines)

@@ -184,7 +184,7 @@ class Lines(RowIndex):
 
     def __init__(self, path: Path, field_map: FieldMap, cache_dir: Path | None):
         self._path, self._is_text = path, path.suffix == ".txt"
-        self._is_array = not self._is_text and row_files.is_array(path)
+        self._is_array = row_files.is_array(path)
         self._version = _file_version(os.stat(path))
         self._file: Any = None
         super().__init__(str(path), path.parent, field_map, cache_dir)
