@@ -90,6 +90,8 @@ def convert_air_bench(fields: Fields) -> Fields:
     if fields["task_name"] == "Audio_Grounding":  # its files are listed as .wav but stored as .flac
         path = f"{path[:-3]}flac"
     question = fields["question"]
+    if not isinstance(question, str):
+        raise UserError(f"`question` is {shorten(question)}, expected a string")
     if "choice_a" in fields:
         options = {letter: fields.get(f"choice_{letter.lower()}") for letter in "ABCD"}
         if fields["answer_gt"] not in options.values():
