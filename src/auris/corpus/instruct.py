@@ -30,7 +30,7 @@ from auris.corpus.output import check_count, check_processes, hash_bytes, reuse_
 from auris.corpus.recording import Fields
 from auris.data.manifests import read_manifests
 from auris.data.rows import Row
-from auris.errors import MissingFileError, UserError, count
+from auris.errors import MissingFileError, UserError, count, shorten
 from auris.files import create_directory, write_json, write_jsonl
 
 VERSION = 2  # raise it with every change after which the same seed gives different rows
@@ -170,7 +170,7 @@ def _write_questions(
             raise UserError("llm.url needs a file for the model's replies: set llm.recording=FILE.jsonl")
         endpoint = Endpoint(**{key: llm[key] for key in ("url", "model", "key_env", "temperature")})
     if not isinstance(llm["pairs"], int) or llm["pairs"] < 1:
-        raise UserError(f"llm.pairs is {llm['pairs']!r}, expected at least 1, for example llm.pairs=8")
+        raise UserError(f"llm.pairs is {shorten(llm['pairs'])}, expected at least 1, for example llm.pairs=8")
     rows = [row for entries in corpus_rows.values() for row in entries if is_usable(row)]
     task_labels = {(row.labels["task"], answer_text(row)) for row in rows if row.labels["task"] in llm["tasks"]}
     if not task_labels:
@@ -185,7 +185,7 @@ def _check_counts(counts: Mapping[str, Mapping[str, int]]) -> None:
     for key, by_split in counts.items():
         for split, n_rows in by_split.items():
             if split not in SPLITS:
-                raise UserError(f"{key} has the split {split!r}, expected {', '.join(SPLITS)}")
+                raise UserError(f"{key} has the split {shorten(split)}, expected {', '.join(SPLITS)}")
             check_count(f"{key}.{split}", n_rows)
 
 
@@ -194,7 +194,9 @@ def _check_weights(key: str, weights: Weights, valid: Iterable[str]) -> None:
         raise UserError(f"{key} has {sorted(unknown)}, expected {', '.join(valid)}")
     for name, weight in weights.items():
         if not isinstance(weight, (int, float)) or isinstance(weight, bool) or not 0 <= weight < float("inf"):
-            raise UserError(f"{key}.{name} is {weight!r}, expected a weight of at least 0, for example {key}.{name}=1")
+            raise UserError(
+                f"{key}.{name} is {shorten(weight)}, expected a weight of at least 0, for example {key}.{name}=1"
+            )
     if not any(weights.values()):
         raise UserError(f"all weights of {key} are 0; set one, for example {key}.{next(iter(valid))}=1")
 

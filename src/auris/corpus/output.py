@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from rich.progress import Progress
 
 from auris.corpus.signal import SAMPLE_RATE
-from auris.errors import UserError
+from auris.errors import UserError, shorten
 from auris.files import read_json
 
 LICENCE = "CC0-1.0"
@@ -37,7 +37,7 @@ def check_count(key: str, value: object) -> int:
         UserError: `value` is not a number of rows.
     """
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise UserError(f"{key} is {value!r}, expected a number of rows, for example {key}=100")
+        raise UserError(f"{key} is {shorten(value)}, expected a number of rows, for example {key}=100")
     return value
 
 

@@ -275,7 +275,7 @@ def _chat_row(fields: Fields, row_id: str, folder: Path) -> Row:
     is_preference = "chosen" in fields or "rejected" in fields
     task = "preference" if is_preference else "chat"
     if fields.get("task", task) != task:
-        raise UserError(f"`task` is {fields['task']!r}, expected {task!r} for this row with `messages`")
+        raise UserError(f"`task` is {shorten(fields['task'])}, expected {task!r} for this row with `messages`")
     if "audio" in fields:
         raise UserError("the row has `audio` and `messages`: expected the audio of a dialogue inside its messages")
     if "offset" in fields:
@@ -291,7 +291,7 @@ def _chat_row(fields: Fields, row_id: str, folder: Path) -> Row:
     else:
         *prompt, answer = messages
         if answer["role"] != "assistant":
-            raise UserError(f"the last message has role {answer['role']!r}, expected the assistant's answer")
+            raise UserError(f"the last message has role {shorten(answer['role'])}, expected the assistant's answer")
         answers = {"text": _text(answer, f"messages[{len(prompt)}] (assistant)")}
     _check_prompt(prompt)
     labels = {key: value for key, value in fields.items() if key != "id"}
@@ -354,7 +354,7 @@ def _reply(key: str, value: Any) -> str:
     if not isinstance(messages, list) or len(messages) != 1 or audio_parts(messages):
         raise UserError(f"`{key}` is {shorten(value)}, expected a string or one message of the assistant")
     if messages[0]["role"] != "assistant":
-        raise UserError(f"`{key}` has role {messages[0]['role']!r}, expected 'assistant'")
+        raise UserError(f"`{key}` has role {shorten(messages[0]['role'])}, expected 'assistant'")
     return _text(messages[0], f"`{key}`")
 
 

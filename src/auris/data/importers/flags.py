@@ -46,7 +46,7 @@ def check_task_row(fields: Fields) -> None:
     """
     for name in FIELDS - {_SKIP_FLAG}:
         if name in fields and fields[name] in (False, 0):
-            raise UserError(f"`{name}` is {fields[name]!r}: the row is not to be learned")
+            raise UserError(f"`{name}` is {shorten(fields[name])}: the row is not to be learned")
     _check_skip(fields)
 
 
@@ -148,5 +148,5 @@ def _check_kto(fields: Fields) -> None:
         if value is None or value in (True, 1):
             continue
         if value in (False, 0):
-            raise UserError(f"`{name}` is {value!r}: a bad answer without a better one (KTO), expected a pair")
+            raise UserError(f"`{name}` is {shorten(value)}: a bad answer without a better one (KTO), expected a pair")
         raise UserError(f"`{name}` is {shorten(value)}, expected true or false, which says whether the answer is good")

@@ -14,7 +14,7 @@ from pathlib import Path
 from auris.data.importers import dialogue_task
 from auris.data.prepare.tables import Cells, RowDict, find_files, map_audio, read_map, read_records
 from auris.data.rows import Record
-from auris.errors import MissingFileError, UserError
+from auris.errors import MissingFileError, UserError, shorten
 
 # --- Lhotse -------------------------------------------------------------------------------------------------------
 
@@ -48,7 +48,7 @@ def lhotse(
 
 def _cut_rows(cut: Cells, root: Path, task: str, language: str | None) -> Iterator[RowDict]:
     if cut.get("type", "MonoCut") != "MonoCut":
-        raise UserError(f"the cut is a {cut['type']}, expected a MonoCut (one channel of one recording)")
+        raise UserError(f"the cut is a {shorten(cut['type'])}, expected a MonoCut (one channel of one recording)")
     recording = cut["recording"]
     transforms = [entry.get("name") for entry in recording.get("transforms") or ()]
     if transforms:
@@ -60,7 +60,7 @@ def _cut_rows(cut: Cells, root: Path, task: str, language: str | None) -> Iterat
     if more_sources or len(source["channels"]) > 1:
         raise UserError("the recording has several channels: save the channel of the cut as a separate recording")
     if source["type"] != "file":
-        raise UserError(f"the source of the recording is of type {source['type']!r}, expected 'file'")
+        raise UserError(f"the source of the recording is of type {shorten(source['type'])}, expected 'file'")
     if not cut["supervisions"]:
         raise UserError(f"cut {cut['id']} has no supervision")
     for supervision in cut["supervisions"]:
