@@ -177,16 +177,16 @@ def decode_record(record: Record, folder: Path) -> Row:
         fields = importers.convert(fields)
         row = (_chat_row if "messages" in fields else _task_row)(fields, record.id, folder)
         row = row if row.problem or not record.sounds else _with_sounds(row, record)
-        return row if row.problem else replace(row, problem=_find_url(row.clips))
+        url = None if row.problem else _find_url(row.clips)
+        return row if url is None else replace(row, problem=f"its audio is at the URL {shorten(url)}, expected a file")
     except ValueError as error:
         return Row(record.id, (), labels, str(error))
 
 
 def _find_url(clips: Sequence[Clip]) -> str | None:
-    """Return the problem of a row with audio that is not stored with it and that no local file holds."""
-    urls = (str(clip.path) for clip in clips if isinstance(clip.path, Path) and _URL.search(str(clip.path)))
-    url = next(urls, None)
-    return url and f"its audio is at the URL {shorten(url)}, expected a file: download it"
+    """Return the first path that is a URL, unless the audio is stored with the row."""
+    paths = (str(clip.path) for clip in clips if isinstance(clip.path, Path))
+    return next((path for path in paths if _URL.search(path)), None)
 
 
 def _with_sounds(row: Row, record: Record) -> Row:

@@ -103,7 +103,7 @@ PAIR = {"messages": [QUESTION], "chosen": "Rain.", "rejected": "Snow."}
         ({"messages": [QUESTION, {**GOOD, "tool_calls": [{}]}]}, "messages[1] has `tool_calls`"),
         ({"messages": [QUESTION, {**GOOD, "train_detail": [{"train": False}]}]}, "messages[1] has `train_detail`"),
         ({"messages": [{**QUESTION, "training": True}, GOOD]}, "`training` is True in messages[0] (user)"),
-        *(({**CHAT, flag: False}, f"`{flag}` is False: the row") for flag in FLAGS if flag != "train_on_turn"),
+        *(({**CHAT, flag: False}, f"`{flag}` is False: the row") for flag in FLAGS),
         ({**CHAT, "weight": 3}, "`weight` of the row is 3"),
         ({**CHAT, "label": False}, "`label` is False: a bad answer"),
         ({**CHAT, "label": 0}, "`label` is 0: a bad answer"),

@@ -22,12 +22,12 @@ _ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant"}
 _ROLES |= {role: role for role in ("system", "user", "assistant")}
 
 # What auris cannot learn from. A row with any of these is refused.
-_OTHER_MODALITIES = ("images", "image", "videos", "video", "objects", "tools", "functions", "function_call")
-_UNUSED_PAIRS = [
+_OTHER_MODALITIES = {"images", "image", "videos", "video", "objects", "tools", "functions", "function_call"}
+_OTHER_MODALITIES |= {
     f"{prefix}_{name}"
     for prefix in ("rejected", "positive", "negative")
     for name in ("messages", "audios", "images", "videos", "tools", "objects")
-]
+}
 
 
 def convert_messages(fields: Fields) -> Fields:
@@ -205,8 +205,8 @@ def _finish(fields: Fields) -> Fields:
     if rejected is not None:
         fields |= {"chosen": messages[-1], "rejected": rejected}
         messages = messages[:-1]
-    for name in (*_OTHER_MODALITIES, *_UNUSED_PAIRS):
-        if fields.pop(name, None) not in (None, "", [], {}, "[]"):
+    for name in sorted(fields.keys() & _OTHER_MODALITIES):
+        if fields.pop(name) not in (None, "", [], {}, "[]"):
             raise UserError(f"the row has `{name}`, expected audio and text only")
     audios = [audios] if isinstance(audios, str) else audios
     if not isinstance(audios, list):

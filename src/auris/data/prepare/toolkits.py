@@ -48,7 +48,7 @@ def lhotse(
 
 def _cut_rows(cut: Cells, root: Path, task: str, language: str | None) -> Iterator[RowDict]:
     if cut.get("type", "MonoCut") != "MonoCut":
-        raise UserError(f"the cut is a {shorten(cut['type'])}, expected a MonoCut (one channel of one recording)")
+        raise UserError(f"the cut is a {cut['type']}, expected a MonoCut (one channel of one recording)")
     recording = cut["recording"]
     transforms = [entry.get("name") for entry in recording.get("transforms") or ()]
     if transforms:
