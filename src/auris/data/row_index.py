@@ -89,7 +89,7 @@ class Builder:
             row = decode_record(record, folder)
             task = row.labels.get("task")
             states_duration = all(clip.duration is not None for clip in row.clips)
-            if row.problem is None and task in ("chat", "preference") and "answer_gt" not in row.labels:
+            if row.problem is None and task in ("chat", "preference"):
                 self._n_unused.update(importers.unused_fields(row.labels))
         self.keys.append(row_key(record.id))
         self.tasks.append(self._task_indices.setdefault(f"{task!s:.80}", len(self._task_indices)))

@@ -205,6 +205,12 @@ def _with_sounds(row: Row, record: Record) -> Row:
 
 def _task_row(fields: Fields, row_id: str, folder: Path) -> Row:
     labels = {key: value for key, value in fields.items() if key not in _NOT_LABELS}
+    if "task" not in labels:
+        names = ", ".join(sorted(fields))
+        raise UserError(
+            f"no `task` field, and no form in docs/forms.md has the fields {names:.80}: expected one of these forms; "
+            "`columns` and `labels` of a manifest's entry rename and add fields"
+        )
     paths = fields.get("audio", [])
     paths = [paths] if isinstance(paths, str) else paths
     if not isinstance(paths, list) or not all(isinstance(path, str) and path for path in paths):

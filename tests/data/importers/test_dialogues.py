@@ -210,6 +210,18 @@ def test_offset_and_duration_of_a_nemo_turn_cut_the_clip(tmp_path, segment, star
     np.testing.assert_array_equal(row.clips[0].read(), whole[round(start * 16_000) : round(stop * 16_000)])
 
 
+def test_a_null_field_of_a_dialogue_is_a_missing_field(tmp_path):
+    """Tables with chats, preferences and several forms have nulls in most fields."""
+    names = ("conversation", "chosen", "rejected", "rejected_response", "instruction", "query", "response", "system")
+    row = read_fields(tmp_path, {**dict.fromkeys(names), **CHATS["ms-swift"]})
+    assert row.problem is None and row.labels["task"] == "chat" and row.labels["messages"] == [*QUESTION, ANSWER]
+
+
+def test_the_sound_marks_of_nemo_are_text_in_an_answer(tmp_path):
+    turns = [{"from": "human", "value": "<sound>"}, {"from": "gpt", "value": "A <sound> tag."}]
+    assert read_fields(tmp_path, {"sound": "a.wav", "conversations": turns}).labels["text"] == "A <sound> tag."
+
+
 def test_a_task_row_may_have_fields_of_other_forms(tmp_path):
     fields = {
         "audio": "a.wav",
@@ -293,7 +305,13 @@ def test_faults_in_ms_swift_rows_are_reported(tmp_path, fields, message):
             },
             "only messages of the user may",
         ),
-        ({"query": "hi", "response": None}, "content of a message of the assistant is None"),
+        ({"query": "hi", "response": 3}, "content of a message of the assistant is 3"),
+        ({"query": "hi", "response": None}, "no form in docs/forms.md has the fields id, query"),
+        (
+            {"audio_filepath": "a.wav", "duration": 1.0, "text": "x"},
+            "has the fields audio_filepath, duration, id, text",
+        ),
+        ({"sound": "a.wav", "conversations": [{"from": "human", "value": "no mark"}]}, "0 audio marks"),
         ({"query": "hi", "response": "yes", "history": "[['a', 'b']]"}, "list of [question, answer]"),
         ({"prompt": "hi", "completion": {"text": "yes"}}, "`completion` is {'text': 'yes'}, expected a list"),
         (

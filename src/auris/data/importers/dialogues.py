@@ -36,14 +36,12 @@ def convert_messages(fields: Fields) -> Fields:
     A message is {role, content} (ms-swift, OpenAI, LLaMA-Factory) or {from, value} (sharegpt format of LLaMA-Factory).
     NeMo's turns {from, value, type} hold one text or one clip each. ms-swift's {human, assistant} are two messages.
     """
-    fields = dict(fields)
-    names = [name for name in MESSAGE_FIELDS if fields.get(name) is not None]
-    if len(names) > 1:
-        raise UserError(f"the row has `{names[0]}` and `{names[1]}`, expected only one")
-    name = names[0] if names else next(name for name in MESSAGE_FIELDS if name in fields)
+    name, *others = (name for name in MESSAGE_FIELDS if name in fields)
+    if others:
+        raise UserError(f"the row has `{name}` and `{others[0]}`, expected only one")
     entries = require_messages(name, fields[name])
     fields = {key: value for key, value in fields.items() if key not in MESSAGE_FIELDS}
-    if any(isinstance(entry, Mapping) and "type" in entry for entry in entries):
+    if any(isinstance(entry, Mapping) and {"from", "type"} <= entry.keys() for entry in entries):
         messages = _read_nemo_turns(entries)
     else:
         messages = [message for entry in entries for message in _read_entry(entry)]
@@ -80,8 +78,8 @@ def _convert_question(fields: dict[str, Any], question: Any, answer_name: str) -
     if not isinstance(history, list) or any(not isinstance(pair, list) or len(pair) != 2 for pair in history):
         raise UserError(f"`history` is {shorten(history)}, expected a list of [question, answer]")
     texts = [*(text for pair in history for text in pair), question]
-    if fields.get("chosen") is None:
-        texts.append(fields.pop(answer_name, None))
+    if "chosen" not in fields:
+        texts.append(fields.pop(answer_name))
     roles = ("user", "assistant")
     return _finish({**fields, "messages": [{"role": roles[n % 2], "content": text} for n, text in enumerate(texts)]})
 
@@ -176,9 +174,11 @@ def _join_contents(contents: Iterable[Any]) -> Any:
 
 
 def _replace_sound_mark(message: Any) -> Any:
-    """Replace the audio marks of NeMo's sharegpt format by those of ms-swift."""
+    """Replace the audio marks of NeMo's sharegpt format in a message of the user by those of ms-swift."""
     content = message.get("content") if isinstance(message, Mapping) else None
-    return {**message, "content": re.sub("<sound>|<speech>", MARK, content)} if isinstance(content, str) else message
+    if not isinstance(content, str) or message["role"] != "user":
+        return message
+    return {**message, "content": re.sub("<sound>|<speech>", MARK, content)}
 
 
 # --- the whole row ------------------------------------------------------------------------------------------------
