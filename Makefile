@@ -8,6 +8,8 @@ JOBS   ?= 3
 TESTERS ?= 2
 STUDY  ?= demo
 
+COMPILED_TESTS := tests/model/test_compiled.py
+
 PY     := $(VENV)/bin/python
 PINS   := $(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 STAMP  := $(VENV)/.auris-$(PINS)
@@ -45,8 +47,12 @@ demo: setup  ## train Qwen-Audio and Qwen2-Audio at tiny scale and compare them:
 	$(PY) -m auris results study=demo
 
 # Files in their order: by their numbers of tests, the longest one, of few tests, would come last.
-test: setup  ## run the tests (offline, CPU)
-	$(PY) -m pytest -n $(TESTERS) --dist loadfile --no-loadscope-reorder
+# The probes of slipcover in code objects break torch.compile, so the tests of compiled blocks run without coverage.
+test: setup  ## run the tests (offline, CPU) and print the coverage
+	@mkdir -p .cache
+	$(PY) -m pytest $(COMPILED_TESTS)
+	$(PY) -m slipcover -m pytest -n $(TESTERS) --dist loadfile --no-loadscope-reorder --ignore $(COMPILED_TESTS)
+	@$(PY) -c "import json; print('coverage of src/auris: {percent_covered:.1f} % of its lines (.cache/coverage.json)'.format(**json.load(open('.cache/coverage.json'))['summary']))"
 
 # Rounding differs between instruction sets and thread counts: no test may depend on it. About six times `make test`.
 # Threads that wait sleep (PASSIVE), because several processes share the cores.

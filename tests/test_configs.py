@@ -82,7 +82,7 @@ def combinations() -> list[tuple[str, ...]]:
 @cache
 def compose(command: str, *overrides: str) -> dict[str, Any]:
     """Return the resolved config of a command. It is cached, so callers must not change it."""
-    return config.resolve(config.compose([*COMMAND_CONFIGS[command], *overrides], command))
+    return config.resolve(config.compose([*COMMAND_CONFIGS[command], *overrides], command), command)
 
 
 def targets(node: Any, path: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning as L
 import pytest
@@ -14,6 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from auris import cli, config
 from auris.data.datamodule import AudioDataModule
+from auris.errors import UserError
 from auris.model.weights import checkpoint_dir
 from auris.text.tokenizer import Tokenizer
 from auris.training import callbacks
@@ -139,6 +141,24 @@ def test_a_run_that_fails_before_its_first_step_leaves_no_directory(compose_run,
     with pytest.raises((Killed, ValueError)):
         train.train(run_config)
     assert not Path(run_config["runs_dir"]).exists()
+
+
+@pytest.mark.parametrize("split", ["train", "valid"])
+def test_a_run_without_data_is_refused(compose_run, split: str):
+    with pytest.raises(UserError, match=rf"data.{split}=\[\]: expected at least one file"):
+        train.train(compose_run(f"data.{split}=[]"))
+
+
+def test_a_metric_that_is_not_finite_is_null_in_the_summary(tmp_path: Path):
+    metrics = {"val/loss": torch.tensor(torch.nan), "train/loss": torch.tensor(1.5)}
+    trainer = SimpleNamespace(is_global_zero=True, global_step=3, callback_metrics=metrics, callbacks=[], loggers=[])
+    train.write_summary(trainer, tmp_path, seconds=2.0)
+    text = (tmp_path / "finished.json").read_text()
+    assert "NaN" not in text
+    assert json.loads(text) == {
+        **{"steps": 3, "seconds": 2.0, "val/loss": None, "train/loss": 1.5},
+        "nonfinite": {"val/loss": "nan"},
+    }
 
 
 def test_a_run_directory_is_kept_if_it_existed_before_or_its_run_has_made_a_step(compose_run):

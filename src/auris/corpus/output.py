@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from rich.progress import Progress
 
 from auris.corpus.signal import SAMPLE_RATE
-from auris.errors import UserError, shorten
+from auris.errors import UserError
 from auris.files import read_json
 
 LICENCE = "CC0-1.0"
@@ -28,23 +28,6 @@ _GROUP_SIZE = 8  # number of items that a worker makes in one call, with one chi
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-
-def check_count(key: str, value: object) -> int:
-    """Return `value` if it is a number of rows.
-
-    Raises:
-        UserError: `value` is not a number of rows.
-    """
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise UserError(f"{key} is {shorten(value)}, expected a number of rows, for example {key}=100")
-    return value
-
-
-def check_processes(processes: int | None) -> None:
-    """Raise UserError unless `processes` is a number of processes, or None for one per core."""
-    if processes is not None and processes < 1:
-        raise UserError(f"processes is {processes}, expected at least 1, or null for one process per core")
 
 
 def reuse_finished_directory(

@@ -133,15 +133,9 @@ class Plan:
         for source in self.sources:
             if not len(source.rows):
                 raise UserError(f"source {source.name} has no rows")
-            if source.weight is not None and not source.weight > 0:
-                raise UserError(f"source {source.name}: weight={source.weight}, expected a positive number or null")
         if len({source.weight is None for source in self.sources}) > 1:
             raise UserError(f"data sources {names}: expected a weight for every source or for none")
         self._check_temperature()
-        for name in ("rows_per_step", "packs_per_step", "token_budget"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"data.{name}={value}: expected 1 or more")
         assert self.lengths.shape == (self._starts[-1],) and self.lengths.min() >= 0, (self.lengths.shape, self._starts)
         if not self.lengths.any():
             raise UserError(f"none of the {count(len(self.lengths), 'row')} of {names} is usable")
@@ -161,11 +155,6 @@ class Plan:
         if self.temperature is None:
             return
         setting = f"data.temperature={self.temperature}"
-        if not 0 < self.temperature < math.inf:
-            raise UserError(
-                f"{setting}: expected a positive number (1: shares proportional to the numbers of rows; "
-                "larger: more equal shares)"
-            )
         if len(self.sources) < 2:
             raise UserError(
                 f"{setting} has no effect on a single source: set it to null, or list the parts to balance, such as "

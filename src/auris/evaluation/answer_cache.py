@@ -200,6 +200,8 @@ def _evaluation_from_json(content: dict[str, Any]) -> Evaluation:
 
 def load_responses(run_dir: Path, part: Part) -> list[Response]:
     """Return the cached responses of a part of an evaluation."""
+    if not part.keys:  # without a response there may be no file
+        return []
     cache = AnswerCache.open(run_dir / CACHE_DIR / part.file)
     return [cache[key] for key in part.keys]
 

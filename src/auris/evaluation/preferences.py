@@ -177,10 +177,8 @@ def _check_config(config: Config) -> None:
         if not is_valid:
             raise UserError(f"{key}={config[key]}: expected {expected}")
 
-    needs_judge, margin = config["metric"] == "judged", config["margin"]
-    expect("n_samples", config["n_samples"] in range(2, 10**6), "2 or more, because a pair has two answers")
+    needs_judge = config["metric"] == "judged"
     expect("metric", config["metric"] in METRICS, " or ".join(METRICS))
-    expect("margin", isinstance(margin, (int, float)) and margin >= 0, "0 or more")
     valid_judges = "judge=rule or judge=model with metric=judged, judge=null with any other metric"
     expect("judge", needs_judge == (config["judge"] is not None), valid_judges)
     if not config["data"]["test"]:

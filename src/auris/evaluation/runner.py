@@ -64,6 +64,9 @@ def evaluate(config: Config) -> list[ResultRow]:
 
     Returns:
         The result rows that were written; empty on ranks other than the first.
+
+    Raises:
+        UserError: No row could be scored.
     """
     with join_ranks(config["accelerator"]) as ranks:
         judge = configs.build(config["judge"]) if ranks.is_first else None
@@ -81,6 +84,8 @@ def evaluate(config: Config) -> list[ResultRow]:
         for benchmark in members:
             for audio in audio_kinds:
                 results += _evaluate(job, model, weights, benchmark, audio)
+        if ranks.is_first and not results:
+            raise UserError("no row could be scored; the reasons are listed above")
         for table_name in config["benchmark"].get("tables", ()) if ranks.is_first else ():
             summary.print_published(job.console, table_name, results)
         return results
@@ -205,7 +210,8 @@ def _score(job: _Job, run_dir: Path, name: str, evaluation: answer_cache.Evaluat
     if evaluation.audio != audio_ablation.AS_IS:
         with_own_audio = records.read_records(_predictions_file(run_dir, name.rpartition("@")[0]), Prediction)
         results += summary.compute_drops(results, all_predictions, with_own_audio)
-    _write_results(run_dir, name, all_predictions, results)
+    if results:
+        _write_results(run_dir, name, all_predictions, results)
     if official_scores:
         write_jsonl(run_dir / "official" / f"{name}.jsonl", map(asdict, official_scores))
     judge_notes = [f"{metric}: {judge_signature}" for metric, judge_signature in signatures.items()]

@@ -32,6 +32,7 @@ _DROP_NOTE = (
 _UNITS_NOTE = (
     "n: number of rows, and after the slash the number of speakers or recordings that the bootstrap resamples."
 )
+_UNDEFINED = "no row counts for this score: all references are empty, or no response was rated"
 _MAX_SKIPPED = 20  # largest number of skipped rows that are listed
 
 
@@ -70,12 +71,13 @@ def summarise(
         low, high = statistics.percentile_interval(resampled_scores)
         detectable_difference = statistics.detectable_difference_from_one_system(resampled_scores)
         metric_signature = signatures.get(metric) or signature(metric, score_predictions[0].language)
+        value = measures.score(metric, stats)
         result = ResultRow(
             **identity,
             task=group,
             split="test",
             metric=metric,
-            value=measures.score(metric, stats),
+            value=value,
             low=low,
             high=high,
             n=len(score_predictions),
@@ -83,6 +85,7 @@ def summarise(
             detectable=None if math.isnan(detectable_difference) else detectable_difference,
             signature="|".join([metric_signature, *deviations]),
             provenance="+".join(sorted(provenances)),
+            reason=_UNDEFINED if math.isnan(value) else None,
         )
         results.append(result)
     return results

@@ -21,7 +21,7 @@ from auris.config import Config
 from auris.data.importers import convert
 from auris.data.rows import FieldMap, Record, decode_record, parse_line
 from auris.errors import MissingFileError, UsageError, UserError, shorten
-from auris.files import append_jsonl
+from auris.files import append_jsonl, read_jsonl
 from auris.inference import load as pretrained
 from auris.inference.audio_model import AudioModel, StreamingDecoder, user_message
 from auris.text.answer_formats import Labels
@@ -211,6 +211,8 @@ def answer_file(
     if out.exists():
         raise UserError(f"output={out} already exists: expected the name of a new file")
     rows = list(_read_rows(source).items())
+    if not rows:
+        raise UserError(f"input={source}: the file has no rows")
     for start in range(0, len(rows), batch_size):
         batch = rows[start : start + batch_size]
         usable = [row for _, row in batch if "problem" not in row]
@@ -291,8 +293,6 @@ def run(config: Config) -> None:
         raise UsageError(
             f"{key}={config[key]} without {missing}: add {missing}=FILE.jsonl, or remove {key} for a conversation"
         )
-    if not isinstance(config["batch_size"], int) or config["batch_size"] < 1:
-        raise UsageError(f"batch_size={config['batch_size']}: expected 1 or more")
     options = {"which": config["which"], "device": config["accelerator"], "long_audio": config["long_audio"]}
     model = pretrained.load(config["checkpoint"], **options)
     model.check_can_respond()
@@ -313,3 +313,5 @@ def run(config: Config) -> None:
         _note(f"rows without a response: {len(problems)}")
         for row_key, problem in list(problems.items())[:_MAX_SHOWN]:
             _note(f"  {row_key}: {problem}")
+    if len(problems) == len(read_jsonl(out)):
+        raise UserError(f"input={source}: no row has a response")

@@ -59,6 +59,7 @@ class Task:
         uses: Further labels, which the metrics use if a row has them.
         answer: Format of the answer.
         metrics: The part of an answer that each metric compares; see `AnswerFormat.extract`.
+        closed: Whether the answer is one of a known set of answers.
         grade: Grade of the best existing evaluation data, a key of GRADES.
         synthetic_grade: Grade of the data of the synthetic corpus (`auris corpus`), a key of GRADES.
     """

@@ -223,15 +223,10 @@ def cosine_schedule(
 
     Args:
         optimizer: The optimizer. Its learning rates are the peak of the schedule.
-        warmup_steps: Number of steps of the warm-up.
+        warmup_steps: Number of steps of the warm-up, less than `max_steps`.
         max_steps: Step at which the cosine ends.
         floor: Learning rate at the end as a fraction of the peak.
-
-    Raises:
-        UserError: The warm-up is not shorter than the run.
     """
-    if warmup_steps >= max_steps:
-        raise UserError(f"optim.warmup_steps={warmup_steps} must be less than max_steps={max_steps}")
 
     def factor(step: int) -> float:
         if step < warmup_steps:

@@ -6,6 +6,7 @@ The same command resumes a stopped run and does nothing for a finished run. A ru
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 import time
 import warnings
@@ -83,6 +84,8 @@ def run(config: Config) -> int | float | None:
     if metric not in results:
         names = ", ".join(name for name in results if name.startswith(("val/", "train/")))
         raise UserError(f"metric={metric}: the run has finished, but it has no such metric; expected one of {names}")
+    if results[metric] is None:
+        raise UserError(f"metric={metric}: its last value is {results['nonfinite'][metric]}")
     return float(results[metric])
 
 
@@ -170,6 +173,8 @@ def save_tokenizer(tokenizer: Tokenizer, path: Path) -> None:
 def write_summary(trainer: L.Trainer, run_dir: Path, *, seconds: float) -> None:
     """Write `finished.json` with the last metrics, the speeds and the counts of faults, and print a summary.
 
+    A metric that is not finite is null in the file, with its value as text in the section `nonfinite`.
+
     Args:
         trainer: The trainer, after training.
         run_dir: Directory of the run.
@@ -185,7 +190,9 @@ def write_summary(trainer: L.Trainer, run_dir: Path, *, seconds: float) -> None:
             rates = {f"speed/{name}": rate for name, rate in callback.session_rates().items()}
             rank_zero_info(callback.format_report())
     counts = {f"faults/{kind}": number for kind, number in count_faults(trainer).items()}
-    files.write_json(run_dir / "finished.json", {**summary, **metrics, **rates, **counts})
+    nonfinite = {name: str(value) for name, value in metrics.items() if not math.isfinite(value)}
+    content = {**summary, **metrics, **rates, **counts, **({"nonfinite": nonfinite} if nonfinite else {})}
+    files.write_json(run_dir / "finished.json", content)
     rank_zero_info(f"finished {run_dir}: {summary['steps']} steps, {summary['seconds']} s in this session")
 
 
@@ -209,6 +216,8 @@ def build(config: Config) -> tuple[AudioLMModule, AudioDataModule]:
     """Build the LightningModule and the data module of a config."""
     data = config["data"]
     for split in ("train", "valid"):
+        if not data[split]:
+            raise UserError(f"data.{split}=[]: expected at least one file, for example data.{split}=[FILE.jsonl]")
         for entry in data[split]:
             ManifestEntry.parse(entry, f"data.{split}")  # report a wrong path before anything is built
     try:

@@ -225,12 +225,6 @@ class AirBenchJudge:
     seed: int = 0
     models: set[str] = field(default_factory=set, init=False)
 
-    def __post_init__(self) -> None:
-        if isinstance(self.temperature, str) and self.temperature != "published":
-            raise UserError(f"judge.temperature={self.temperature}: expected a number or `published`")
-        if self.workers < 1:
-            raise UserError(f"judge.concurrency={self.workers}: expected 1 or more")
-
     @property
     def signature(self) -> str:
         """The part of the signatures that describes the judge; read it after all answers have been judged."""
