@@ -205,12 +205,6 @@ def _with_sounds(row: Row, record: Record) -> Row:
 
 def _task_row(fields: Fields, row_id: str, folder: Path) -> Row:
     labels = {key: value for key, value in fields.items() if key not in _NOT_LABELS}
-    if "task" not in labels:
-        names = ", ".join(sorted(fields))
-        raise UserError(
-            f"no `task` field, and no form in docs/forms.md has the fields {names:.80}: expected one of these forms; "
-            "`columns` and `labels` of a manifest's entry rename and add fields"
-        )
     paths = fields.get("audio", [])
     paths = [paths] if isinstance(paths, str) else paths
     if not isinstance(paths, list) or not all(isinstance(path, str) and path for path in paths):
@@ -222,7 +216,13 @@ def _task_row(fields: Fields, row_id: str, folder: Path) -> Row:
     if labels.get("task") in ("chat", "preference"):
         raise UserError(f"task {labels['task']!r} needs `messages`")
     problem = tasks.find_problem(labels)
-    if problem is None and not clips and labels["task"] != "text":
+    if "task" not in labels:
+        names = ", ".join(sorted(fields))
+        problem = (
+            f"no `task` field, and no form in docs/forms.md has the fields {names:.80}: expected one of these forms; "
+            "`columns` and `labels` of a manifest's entry rename and add fields"
+        )
+    elif problem is None and not clips and labels["task"] != "text":
         problem = f"task {labels['task']!r} needs `audio`"
     return Row(row_id, clips, labels, problem)
 

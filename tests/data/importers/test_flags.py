@@ -141,10 +141,12 @@ def test_a_row_that_is_not_to_be_learned_is_known_before_training_also_with_a_st
 def test_fields_that_nothing_uses_are_reported_once_a_file_with_a_count(tmp_path):
     rows = [{**CHAT, "topic": n, "key": "rain"} for n in range(3)]
     rows += [{"messages": [{**QUESTION, "name": "Ann"}, GOOD], "channel": "a"}, {**TASK_ROW, "topic": "x"}]
+    clip = {"type": "audio", "audio": "a.wav", "offset": 1.0, "end": 2.0}
+    rows.append({"messages": [{"role": "user", "content": [clip]}, GOOD]})
     path = write_manifest(tmp_path / "rows.jsonl", rows)
     for _ in range(2):  # computed, then read from the cache
         with pytest.warns(UserWarning, match="fields that auris does not use") as warned:
             read_manifests([path], cache_dir=tmp_path / "cache")
         assert [str(warning.message).partition("use: ")[2] for warning in warned] == [
-            "`channel` (1 row), `messages[].name` (1 row), `topic` (3 rows)"
+            "`channel` (1 row), `messages[].content[].end` (1 row), `messages[].name` (1 row), `topic` (3 rows)"
         ]

@@ -5,7 +5,7 @@ docs/forms.md lists the formats, with an example of each.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from auris.data.importers import benchmarks, dialogues, flags
@@ -101,12 +101,17 @@ _USED_FIELDS = {
     *("kind", "form", "fault", "spoken", "written_by", "seed"),
     *("annotator", "scores", "metric", "answered_by", "judge"),
 }
+_USED_IN_MESSAGES = {"role", "content", "loss"}
+_USED_IN_PARTS = {"type", "text", "audio", "audio_url", "offset", "duration"}
 
 
 def unused_fields(row: Fields) -> Iterator[str]:
-    """Yield the names of the fields of a converted dialogue that nothing uses, such as `topic` or `messages[].name`."""
+    """Yield the names of the fields of a valid auris dialogue that nothing uses, such as `topic` or `messages[].name`."""
     if "answer_gt" in row:  # AIR-Bench, whose judges choose among the fields
         return
     yield from row.keys() - _USED_FIELDS
-    messages = (message for message in row["messages"] if isinstance(message, Mapping))
-    yield from {f"messages[].{name}" for message in messages for name in message.keys() - {"role", "content", "loss"}}
+    names = {name for message in row["messages"] for name in message}
+    yield from (f"messages[].{name}" for name in names - _USED_IN_MESSAGES)
+    contents = [message["content"] for message in row["messages"] if not isinstance(message["content"], str)]
+    names = {name for content in contents for part in content for name in part}
+    yield from (f"messages[].content[].{name}" for name in names - _USED_IN_PARTS)
