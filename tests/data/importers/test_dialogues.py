@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from auris.data.importers import convert
+from auris.data.manifests import read_manifests
 from auris.data.rows import Clip
+from auris.text.chat import message_text
 from support.manifests import read_fields, write_wave
 
 CLIP = {"type": "audio", "audio": "a.wav"}
@@ -376,3 +378,16 @@ def test_an_audio_file_without_a_mark_in_the_messages_is_an_error(tmp_path):
 def test_rows_in_the_format_of_auris_are_unchanged():
     for fields in ({"audio": "a.wav", "task": "sec", "text": "rain"}, CHATS["auris"], PAIRS["auris"]):
         assert convert(fields) == fields
+
+
+def test_the_shared_files_are_read(shared_data):
+    """`loss_false.jsonl` is the only file whose rows have an answer that is not learned."""
+    folder = shared_data / "faults/forms"
+    for path in sorted(folder.glob("*.json*")):
+        (manifest,) = read_manifests([path])
+        for row in manifest.rows:
+            assert row.problem is None, (path.name, row.problem)
+            assert all(clip.path.is_file() for clip in row.clips) and bool(row.clips) == ("trl" not in path.name)
+            flags = [message.get("loss") for message in row.labels["messages"]]
+            assert (False in flags) == (path.name == "loss_false.jsonl")
+            assert "a.wav" not in str([message_text(message) for message in row.labels["messages"]])

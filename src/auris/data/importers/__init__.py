@@ -106,7 +106,7 @@ _USED_IN_PARTS = {"type", "text", "audio", "audio_url", "offset", "duration"}
 
 
 def unused_fields(row: Fields) -> Iterator[str]:
-    """Yield the names of the fields of a valid auris dialogue that nothing uses, such as `topic` or `messages[].name`."""
+    """Yield the names of the fields of a valid dialogue that nothing uses, such as `topic` or `messages[].name`."""
     if "answer_gt" in row:  # AIR-Bench, whose judges choose among the fields
         return
     yield from row.keys() - _USED_FIELDS

@@ -89,7 +89,7 @@ def convert_completion(fields: Fields) -> Fields:
     fields = dict(fields)
     prompt, completion = fields.pop("prompt"), fields.pop("completion")
     answers = _as_messages("assistant", "completion", completion)
-    # A flag of the prompt's own counts first: `flags` refuses it if it contradicts this one.
+    # A `loss` of the message itself takes precedence. `flags` refuses other flags that contradict this one.
     prompt = [
         {"loss": False, **message} if isinstance(message, Mapping) and message.get("role") == "assistant" else message
         for message in _as_messages("user", "prompt", prompt)
