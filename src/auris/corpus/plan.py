@@ -13,7 +13,7 @@ from auris.corpus.grammar import KEYWORDS, LANGUAGES, SPLITS
 from auris.corpus.output import derive_seed
 from auris.corpus.recipes import RECIPES, id_prefix
 from auris.corpus.recording import RowSpec
-from auris.errors import UserError
+from auris.errors import UserError, shorten
 
 Sizes = Mapping[str, Mapping[str, int | Mapping[str, int]]]
 
@@ -41,7 +41,7 @@ def plan_rows(sizes: Sizes, directions: Sequence[str], seed: int) -> list[RowSpe
     for direction in directions:
         if direction not in RECIPES["s2tt"].optional_variants:
             raise UserError(
-                f"directions contains {direction!r}, expected two different codes of {', '.join(LANGUAGES)}, "
+                f"directions contains {shorten(direction)}, expected two different codes of {', '.join(LANGUAGES)}, "
                 "for example de-en"
             )
     if unknown := set(sizes) - set(SPLITS):

@@ -21,7 +21,7 @@ import numpy as np
 
 from auris.data.manifests import Manifest, row_keys
 from auris.data.rows import row_seed
-from auris.errors import UserError, count
+from auris.errors import UserError, count, shorten
 
 # Number of rows of the stream among which the rows of the next pack are chosen. With 256 rows, packs are almost full,
 # and rows stay close to their random position.
@@ -146,9 +146,9 @@ class Plan:
             row = source.rows[longest - self._starts[number]]
             raise UserError(
                 f"rows longer than data.token_budget={self.token_budget}: "
-                f"{np.count_nonzero(self.lengths > self.token_budget)}; the longest, {row.id!r} of {source.name}, has "
-                f"{self.lengths[longest]} tokens: set data.token_budget={self.lengths[longest]} or more, or "
-                "data.long_audio=skip to leave these rows out"
+                f"{np.count_nonzero(self.lengths > self.token_budget)}; the longest, {shorten(row.id)} of "
+                f"{source.name}, has {self.lengths[longest]} tokens: set "
+                f"data.token_budget={self.lengths[longest]} or more, or data.long_audio=skip to leave these rows out"
             )
 
     def _check_temperature(self) -> None:

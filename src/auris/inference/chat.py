@@ -20,7 +20,7 @@ from auris import audio
 from auris.config import Config
 from auris.data.importers import convert
 from auris.data.rows import FieldMap, Record, decode_record, parse_line
-from auris.errors import MissingFileError, UsageError, UserError
+from auris.errors import MissingFileError, UsageError, UserError, shorten
 from auris.files import append_jsonl, read_jsonl
 from auris.inference import load as pretrained
 from auris.inference.audio_model import AudioModel, StreamingDecoder, user_message
@@ -157,7 +157,7 @@ def _execute(conversation: Conversation, line: str) -> None:
         case "/help", []:
             _note(HELP)
         case _:
-            raise UserError(f"{line!r}: unknown command or wrong arguments (/help lists the commands)")
+            raise UserError(f"{shorten(line)}: unknown command or wrong arguments (/help lists the commands)")
 
 
 def read_lines() -> Iterator[str]:
@@ -234,7 +234,7 @@ def _read_rows(source: Path) -> dict[str, dict[str, Any]]:
             record = parse_line(line, f"{source.name}:{number}", FieldMap())
             key = record.id
             if key in rows:
-                key, record = record.name, record._replace(problem=f"id {key!r} is used by an earlier row")
+                key, record = record.name, record._replace(problem=f"id {shorten(key)} is used by an earlier row")
             rows[key] = _read_fields(record, source.parent)
     return rows
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from auris.errors import UserError
+from auris.errors import UserError, shorten
 
 LETTERS = "ABCD"
 
@@ -68,7 +68,7 @@ def count_choice(metric: str, reply: str, key: str, options: Sequence[str]) -> l
         UserError: The key is not one of the options, which is an error in the data.
     """
     if key not in options:
-        raise UserError(f"the key is {key!r}, expected one of {list(options)}")
+        raise UserError(f"the key is {shorten(key)}, expected one of {shorten(list(options))}")
     if metric == "choice_official":
         letter = official_letter(reply)
         return [0.0, 0.0] if letter is None else [float(letter == LETTERS[options.index(key)]), 1.0]

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from auris.errors import UserError
+from auris.errors import UserError, shorten
 from auris.files import read_yaml
 from auris.metrics import captions, events, formulas, optional_packages
 from auris.metrics import normalize as norm
@@ -86,7 +86,7 @@ def find_measure(metric: str) -> Measure:
         UserError: No metric has this name; the message lists the valid names.
     """
     if metric not in MEASURES:
-        raise UserError(f"unknown metric {metric!r}; choose from {', '.join(MEASURES)}")
+        raise UserError(f"unknown metric {shorten(metric)}; choose from {', '.join(MEASURES)}")
     return MEASURES[metric]
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as FastTokenizer
 
-from auris.errors import MissingFileError, UserError, count
+from auris.errors import MissingFileError, UserError, count, shorten
 from auris.text import byte_level
 from auris.text.prompts import (
     END_OF_TEXT,
@@ -173,7 +173,7 @@ class Tokenizer:
         """
         token_id = self.fast.backend_tokenizer.token_to_id(token)
         if token_id is None:
-            raise UserError(f"{token!r} is not a token of this vocabulary")
+            raise UserError(f"{shorten(token)} is not a token of this vocabulary")
         return token_id
 
     def _has(self, token: str) -> bool:

@@ -16,7 +16,7 @@ from torch.optim import AdamW
 from torch.optim.adamw import adamw as adamw_update
 
 from auris.config import Config
-from auris.errors import UserError
+from auris.errors import UserError, shorten
 
 if TYPE_CHECKING:
     from auris.model.audio_lm import AudioLM
@@ -53,8 +53,8 @@ def find_parts(net: nn.Module, trainable: Iterable[str]) -> list[nn.Module | nn.
         else:
             children = ", ".join(child for child, _ in net.named_children())
             raise UserError(
-                f"trainable={name!r} matches no part of the model: expected {children}, or the name of a module or "
-                "parameter in one of them"
+                f"trainable={shorten(name)} matches no part of the model: expected {children}, or the name of a module "
+                "or parameter in one of them"
             )
     return parts
 

@@ -16,7 +16,7 @@ import torch
 import yaml
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
-from auris.errors import MissingFileError, UserError
+from auris.errors import MissingFileError, UserError, shorten
 from auris.files import read_json, read_yaml
 from auris.model import adapters
 from auris.model.weights import checkpoint_dir
@@ -304,7 +304,7 @@ def _require(file: Path, values: ConfigFile, expected: ConfigFile, prefix: str =
     """Raise UserError if a field differs from the only value that auris supports. Missing fields are accepted."""
     for name, value in expected.items():
         if name in values and values[name] != value:
-            raise UserError(f"{file}: {prefix}{name} is {values[name]!r}, expected {value!r}")
+            raise UserError(f"{file}: {prefix}{name} is {shorten(values[name])}, expected {shorten(value)}")
 
 
 def _qwen2_audio_node(file: Path, config: ConfigFile) -> Node:
