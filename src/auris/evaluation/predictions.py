@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from string import ascii_lowercase
 from typing import Any
 
 from auris.data.long_audio import merge_transcripts
@@ -101,7 +102,7 @@ def score_responses(responses: Sequence[Response], raw_metrics: Sequence[str] = 
 
 def _options(labels: Labels) -> list[str]:
     """Return the options of a multiple-choice question (AIR-Bench, foundation part); empty for other rows."""
-    return [labels[key] for key in ("choice_a", "choice_b", "choice_c", "choice_d") if labels.get(key)]
+    return [labels[key] for letter in ascii_lowercase if labels.get(key := f"choice_{letter}")]
 
 
 def _metrics(row: Row) -> dict[str, Callable[[str], Any]]:
