@@ -225,6 +225,7 @@ EXAMPLE_ANSWERS = {
     "der": [{"speaker": "1", "start": 0.0, "end": 1.0}],
     "jer": [{"speaker": "1", "start": 0.0, "end": 1.0}],
     "cpwer": ["dog"],
+    "runaway": ("dog", False),
     "aas_ms": [{"word": "dog", "start": 0.0, "end": 1.0}],
     "word_coverage": [{"word": "dog", "start": 0.0, "end": 1.0}],
     "aas_official": "dog<|1.00|>",

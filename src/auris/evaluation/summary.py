@@ -61,7 +61,9 @@ def summarise(
         deviations: Deviations from the benchmark's prompt and decoding settings, which are appended to every signature.
     """
     results = []
-    for (group, metric), score_predictions in sorted(_group_by_score(predictions).items()):
+    scores = _group_by_score(predictions)
+    for group, metric in sorted(scores, key=lambda score: (score[0], measures.table_position(score[1]))):
+        score_predictions = scores[group, metric]
         stats = [prediction.stats for prediction in score_predictions]
         units = _find_units(score_predictions)  # the speakers, recordings or rows that are resampled as a whole
         provenances = {origin for prediction in score_predictions for origin in prediction.provenance.split("+")}

@@ -19,7 +19,7 @@ import numpy as np
 
 from auris.errors import UserError
 from auris.files import read_yaml
-from auris.metrics import captions, events, formulas, optional_packages
+from auris.metrics import captions, edits, events, formulas, optional_packages
 from auris.metrics import normalize as norm
 from auris.metrics import row_stats as row_functions
 from auris.metrics.formulas import Scorer
@@ -36,6 +36,7 @@ PLACEHOLDERS: Mapping[str, Callable[[str], str]] = {
     "bleu": row_functions.describe_bleu,
     "captions": captions.describe_tokenizer,
     "collars": lambda _: events.COLLARS,
+    "compression": lambda _: str(edits.MAX_COMPRESSION_RATIO),
     "jiwer": lambda _: optional_packages.describe_version("jiwer"),
     "pyannote": lambda _: optional_packages.describe_version("pyannote.metrics"),
 }
@@ -88,6 +89,11 @@ def find_measure(metric: str) -> Measure:
     if metric not in MEASURES:
         raise UserError(f"unknown metric {metric!r}; choose from {', '.join(MEASURES)}")
     return MEASURES[metric]
+
+
+def table_position(metric: str) -> int:
+    """Return the position of a metric in the table of metrics, in whose order metrics are shown; others come last."""
+    return list(MEASURES).index(metric) if metric in MEASURES else len(MEASURES)
 
 
 def row_stats(
