@@ -83,6 +83,11 @@ def test_hallucinations_of_speech_tasks_have_result_lines_after_the_error_rate()
         ("runaway", 2 / 4),
     ]
     assert all(line.signature.startswith(f"{line.metric}|") for line in lines)
+    console = Console(file=StringIO(), width=80)
+    print_results(console, "bench", lines, {}, [])
+    main_table, error_table = console.file.getvalue().split("speech tasks, in %")
+    assert "wer %" in main_table and "insertions" not in main_table
+    assert error_table.splitlines()[4].split() == ["asr", "en", "620.0", "580.0", "40.0", "0.0", "25.0", "50.0"]
     japanese = results({"1": (row("1", task="asr", language="ja", text="赤い"), "赤い狐")})
     assert japanese["asr ja", "cer"].value == japanese["asr ja", "insertions"].value == 1 / 2
     assert not {"insertions", "empty", "runaway"} & {

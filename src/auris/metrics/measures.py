@@ -9,11 +9,12 @@ computed. Scores are comparable if their signatures are equal.
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -23,6 +24,8 @@ from auris.metrics import captions, edits, events, formulas, optional_packages
 from auris.metrics import normalize as norm
 from auris.metrics import row_stats as row_functions
 from auris.metrics.formulas import Scorer
+
+Key = TypeVar("Key", bound=Hashable)
 
 # The panels of the bar figure (`results.figures.plot_bars`), from top to bottom.
 ACCURACY_PANEL = "Accuracy and F1 (%)"
@@ -142,6 +145,30 @@ def format_value(metric: str, value: float, sign: str = "") -> str:
     """Format a score without its unit, for example 0.089 as `8.9` (%); `sign="+"` gives positive numbers a sign."""
     entry = find_measure(metric)
     return f"{entry.scale * value:{sign}.{entry.digits}f}"
+
+
+ERROR_COLUMNS = ("WER, CER", *edits.DETAILS)
+ERROR_NOTE = (
+    "Insertions, deletions and substitutions are per word or character of the references. empty: responses without "
+    "words; runaway: responses that ended by length, or that compress by more than "
+    f"{edits.MAX_COMPRESSION_RATIO} (Whisper's threshold for repetition)."
+)
+
+
+def tabulate_errors(scores: Iterable[tuple[Key, str, float | None]]) -> dict[Key, list[str]]:
+    """Return the error rates of speech tasks next to their details, as texts in the order of ERROR_COLUMNS.
+
+    Args:
+        scores: For each score a key (such as the task and the system), the metric and the value. Scores of other
+            metrics and undefined scores are left out.
+    """
+    texts: dict[Key, dict[str, str]] = {}
+    for key, metric, value in scores:
+        column = ERROR_COLUMNS[0] if metric in edits.RATES else metric
+        if column in ERROR_COLUMNS and value is not None and not math.isnan(value):
+            texts.setdefault(key, {})[column] = format_value(metric, value)
+    with_details = {key: columns for key, columns in texts.items() if columns.keys() & set(edits.DETAILS)}
+    return {key: [columns.get(name, "-") for name in ERROR_COLUMNS] for key, columns in with_details.items()}
 
 
 # --- scores ---------------------------------------------------------------------------------------------------------
