@@ -97,7 +97,7 @@ def test_details_of_error_rates_are_columns_next_to_the_error_rate(tmp_path, cap
     output = capsys.readouterr().out
     assert "asr en, insertions" not in output and "asr ja, cer" in output
     head, *_, row_a, row_b = [line.split() for line in output[output.index("Speech tasks of") :].splitlines()[2:7]]
-    assert head == ["task", "WER,", "CER", "insertions", "deletions", "substitutions", "empty", "runaway"]
+    assert head == ["task", "WER,", "CER", "ins.", "del.", "sub.", "empty", "runaway"]
     assert row_a == ["a", "75.0", "50.0", "25.0", "0.0", "100.0", "0.0"] and row_b[:2] == ["b", "50.0"]
     markdown = (tmp_path / "s/table.md").read_text()
     assert "insertions (%)" not in markdown

@@ -232,7 +232,7 @@ def _make_error_table(rows: Mapping[str, Sequence[str]]) -> Table:
     """Return a table of the error rates of speech tasks and their details, given the cells of each task."""
     table = Table(title="speech tasks, in %", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("task", overflow="fold")
-    for header in measures.ERROR_COLUMNS:
+    for header in measures.ERROR_HEADINGS:
         table.add_column(header, no_wrap=True, justify="right")
     for task, cells in rows.items():
         table.add_row(escape(task), *cells)

@@ -147,28 +147,29 @@ def format_value(metric: str, value: float, sign: str = "") -> str:
     return f"{entry.scale * value:{sign}.{entry.digits}f}"
 
 
-ERROR_COLUMNS = ("WER, CER", *edits.DETAILS)
+ERROR_HEADINGS = ("WER, CER", "ins.", "del.", "sub.", "empty", "runaway")
 ERROR_NOTE = (
-    "Insertions, deletions and substitutions are per word or character of the references. empty: responses without "
-    "words; runaway: responses that ended by length, or that compress by more than "
+    "ins., del., sub.: insertions, deletions and substitutions per word or character of the references; empty: "
+    "responses without words; runaway: responses that ended by length, or that compress by more than "
     f"{edits.MAX_COMPRESSION_RATIO} (Whisper's threshold for repetition)."
 )
 
 
 def tabulate_errors(scores: Iterable[tuple[Key, str, float | None]]) -> dict[Key, list[str]]:
-    """Return the error rates of speech tasks next to their details, as texts in the order of ERROR_COLUMNS.
+    """Return the error rates of speech tasks next to their details, as texts in the order of ERROR_HEADINGS.
 
     Args:
         scores: For each score a key (such as the task and the system), the metric and the value. Scores of other
             metrics and undefined scores are left out.
     """
+    columns = ("rate", *edits.DETAILS)
     texts: dict[Key, dict[str, str]] = {}
     for key, metric, value in scores:
-        column = ERROR_COLUMNS[0] if metric in edits.RATES else metric
-        if column in ERROR_COLUMNS and value is not None and not math.isnan(value):
+        column = "rate" if metric in edits.RATES else metric
+        if column in columns and value is not None and not math.isnan(value):
             texts.setdefault(key, {})[column] = format_value(metric, value)
-    with_details = {key: columns for key, columns in texts.items() if columns.keys() & set(edits.DETAILS)}
-    return {key: [columns.get(name, "-") for name in ERROR_COLUMNS] for key, columns in with_details.items()}
+    with_details = {key: row for key, row in texts.items() if row.keys() & set(edits.DETAILS)}
+    return {key: [row.get(column, "-") for column in columns] for key, row in with_details.items()}
 
 
 # --- scores ---------------------------------------------------------------------------------------------------------

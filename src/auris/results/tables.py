@@ -14,7 +14,7 @@ import pandas as pd
 from auris.errors import UserError
 from auris.metrics import edits, statistics
 from auris.metrics.formulas import Scorer
-from auris.metrics.measures import ERROR_COLUMNS, ERROR_NOTE, MEASURES, score, scorer, tabulate_errors
+from auris.metrics.measures import ERROR_HEADINGS, ERROR_NOTE, MEASURES, score, scorer, tabulate_errors
 from auris.metrics.statistics import bootstrap_interval, difference_scorer, percentile_interval, resample_scores
 from auris.results import cells
 from auris.results.cells import frame_rows
@@ -248,12 +248,12 @@ def format_markdown(frame: pd.DataFrame, differences: pd.DataFrame) -> str:
     )
     lines += ["", legend, ""]
     if error_rows:
-        head = ["benchmark", "task", "arm", *ERROR_COLUMNS]
+        head = ["benchmark", "task", "arm", *ERROR_HEADINGS]
         rows = [[*key, *cells] for key, cells in error_rows.items()]
         lines += [
             "Speech tasks, in %:",
             "",
-            *_markdown_table(head, rows, n_number_columns=len(ERROR_COLUMNS)),
+            *_markdown_table(head, rows, n_number_columns=len(ERROR_HEADINGS)),
             "",
             ERROR_NOTE,
             "",

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from auris.files import write_text
 from auris.metrics import statistics
-from auris.metrics.measures import ERROR_COLUMNS, ERROR_NOTE, MEASURES, format_value
+from auris.metrics.measures import ERROR_HEADINGS, ERROR_NOTE, MEASURES, format_value
 from auris.results import cells
 from auris.results.cells import Line, frame_rows
 from auris.results.figures import describe_provenance, plot_bars, plot_curves, save_figure
@@ -163,7 +163,7 @@ def _build_narrow_table(
 
 def _build_error_table(title: str, error_rows: Mapping[tuple[str, str, str], Sequence[str]], benchmark: str) -> Table:
     """Return a table of error rates and their details with a row for each arm, grouped by task."""
-    table = _build_empty_table(title, *ERROR_COLUMNS)
+    table = _build_empty_table(title, *ERROR_HEADINGS)
     last_task = ""
     for (name, task, arm), texts in error_rows.items():
         if name != benchmark:
