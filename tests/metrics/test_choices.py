@@ -67,7 +67,7 @@ def test_a_letter_is_read(letter: str, replies: list[str]) -> None:
         ["The answer could be A or B", "The answer is A. Or the answer is B.", "It is between A and C"],
         ["A, B, C, D", "A B C D", "A. B. C. D.", "A\nB\nC\nD", "(A) (B) (C) (D)", "The options are A, B, C and D"],
         ["A. happy\nB. sad\nC. angry\nD. calm", "A) happy B) sad", "Option A: happy. Option B: sad.", "happy or sad"],
-        ["A和B", "A、B都有可能", "选A或B"],
+        ["A和B", "A、B都有可能", "选A或B", "A 或者 B"],
     ],
 )
 def test_several_letters_or_texts_are_unparsed(replies: list[str]) -> None:
@@ -94,6 +94,7 @@ def test_a_stated_answer_outranks_other_mentions() -> None:
     replies = [
         "The answer is D. Explanation: option B is about sadness, (C) about anger.",
         "Answer: D\n\nExplanation: Option B mentions sadness.",
+        "Music: none\nAnswer: D",
         "The correct option is (D) because A is wrong",
         "Options: A. happy B. sad C. angry D. calm. The answer is D.",
         "D) calm because of A.",

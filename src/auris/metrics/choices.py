@@ -37,7 +37,7 @@ _LOWER = rf"[a-z]{_BOUND}(?=\s*(?:[.):,;\]\"*}}]|$))"  # only before punctuation
 _LETTER = rf"(?<![A-Za-z0-9])(?<![A-Za-z0-9]['.-])(?:{_UPPER}|{_LOWER})"
 _ITEM = rf"[\"'(\[{{*_]{{0,4}}{_LETTER}[\"')\]}}*_]{{0,4}}"
 _AND = (
-    rf"\s*(?:[,;/&|+、和或与及]|还是|{_any('and or nor')})"
+    rf"\s*(?:或者|以及|还是|[,;/&|+、和或与及]|{_any('and or nor')})"
     rf"(?:[\s,;/&|+、]|选项|{_any('and or nor maybe perhaps option choice a an the')}){{0,12}}"
 )
 _ITEMS = rf"(?>{_ITEM}(?:{_AND}{_ITEM}){{0,25}})"
@@ -51,6 +51,7 @@ _FILL = (
     )
     + "){0,24}"
 )
+_FILL_OF_DENIAL = _FILL.replace(r"\s", " ")  # on the same line
 _END = rf"(?=\s*(?:[.,:;!?)\]}}\"'*/|、。]|[-–—]\s|$|{_FOLLOWER}))"  # not before another word, as in "C major"
 
 
@@ -60,10 +61,10 @@ def _compile(*patterns: str) -> list[re.Pattern[str]]:
 
 _DENIALS = _compile(
     _any("not no neither nor never cannot none without except excluding rather_than instead_of rule_out eliminate")
-    + _FILL
+    + _FILL_OF_DENIAL
     + _ITEMS,
-    rf"n't\b{_FILL}{_ITEMS}",
-    rf"(?:不是|不选|并非|而非|排除){_FILL}{_ITEMS}",
+    rf"n't\b{_FILL_OF_DENIAL}{_ITEMS}",
+    rf"(?:不是|不选|并非|而非|排除){_FILL_OF_DENIAL}{_ITEMS}",
     # "A isn't right", "A and B do not fit", but not "A (the text of option A) is not barking"
     rf"(?:{_ITEMS}\s*(?i:are|were|would|could|can|do)|{_ITEM}\s*(?i:is|was|does))\s*(?i:not|n't)\b\s*"
     rf"(?:[.,;!]|$|{_any('be a an the fit match sound seem make mentioned correct right true likely possible')})",
@@ -180,16 +181,17 @@ def _shorten_labels(response: str, texts: Sequence[str]) -> str:
 
 def _replace_texts(response: str, texts: Sequence[str]) -> str:
     """Replace the texts of options by their letters in brackets, the longest texts first."""
-    letters = dict(reversed([*zip(texts, string.ascii_uppercase, strict=False)]))
-    patterns = [_text_pattern(text) for text in sorted(filter(None, letters), key=len, reverse=True)]
-    if not patterns:
+    labels = [(text, letter) for text, letter in zip(texts, string.ascii_uppercase, strict=False) if text]
+    labels.sort(key=lambda label: len(label[0]), reverse=True)  # keeps the order of equal texts
+    if not labels:
         return response
-    return re.sub(
-        rf"(?<!\w)(?:{'|'.join(patterns)})",
-        lambda match: f"({letters[_words_only(match[0])]})",
-        response,
-        flags=re.IGNORECASE,
-    )
+    pattern = "|".join(f"({_text_pattern(text)})" for text, _ in labels)
+
+    def letter_of(match: re.Match[str]) -> str:
+        assert match.lastindex is not None, "each alternative is a group"
+        return f"({labels[match.lastindex - 1][1]})"
+
+    return re.sub(rf"(?<!\w)(?:{pattern})", letter_of, response, flags=re.IGNORECASE)
 
 
 def _text_pattern(text: str) -> str:
