@@ -32,11 +32,13 @@ class Response(NamedTuple):
         row: The row as it was presented to the model.
         content: Generated text, or for a preference row the log-probabilities of the chosen and the rejected answer.
         yes_no_log_odds: log p(yes) - log p(no) for verification tasks, otherwise None.
+        ended_by_length: Whether generation ended at the maximum length instead of at a stop token.
     """
 
     row: Row
     content: Any
     yes_no_log_odds: float | None = None
+    ended_by_length: bool = False
 
 
 class AnswerCache:
@@ -64,7 +66,7 @@ class AnswerCache:
 
     def __getitem__(self, key: str) -> Response:
         line = self._lines[key]
-        return Response(_row_from_json(line["row"]), line["content"], line["yes_no_log_odds"])
+        return Response(_row_from_json(line["row"]), *(line[field] for field in Response._fields[1:]))
 
     def add(self, responses: Mapping[str, Response]) -> None:
         """Append responses to the cache.
@@ -73,8 +75,8 @@ class AnswerCache:
             responses: The responses by cache key (`row_key`).
         """
         lines = {
-            key: {"key": key, "row": _row_to_json(row), "content": content, "yes_no_log_odds": log_odds}
-            for key, (row, content, log_odds) in responses.items()
+            key: {"key": key, **response._asdict(), "row": _row_to_json(response.row)}
+            for key, response in responses.items()
         }
         self._lines |= lines
         with evaluation_lock(self.path.parent):

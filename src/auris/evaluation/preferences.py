@@ -146,7 +146,7 @@ def sample_pairs(config: Config, console: Console) -> Outcome:
             seeded_request = replace(request, seed=row_seed(config["seed"], draw, ""))
             responses, skipped = answer_share(model, seeded_request, rows, chunk)
             unusable |= skipped
-            for number, (text, _) in responses.items():
+            for number, (text, *_) in responses.items():
                 answers.setdefault(number, []).append(str(text))
         for number, texts in answers.items():
             try:

@@ -35,6 +35,7 @@ from auris.inference import load as pretrained
 from auris.inference.audio_model import AudioModel
 from auris.metrics import records
 from auris.metrics.judges.judge import Judge
+from auris.metrics.measures import table_position
 from auris.metrics.records import Prediction, ResultRow
 from auris.model.weights import checkpoint_dir
 from auris.model.weights.tensors import weights_digest
@@ -201,7 +202,7 @@ def _score(job: _Job, run_dir: Path, name: str, evaluation: answer_cache.Evaluat
             skipped |= unrated
     official_scores = summary.official_scores(benchmark.script, evaluation.version, all_predictions, rows)
     all_predictions = predictions.split_by_subset(all_predictions, rows, benchmark.parts)
-    all_predictions.sort(key=lambda prediction: (prediction.group, prediction.metric))
+    all_predictions.sort(key=lambda prediction: (prediction.group, table_position(prediction.metric)))
     is_judged = any("judge" in prediction.metric for prediction in all_predictions)
     signatures = job.judge.signatures if job.judge and is_judged else {}
     n_resamples, seed = job.config["bootstrap"], job.config["seed"]
