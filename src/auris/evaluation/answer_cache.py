@@ -53,7 +53,8 @@ class AnswerCache:
         self.path = directory / f"{settings['kind']}-{digest(settings)}.jsonl"
         self.settings = settings
         lines = read_jsonl(self.path)[1:] if self.path.is_file() else []  # the first line holds the settings
-        self._lines = {line["key"]: line for line in lines}
+        # Caches of earlier versions lack fields; their rows are answered again.
+        self._lines = {line["key"]: line for line in lines if set(Response._fields) <= line.keys()}
 
     @classmethod
     def open(cls, path: Path) -> AnswerCache:

@@ -19,6 +19,7 @@ import torch
 from auris import audio
 from auris.config import Config
 from auris.data.importers import convert
+from auris.data.row_files import iterate_rows
 from auris.data.rows import FieldMap, Record, decode_record, parse_line
 from auris.errors import MissingFileError, UsageError, UserError, shorten
 from auris.files import append_jsonl, read_jsonl
@@ -228,14 +229,12 @@ def answer_file(
 def _read_rows(source: Path) -> dict[str, dict[str, Any]]:
     """Return the fields of each row by its id, or by its place (`FILE:LINE`) if an earlier row has the same id."""
     rows = {}
-    # `splitlines` would also split at Unicode line separators, which a message may contain.
-    for number, line in enumerate(source.read_bytes().split(b"\n"), start=1):
-        if line.strip():
-            record = parse_line(line, f"{source.name}:{number}", FieldMap())
-            key = record.id
-            if key in rows:
-                key, record = record.name, record._replace(problem=f"id {shorten(key)} is used by an earlier row")
-            rows[key] = _read_fields(record, source.parent)
+    for number, line in iterate_rows(source):
+        record = parse_line(line, f"{source.name}:{number}", FieldMap())
+        key = record.id
+        if key in rows:
+            key, record = record.name, record._replace(problem=f"id {shorten(key)} is used by an earlier row")
+        rows[key] = _read_fields(record, source.parent)
     return rows
 
 
