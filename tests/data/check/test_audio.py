@@ -114,6 +114,8 @@ def dither() -> np.ndarray:
         (0.3 + dither(), {"silent": ["a"]}),
         (5e-4 * speech_like(), {}),  # quiet, but not silent
         (np.stack([speech_like(), np.zeros(RATE)], 1), {}),  # a silent channel
+        (np.concatenate([0.3 + 0.2 * speech_like(), np.zeros(RATE)]), {}),  # padding after an offset
+        (np.clip(speech_like(), 0, None), {}),
         (np.stack([speech_like(), np.full(RATE, 0.3)], 1), {}),
         (np.stack([speech_like(), dither()], 1), {}),
         (np.round(4 * speech_like() / np.abs(speech_like()).max()) / 128, {}),  # quiet audio of 8 bits
@@ -151,7 +153,7 @@ def test_clipping_survives_a_lossy_codec(tmp_path):
 @pytest.mark.parametrize("rate", [8_000, 16_000, 44_100])
 def test_a_pure_tone_is_not_clipped(pitch, rate):
     time = np.arange(2 * rate) / rate
-    for peak in (1.0 - 2**-15, 0.8, 0.3):
+    for peak in (1.0 - 2**-15, 0.8, 0.3, 0.003):  # 0.003: 100 steps of 16-bit audio
         tone = np.round(peak * np.sin(2 * np.pi * pitch * time) * 2**15) / 2**15
         assert clipped_share(tone[:, None]) == 0
 
