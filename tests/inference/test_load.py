@@ -149,6 +149,8 @@ def test_clips_are_accepted_in_every_form(model: AudioModel, files: list[Path]):
         lambda clips: model.chat([[user_message([clip], "what?")] for clip in clips], **settings),
     ):
         assert len(set(ask([files[0], *forms]))) == 1
+    with files[0].open("rb") as file:
+        assert model.generate(file, [PROMPT] * 2, **settings) == model.generate([files[0]] * 2, PROMPT, **settings)
     for form in forms:
         assert isinstance(model.transcribe(form, **settings), str)
 

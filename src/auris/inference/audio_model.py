@@ -309,9 +309,11 @@ def _is_list(audio: Any) -> TypeGuard[Sequence[Any]]:
 
 def _split_batch(
     audio: Audio | Sequence[Audio | Sequence[Audio]] | None, prompt: str | Sequence[str]
-) -> tuple[list[list[Audio]], list[str]]:
+) -> tuple[list[list[Audio | Clip]], list[str]]:
     """Return the clips and the prompt of every row. An argument that is not a list is used for all rows."""
     values: dict[str, Any] = {"audio": audio, "prompt": prompt}
+    if audio is not None and not _is_list(audio):
+        values["audio"] = _decode(values["audio"])  # once for all rows: an open file can be read only once
     sizes = {name: len(value) for name, value in values.items() if _is_list(value)}
     if len(set(sizes.values())) > 1 or 0 in sizes.values():
         raise UserError(f"a batch of {sizes}: expected lists of equal length, or a single value for all rows")
