@@ -230,6 +230,30 @@ def test_extending_a_text_vocabulary_adds_control_tokens_and_keeps_its_ids(speci
     assert max(tok.encode_plain("say <|en|> now")) < min(tok.id(token) for token in control_tokens()[1:])
 
 
+@pytest.mark.parametrize(
+    ("style", "n_new"),
+    [(NaturalPrompt(), 3), (Qwen2AudioChat(), 3), (TagPrompt(), 3314), (QwenAudioChat(), 3314), (BothPrompts(), 3317)],
+)
+def test_only_the_tokens_of_the_prompt_style_are_added_to_a_text_vocabulary(style, n_new, tmp_path):
+    plain().save_pretrained(tmp_path)
+    tok = Tokenizer.load(tmp_path, audio_pads=style.audio_pads)
+    chatml = ["<|im_start|>", "<|im_end|>"]  # plain() has <|endoftext|>
+    assert len(tok.fast.get_vocab()) == len(plain().get_vocab()) + n_new + len(chatml)
+    assert len(tok.added_ids) == n_new
+    if isinstance(style, BothPrompts | Prompt):
+        for turns in style.variants(ASR, n_clips=1):
+            assert tok.encode(turns, [[tok.audio_pad_id(turns)]]).audio.sum() == 1
+    else:
+        turns = style.turns([{"role": "user", "content": [{"type": "audio", "audio": "a"}]}])
+        assert tok.encode(turns, [[tok.audio_pad_id(turns)]]).audio.sum() == 1
+
+
+def test_a_prompt_style_whose_tokens_were_not_added_is_refused():
+    tok = Tokenizer(plain(), audio_pads=NaturalPrompt().audio_pads)
+    with pytest.raises(ValueError, match="the prompt needs '<audio>', which is not a token of this vocabulary"):
+        tok.encode(TagPrompt().turns(ASR, n_clips=1), [[0]])
+
+
 @pytest.mark.parametrize("special_first", [False, True])
 def test_text_ids_are_below_n_text_even_if_special_tokens_come_first(special_first):
     """The CTC head has n_text classes, so it has none for a larger id."""

@@ -96,7 +96,9 @@ def _check_fit(weights: InitialWeights, source: ModelSource, model: Config, net:
         net: The net that the section describes.
     """
     parts = source.parts.keys() if weights.parts is None else source.parts.keys() & weights.parts
-    differences = [difference for part in sorted(parts) for difference in find_differences(part, source.parts[part], model, net)]
+    differences = [
+        difference for part in sorted(parts) for difference in find_differences(part, source.parts[part], model, net)
+    ]
     mismatches = loading.find_mismatches(net, weights.source, weights.layout, parts=weights.parts, label=weights.label)
     if mismatches and not differences:  # sizes and classes of the parts that are only in auris
         differences = [
