@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -143,7 +144,7 @@ def test_another_setting_of_the_language_model_is_refused(
     assert f"(or model.llm.config.path={folder / family}, for all settings of the language model)" in message
 
 
-def test_another_scaling_of_the_rotary_embedding_is_refused(folder: Path):
+def test_another_scaling_of_the_rotary_embedding_is_refused(folder: Path, tmp_path: Path):
     config = llm_config(folder / "qwen2")
     theta = config.pop("rope_parameters")["rope_theta"]
     scaling = {"rope_type": "linear", "factor": 2.0}
@@ -154,11 +155,24 @@ def test_another_scaling_of_the_rotary_embedding_is_refused(folder: Path):
     nested = {"rope_parameters": {"rope_theta": 7.0, "rope_type": "default"}}
     _, overrides = refusal(model_of(llm=config | nested), llm=folder / "qwen2")
     assert overrides == ["model.llm.config.rope_parameters.rope_theta=5000"]
-    published.edit_json(folder / "llama/config.json", "rope_parameters", value={"rope_theta": 5000.0, **scaling})
-    config = llm_config(folder / "llama") | {"rope_theta": theta}
-    del config["rope_parameters"]
-    _, overrides = refusal(model_of(llm=config), llm=folder / "llama")
+    scaled = shutil.copytree(folder / "qwen2", tmp_path / "scaled")
+    published.edit_json(scaled / "config.json", "rope_parameters", value={"rope_theta": theta, **scaling})
+    _, overrides = refusal(model_of(llm=config | {"rope_theta": theta}), llm=scaled)
     assert overrides == ["+model.llm.config.rope_parameters={rope_type:linear,factor:2}"]
+
+
+def test_sliding_attention_in_other_layers_is_refused(folder: Path, tmp_path: Path):
+    sliding = shutil.copytree(folder / "qwen2", tmp_path / "sliding")
+    changes = {"use_sliding_window": True, "sliding_window": 8, "layer_types": ["full_attention", "sliding_attention"]}
+    for name, value in changes.items():
+        published.edit_json(sliding / "config.json", name, value=value)
+    check(model_of(llm=llm_config(sliding)), llm=sliding)
+    message, _ = refusal(model_of(llm=llm_config(folder / "qwen2")), llm=sliding)
+    assert "layer_types=[full_attention,sliding_attention]" in message
+    shallow = llm_config(folder / "qwen2", num_hidden_layers=1)
+    del shallow["layer_types"]  # has one entry per layer
+    _, overrides = refusal(model_of(llm=shallow), llm=folder / "qwen2")
+    assert overrides == ["model.llm.config.num_hidden_layers=2"]
 
 
 def test_settings_without_effect_on_the_function_may_differ(folder: Path):
@@ -219,15 +233,11 @@ def test_a_published_model_is_compared_with_its_config(folder: Path):
     assert refusal(model, checkpoint=folder / "qwen2_audio")[1] == ["model.llm.config.rms_norm_eps=1e-06"]
 
 
-def test_a_run_whose_language_model_was_moved_is_loaded_with_a_warning(folder: Path, tmp_path: Path):
-    (tmp_path / "moved").mkdir()
-    (folder / "qwen2/config.json").rename(tmp_path / "moved/config.json")
-    source = {"config": {"path": str(folder / "qwen2")}}
-    model = model_of(llm={"path": str(tmp_path / "moved")})
+def test_a_language_model_whose_settings_were_moved_is_loaded_with_a_warning(folder: Path, tmp_path: Path):
+    model = model_of(llm={"path": str(folder / "qwen2")})
     net = auris_config.build_net({"model": model}, SimpleNamespace(size=300))
-    with pytest.warns(UserWarning, match="cannot compare the settings of the language model.*qwen2: expected"):
-        assert list(find_differences("llm", source, model, net)) == []
-    (tmp_path / "moved/config.json").rename(folder / "qwen2/config.json")
+    with pytest.warns(UserWarning, match="cannot compare the settings of the language model.*old: expected"):
+        assert list(find_differences("llm", {"config": {"path": str(tmp_path / "old")}}, model, net)) == []
 
 
 @pytest.mark.parametrize("system", ["qwen_audio", "qwen2_audio"])

@@ -32,11 +32,11 @@ from auris.model.vocabulary import input_table
 
 # Config entries that scale or cap logits after the output matrix. `AudioLM.head` would silently skip them.
 _LOGIT_TRANSFORMS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
-# Config entries that do not change what a model computes at inference: sizes of tables, training, the interface of
-# transformers, and settings from which other entries (`sliding_window`, `layer_types`) follow.
+# Config entries that do not change what a model with given weights computes at inference. `layer_types` follows from
+# `max_window_layers` and is compared instead.
 _NO_FUNCTION = re.compile(
     r"vocab_size|max_position_embeddings|initializer_range|use_cache|pretraining_tp|is_decoder|\w+_token_id|"
-    r"\w+_(dropout|pdrop)|router_aux_loss_coef|output_router_logits|use_sliding_window|max_window_layers"
+    r"\w*(dropout|pdrop)|router_aux_loss_coef|output_router_logits|max_window_layers"
 )
 # Parts of a decoder layer whose output at a token affects only the hidden state of this token. The projections of keys
 # and values are not among them, because later tokens attend to keys and values.

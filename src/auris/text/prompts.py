@@ -104,7 +104,7 @@ class PromptStyle(Protocol):
 
     @property
     def audio_pads(self) -> tuple[str, ...]:
-        """Tokens that stand for the audio of a clip, which tell the control tokens of the style."""
+        """Tokens that stand for the audio of a clip. They determine the control tokens that a vocabulary needs."""
         ...
 
     def fingerprint(self) -> str:

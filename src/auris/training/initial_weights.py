@@ -6,11 +6,12 @@ settings. With another value, a model would load weights but compute another fun
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import isclose
 from typing import Any
+
+from lightning.pytorch.utilities import rank_zero_warn
 
 from auris.config import Config
 from auris.errors import MissingFileError, UserError
@@ -108,8 +109,7 @@ def _check_fit(weights: InitialWeights, source: ModelSource, model: Config, net:
             if value != model[part].get(name)
         ]
     if differences or mismatches:
-        label = f"{weights.label} ({weights.layout} layout)"
-        message = loading.describe_misfit(label, [*map(str, differences), *mismatches])
+        message = loading.describe_misfit([*map(str, differences), *mismatches], weights.label, weights.layout)
         raise UserError(f"{message}: set {_suggest(differences, source, model)}" if differences else message)
 
 
@@ -137,9 +137,7 @@ def _find_llm_differences(trained_config: Config, config: Config, net: AudioLM) 
     try:
         trained = llm.function_fields(llm.read_config(trained_config))
     except MissingFileError as error:  # the language model of another run may have been moved
-        warnings.warn(
-            f"cannot compare the settings of the language model with those in training: {error}", stacklevel=2
-        )
+        rank_zero_warn(f"cannot compare the settings of the language model with those in training: {error}")
         return
     configured = llm.function_fields(net.llm.config)
     for name in filter(configured.__contains__, trained):
@@ -150,7 +148,13 @@ def _find_llm_differences(trained_config: Config, config: Config, net: AudioLM) 
 
 
 def _equal(first: Any, second: Any) -> bool:
-    """Compare two values. Numbers may differ by the rounding of float32, in which some files have been converted."""
+    """Return whether two values of a setting have the same effect.
+
+    Numbers may differ by the rounding of float32, in which some files were converted. Lists have an entry for each
+    layer; the number of layers is another setting.
+    """
+    if isinstance(first, list) and isinstance(second, list):
+        return all(map(_equal, first, second))
     if isinstance(first, float) and isinstance(second, (int, float)):
         return isclose(first, second, rel_tol=1e-6)
     return first == second

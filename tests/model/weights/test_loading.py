@@ -181,9 +181,9 @@ def test_five_mismatches_are_listed_and_the_others_counted(net: AudioLM):
 
 def test_mismatches_are_reported_for_nets_on_the_meta_device(source_net: AudioLM):
     state = dict(export_tensors(source_net.state_dict(), "qwen2_audio"))
-    assert loading.find_mismatches(nets.build_meta(), StateTensors(state), "qwen2_audio") == []
+    assert loading.find_mismatches(nets.build_meta(), StateTensors(state), "qwen2_audio", label="here") == []
     del state["audio_tower.conv1.bias"]
-    mismatches = loading.find_mismatches(nets.build_meta(vocab=50), StateTensors(state), "qwen2_audio")
+    mismatches = loading.find_mismatches(nets.build_meta(vocab=50), StateTensors(state), "qwen2_audio", label="here")
     assert mismatches[0] == "audio_tower.conv1.bias is missing" and len(mismatches) == 3
 
 

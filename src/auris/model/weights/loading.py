@@ -80,11 +80,9 @@ def load(
     Raises:
         UserError: a tensor is missing or unexpected, a shape or a tied tensor differs, or the source lacks a part.
     """
-    match = _match(
-        net, source, LAYOUTS[layout], _choose_parts(net, parts, LAYOUTS[layout], f"{label} ({layout} layout)")
-    )
+    match = _match(net, source, layout, parts, label)
     if match.faults:
-        raise UserError(describe_misfit(f"{label} ({layout} layout)", match.faults))
+        raise UserError(describe_misfit(match.faults, label, layout))
     assert not any(tensor.is_meta for tensor in match.targets.values()), "materialise the net first"
     # Tensors are read in the order of the source, so that each file is opened once.
     for layout_name, stored_name in match.stored_names.items():
@@ -99,21 +97,21 @@ def load(
 
 
 def find_mismatches(
-    net: AudioLM, source: TensorSource, layout: str, *, parts: Collection[str] | None = None, label: str | None = None
+    net: AudioLM, source: TensorSource, layout: str, *, parts: Collection[str] | None = None, label: str
 ) -> list[str]:
-    """Return why `load` cannot load tensors, one phrase per fault. The net may be on the meta device.
+    """Return why `load` would refuse a source, one phrase per fault. The net may be on the meta device.
 
     Raises:
         UserError: the source or the net lacks a part.
     """
-    return _match(net, source, LAYOUTS[layout], _choose_parts(net, parts, LAYOUTS[layout], label or layout)).faults
+    return _match(net, source, layout, parts, label).faults
 
 
-def describe_misfit(label: str, faults: Sequence[str]) -> str:
-    """Return the message for a source that does not fit a model; only the first faults are listed."""
+def describe_misfit(faults: Sequence[str], label: str, layout: str) -> str:
+    """Return the message about a source that does not fit a net. Only the first faults are listed."""
     n_not_shown = len(faults) - _MAX_SHOWN
     more = f"; and {n_not_shown} more" if n_not_shown > 0 else ""
-    return f"{label} does not fit the model: {'; '.join(faults[:_MAX_SHOWN])}{more}"
+    return f"{label} ({layout} layout) does not fit the model: {'; '.join(faults[:_MAX_SHOWN])}{more}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +133,11 @@ class _Match:
     faults: list[str]
 
 
-def _match(net: AudioLM, source: TensorSource, layout: Layout, parts: Collection[str]) -> _Match:
+def _match(
+    net: AudioLM, source: TensorSource, layout_name: str, requested_parts: Collection[str] | None, label: str
+) -> _Match:
+    layout = LAYOUTS[layout_name]
+    parts = _choose_parts(net, requested_parts, layout, f"{label} ({layout_name} layout)")
     named = {adapters.base_name(name): t for name, t in net.state_dict(keep_vars=True).items()}
     targets = {name: t for name, t in named.items() if name is not None and _part(name) in parts}
     stored_names = {layout.spell(name): name for name in filter(layout.is_used, source.keys())}
