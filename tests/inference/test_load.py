@@ -234,7 +234,7 @@ def test_weights_keep_their_stored_dtype_unless_another_is_requested(tmp_path: P
 
 # Beginnings of the names in files (transformers 4, and 5 from 5.23), and what stands in their place elsewhere.
 SPELLINGS = {
-    "files of 5.18 to 5.22": {"language_model.model.": "language_model.model.model."},
+    "files of 5.10 to 5.22": {"language_model.model.": "language_model.model.model."},
     "memory of 5": {
         "language_model.model.": "model.language_model.",
         "language_model.lm_head.": "lm_head.",

@@ -219,6 +219,22 @@ def test_a_run_with_other_settings_is_refused(folder: Path, part: str, change: d
     assert refusal(model | {part: model[part] | change}, checkpoint=folder / "run")[1] == [expected]
 
 
+@pytest.mark.parametrize(
+    ("part", "change", "expected"),
+    [
+        ("encoder", {"width": 32}, "model.encoder.width=16"),
+        ("llm", {"hidden_size": 32}, "model.llm.config.hidden_size=16"),
+        ("pooling", {"_target_": "auris.model.pooling.Stack"}, "model.pooling._target_=auris.model.pooling.Mean"),
+    ],
+)
+def test_a_projector_for_other_widths_is_refused(folder: Path, part: str, change: dict, expected: str):
+    model = model_of()
+    section = model["llm"]["config"] if part == "llm" else model[part]
+    section |= change
+    message, overrides = refusal(model, projector=folder / "run")
+    assert "projector.weight has shape (16, 16), expected" in message and overrides == [expected]
+
+
 def test_a_run_with_another_language_model_is_refused(folder: Path):
     llm = model_of()["llm"]["config"] | {"rope_theta": 500}
     assert refusal(model_of(llm=llm), checkpoint=folder / "run")[1] == ["model.llm.config.rope_theta=10000"]

@@ -6,7 +6,7 @@ settings. With another value, a model would load weights but compute another fun
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import isclose
 from typing import Any
@@ -25,6 +25,8 @@ from auris.text.tokenizer import Tokenizer, read_vocabulary
 # Attributes of a part that determine its function together with its weights. `llm.function_fields` lists those of the
 # language model. `clip_end` is missing: Qwen-Audio starts from Whisper, which has another value.
 _ATTRIBUTES = {"encoder": ("n_mels", "width", "n_layers", "n_heads", "ffn", "max_positions"), "pooling": ("k",)}
+# Widths of the encoder and the LLM, on which the shapes of all parts between them depend.
+_WIDTHS = ("model.encoder.width", "model.llm.config.hidden_size")
 
 
 @dataclass(frozen=True)
@@ -101,13 +103,8 @@ def _check_fit(weights: InitialWeights, source: ModelSource, model: Config, net:
         difference for part in sorted(parts) for difference in find_differences(part, source.parts[part], model, net)
     ]
     mismatches = loading.find_mismatches(net, weights.source, weights.layout, parts=weights.parts, label=weights.label)
-    if mismatches and not differences:  # sizes and classes of the parts that are only in auris
-        differences = [
-            Difference(f"model.{part}.{name}", value, model[part].get(name))
-            for part in sorted(parts - {"encoder", "llm"})
-            for name, value in source.parts[part].items()
-            if value != model[part].get(name)
-        ]
+    if mismatches and not differences:
+        differences = _explain_shapes(parts, source, model, net)
     if differences or mismatches:
         message = loading.describe_misfit([*map(str, differences), *mismatches], weights.label, weights.layout)
         raise UserError(f"{message}: set {_suggest(differences, source, model)}" if differences else message)
@@ -130,6 +127,22 @@ def find_differences(part: str, node: Config, model: Config, net: AudioLM) -> It
             yield Difference(f"model.{part}.{name}", trained, configured)
     if part == "llm" and "config" in node:
         yield from _find_llm_differences(node["config"], model[part].get("config") or {}, net)
+
+
+def _explain_shapes(parts: Collection[str], source: ModelSource, model: Config, net: AudioLM) -> list[Difference]:
+    """Return the settings because of which tensors of pooling, projector and boundary have other shapes or names.
+
+    These are their classes and arguments, and the widths of the encoder and the LLM, which they connect.
+    """
+    names = source.parts.keys() & {*parts, "pooling"} - {"encoder", "llm"}
+    of_classes = [
+        Difference(f"model.{part}.{name}", value, model[part].get(name))
+        for part in sorted(names)
+        for name, value in source.parts[part].items()
+        if value != model[part].get(name)
+    ]
+    of_parts = [found for part, node in source.parts.items() for found in find_differences(part, node, model, net)]
+    return of_classes + [found for found in of_parts if found.key in _WIDTHS]
 
 
 def _find_llm_differences(trained_config: Config, config: Config, net: AudioLM) -> Iterator[Difference]:

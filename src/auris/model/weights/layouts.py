@@ -120,8 +120,8 @@ LAYOUTS = {
         spellings=((r"^net\.", ""),),
         left_out=r"objective\.",
     ),
-    # Files have the names of the first release, except for those that transformers 5.18 to 5.22 has written. In
-    # transformers >= 5, names in memory have one more level.
+    # Files have the names of the first release, but transformers 5.10 to 5.22 wrote `language_model.model.model.`, and
+    # in memory transformers >= 5.10 has another first level.
     "qwen2_audio": Layout(
         names={
             **_prefixed("encoder.", "audio_tower.", _TRANSFORMERS_ENCODER),
