@@ -120,8 +120,8 @@ LAYOUTS = {
         spellings=((r"^net\.", ""),),
         left_out=r"objective\.",
     ),
-    # Files have the names of the first release, but transformers 5.10 to 5.22 wrote `language_model.model.model.`, and
-    # in memory transformers >= 5.10 has another first level.
+    # Files have the names of the first release, but transformers 5.10 to 5.22 wrote `language_model.model.model.`. In
+    # memory, newer versions have another first level.
     "qwen2_audio": Layout(
         names={
             **_prefixed("encoder.", "audio_tower.", _TRANSFORMERS_ENCODER),
