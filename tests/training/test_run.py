@@ -347,6 +347,27 @@ def test_a_dry_run_plans_an_epoch_for_the_requested_ranks(compose_run, corpus, c
     assert {row["task"] for row in rows} <= shares.keys()
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["weights.encoder={whisper}", "model.encoder.n_heads=4"], "set model.encoder.n_heads=2$"),
+        (["weights.encoder={whisper}", "model.encoder.width=16"], "set model.encoder.width=32$"),
+        (["optim.lr_factors={{encodr: 0.1}}"], "optim.lr_factors contains encodr: expected encoder"),
+        (["optim.warmup_steps=9", "max_steps=9"], "optim.warmup_steps=9 must be less than max_steps=9"),
+        (["trainable=[encodr]"], "trainable"),
+    ],
+)
+def test_a_dry_run_refuses_what_the_run_would_refuse(compose_run, tmp_path: Path, overrides: list[str], message: str):
+    published.whisper(tmp_path / "whisper")
+    sizes = {"n_mels": 16, "width": 32, "n_layers": 2, "n_heads": 2, "ffn": 48}
+    overrides = [override.format(whisper=tmp_path / "whisper") for override in overrides]
+    encoder = [f"model.encoder.{name}={size}" for name, size in sizes.items()]
+    for dry_run in (True, False):
+        run_config = compose_run(*encoder, *overrides, f"dry_run={dry_run}")
+        with pytest.raises(ValueError, match=message):
+            train.train(run_config)
+
+
 def test_a_model_starts_from_the_checkpoint_of_another_run(compose_run):
     first = compose_run("experiment=qwen_audio_pretrain", "arm=first", "max_steps=2", "seed=3")
     train.train(first)

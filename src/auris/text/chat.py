@@ -83,6 +83,11 @@ class Chat:
     restarts_numbering: bool
     header: Control
 
+    @property
+    def audio_pads(self) -> tuple[str, ...]:
+        """A tuple of only the audio pad of this format."""
+        return (self.audio_pad,)
+
     def fingerprint(self) -> str:
         """Return a digest of everything that determines how dialogues are written."""
         return digest([type(self).__name__, repr(self.turns(_FINGERPRINT_DIALOGUE, supervise=True))])

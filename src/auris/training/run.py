@@ -30,12 +30,12 @@ from auris.data.datamodule import AudioDataModule
 from auris.data.manifests import ManifestEntry
 from auris.errors import MissingFileError, UserError
 from auris.model import adapters
-from auris.model.weights import checkpoint_dir, identify
-from auris.model.weights.loading import InitialWeights
+from auris.model.weights import checkpoint_dir
 from auris.text.tokenizer import Tokenizer
 from auris.training import callbacks, dry_run, faults, references, sharding, studies, throughput
 from auris.training.checkpointing import CheckpointCallback
 from auris.training.event_files import ResumableTensorBoardLogger
+from auris.training.initial_weights import find_initial_weights
 from auris.training.lightning_types import trainer_callbacks
 from auris.training.module import AudioLMModule
 from auris.training.preemption import Preemption, run_lock
@@ -221,7 +221,7 @@ def build(config: Config) -> tuple[AudioLMModule, AudioDataModule]:
         for entry in data[split]:
             ManifestEntry.parse(entry, f"data.{split}")  # report a wrong path before anything is built
     try:
-        tokenizer = Tokenizer.load(config["tokenizer"])
+        tokenizer = Tokenizer.load(config["tokenizer"], audio_pads=configs.build(config["prompt"]).audio_pads)
     except FileNotFoundError as error:
         if config["checkpoint"] is None:
             raise
@@ -229,6 +229,7 @@ def build(config: Config) -> tuple[AudioLMModule, AudioDataModule]:
             f"{error}; a run directory contains the run's tokenizer: set tokenizer={config['checkpoint']}/tokenizer"
         ) from error
     net = configs.build_net(config, tokenizer)
+    initial = find_initial_weights(config, net, tokenizer)
     # This is checked here, before the processes are started.
     if (tensor_parallel := strategy_setting(config["trainer"], "tensor_parallel")) > 1:
         has_adapters = bool({adapters.LORA, adapters.NEW_TOKENS} & set(config["trainable"]))
@@ -246,7 +247,7 @@ def build(config: Config) -> tuple[AudioLMModule, AudioDataModule]:
         net=net,
         objective=objective,
         tokenizer=tokenizer,
-        initial=initial_weights(config, tokenizer),
+        initial=initial,
         config=config,
         **{key: config[key] for key in module_keys},
     )
@@ -256,34 +257,6 @@ def build(config: Config) -> tuple[AudioLMModule, AudioDataModule]:
         samples=samples, valid_samples=valid_samples, max_steps=config["max_steps"], seed=config["seed"]
     )
     return module, datamodule
-
-
-def initial_weights(config: Config, tokenizer: Tokenizer) -> list[InitialWeights]:
-    """Return the weights to load for `checkpoint` and for each part in `weights`, in this order.
-
-    Raises:
-        UserError: The weights were trained with another vocabulary, so the rows of their embedding belong to other
-            tokens.
-    """
-    part_paths = {f"weights.{part}": path for part, path in config["weights"].items()}
-    initial = []
-    for key, path in {"checkpoint": config["checkpoint"], **part_paths}.items():
-        if path is None:
-            continue
-        source = identify.identify(path)
-        part = key.removeprefix("weights.")
-        if part in ("checkpoint", "llm") and source.tokenizer is not None and source.tokenizer != config["tokenizer"]:
-            add_control_tokens = source.model is None or source.kind in ("run", "checkpoint")
-            source_tokenizer = Tokenizer.load(source.tokenizer, add_control_tokens=add_control_tokens)
-            if source_tokenizer.fast.get_vocab() != tokenizer.fast.get_vocab():
-                raise UserError(
-                    f"{key}={path} was trained with a vocabulary that differs from tokenizer={config['tokenizer']}: "
-                    f"set tokenizer={source.tokenizer}"
-                )
-        parts = None if key == "checkpoint" else [part]
-        label = f"{key}={path}"
-        initial.append(InitialWeights(source=source.open_tensors(), layout=source.layout, parts=parts, label=label))
-    return initial
 
 
 def build_trainer(config: Config, run_dir: Path, preemption: Preemption) -> L.Trainer:
