@@ -162,7 +162,8 @@ class Loader:
         requests.put(True)
         item, error, dead_workers = None, None, []
         while error is None and not dead_workers and time.monotonic() < deadline:
-            dead_workers = [worker for worker in workers if not worker.is_alive()]
+            # After the last item, workers end with exit code 0, maybe before `_END` arrives.
+            dead_workers = [worker for worker in workers if worker.exitcode]
             with suppress(Empty):  # an item of a dead worker may still arrive
                 item, error = replies.get(timeout=max(0.0, min(POLL_INTERVAL, deadline - time.monotonic())))
                 if error is None:
