@@ -141,6 +141,14 @@ def test_a_failed_run_prints_one_line_and_returns_1(error, make_corpus_fail, cap
     assert capsys.readouterr().err == "error: out=x is full\n"
 
 
+def test_an_interrupted_command_prints_one_line_and_returns_130(make_corpus_fail, capsys):
+    make_corpus_fail(KeyboardInterrupt())
+    assert cli.main(["corpus", "out=x"]) == 130
+    assert capsys.readouterr().err == "\nstopped by SIGINT\n"
+    with pytest.raises(KeyboardInterrupt):
+        cli.main(["corpus", "out=x", "--debug"])
+
+
 @pytest.mark.parametrize("error", [ValueError("raised by torch"), OSError("disk failure"), KeyError("missing key")])
 def test_an_exception_that_is_not_a_user_error_keeps_its_traceback(error, make_corpus_fail):
     make_corpus_fail(error)
