@@ -141,8 +141,13 @@ def _compose_and_run(name: str, arguments: Sequence[str]) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # otherwise Hydra prints exceptions instead of raising them
     overrides = [f"hydra.job.name={name}", config.SEARCH_PATH, *config.without_null_groups(overrides)]
     argv, sys.argv[1:] = sys.argv[1:], [*overrides, *other_arguments]
+
+    def run_composed(cfg: DictConfig) -> float | None:
+        sys.argv[1:] = [name, *arguments]  # Lightning starts the processes of other devices with these arguments
+        return run_job(name, cfg)
+
     try:
-        hydra.main(config_path=str(config.CONFIGS), config_name=name, version_base="1.3")(partial(run_job, name))()
+        hydra.main(config_path=str(config.CONFIGS), config_name=name, version_base="1.3")(run_composed)()
     except (ConfigCompositionException, OverrideParseException, SearchPathException) as error:
         raise config.explain(error, arguments, name) from error
     finally:
