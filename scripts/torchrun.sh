@@ -2,9 +2,9 @@
 # One machine: bash scripts/torchrun.sh experiment=qwen2_audio_sft scale=full strategy=fsdp
 # Several machines, on each of them: NODES=4 RANK=0..3 MASTER=HOST_OF_RANK_0 bash scripts/torchrun.sh ...
 # If a process fails, torchrun stops all processes and starts them again, and the run resumes from the last checkpoint.
-# On SIGTERM and SIGUSR1 the run saves a checkpoint, for which torchrun gives it 30 s, and exits with status 75. torchrun
-# exits with another status, so this script returns 75 instead. slurm.sh runs without torchrun, and has as much time to
-# save as SLURM allows.
+# On Ctrl-C, SIGHUP, SIGTERM and SIGUSR1 the run saves a checkpoint, for which torchrun gives it 30 s, and exits with
+# status 75. torchrun exits with another status, so this script returns 75 instead. slurm.sh runs without torchrun, and
+# has as much time to save as SLURM allows.
 set -uo pipefail
 PYTHON=${PYTHON:-python}
 GPUS=${GPUS:-$(nvidia-smi --list-gpus | wc -l)}        # number of processes on this machine
@@ -16,7 +16,7 @@ export AURIS_REQUEUE=$directory/requeue                 # the run creates this f
   --master-addr "${MASTER:-127.0.0.1}" --master-port "${PORT:-29500}" --max-restarts "${RESTARTS:-3}" \
   -m auris train "$@" trainer.devices="$GPUS" trainer.num_nodes="$NODES" &
 torchrun=$!
-trap 'kill -TERM "$torchrun" 2> /dev/null' TERM USR1
+trap 'kill -TERM "$torchrun" 2> /dev/null' INT HUP TERM USR1
 wait "$torchrun"
 status=$?
 while kill -0 "$torchrun" 2> /dev/null; do              # a signal also ends `wait`

@@ -59,6 +59,13 @@ def test_the_exit_code_is_the_return_value_of_the_command(monkeypatch):
     assert cli.main(["corpus", "out=x"]) == 75
 
 
+def test_a_command_sees_the_arguments_that_start_it_again(monkeypatch):
+    """Lightning starts the other ranks of `trainer.devices=2` with these arguments."""
+    arguments = []
+    monkeypatch.setattr("auris.corpus.command.run", lambda config: arguments.extend(sys.argv[1:]))
+    assert cli.main(["corpus", "seed=3", "out=x"]) == 0 and arguments == ["corpus", "seed=3", "out=x"]
+
+
 def test_hydra_flags_are_supported(monkeypatch, tmp_path, capsys):
     assert cli.main(["train", "--cfg", "job", "optim.lr=0.5", "--package", "optim"]) == 0
     assert yaml.safe_load(capsys.readouterr().out.split("\n", 1)[1])["lr"] == 0.5
@@ -139,6 +146,14 @@ def test_a_failed_run_prints_one_line_and_returns_1(error, make_corpus_fail, cap
     make_corpus_fail(error)
     assert cli.main(["corpus", "out=x"]) == 1
     assert capsys.readouterr().err == "error: out=x is full\n"
+
+
+def test_an_interrupted_command_prints_one_line_and_returns_130(make_corpus_fail, capsys):
+    make_corpus_fail(KeyboardInterrupt())
+    assert cli.main(["corpus", "out=x"]) == 130
+    assert capsys.readouterr().err == "\nstopped by SIGINT\n"
+    with pytest.raises(KeyboardInterrupt):
+        cli.main(["corpus", "out=x", "--debug"])
 
 
 @pytest.mark.parametrize("error", [ValueError("raised by torch"), OSError("disk failure"), KeyError("missing key")])

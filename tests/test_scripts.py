@@ -80,7 +80,7 @@ def test_without_a_signal_the_script_returns_torchrun_s_status(cluster, status):
     assert cluster.run("torchrun.sh", GPUS="1", PYTHON_STATUS=str(status)).returncode == status
 
 
-@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1])
 def test_the_torchrun_script_requests_a_requeue_after_a_signal(cluster, signal_number):
     process = cluster.start("torchrun.sh", GPUS="1", WAIT="yes")
     deadline = time.monotonic() + 60

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import takewhile
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING
@@ -75,12 +75,15 @@ WIDTH, COLUMN = 100, 34  # number of characters in a line of help, and position 
 
 _EXIT_CODES = (
     "Exit codes: 0 success; 1 failure, or a check found problems; 2 error in the command line or config",
-    "(nothing was started); 75 stopped by a signal: start the same command again to resume.",
+    "(nothing was started); 75 stopped by a signal (Ctrl-C, SIGHUP, SIGTERM, SIGUSR1): start the same",
+    "command again to resume; 130 ended by Ctrl-C: training and evaluation only by the second one.",
 )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code: 0, 1 (failure), 2 (usage error) or 75 (stopped by a signal).
+    """Run a command and return its exit code.
+
+    The exit code is 0, 1 (failure), 2 (usage error), 75 (stopped by a signal, can be resumed) or 130 (Ctrl-C).
 
     A `UserError` is printed as one line on stderr, without a traceback unless `--debug` is set. Other exceptions are
     not caught.
@@ -106,6 +109,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _report(error, code=2)
     except SystemExit as error:  # raised by `run_job`, or by Hydra's argument parser
         return error.code if isinstance(error.code, int) else int(error.code is not None)
+    except KeyboardInterrupt:
+        if _is_debugging():
+            raise
+        print("\nstopped by SIGINT", file=sys.stderr)
+        return 128 + signal.SIGINT  # as in a shell
     return 0
 
 
@@ -132,8 +140,13 @@ def _compose_and_run(name: str, arguments: Sequence[str]) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # otherwise Hydra prints exceptions instead of raising them
     overrides = [f"hydra.job.name={name}", config.SEARCH_PATH, *config.without_null_groups(overrides)]
     argv, sys.argv[1:] = sys.argv[1:], [*overrides, *other_arguments]
+
+    def run_composed(cfg: DictConfig) -> float | None:
+        sys.argv[1:] = [name, *arguments]  # Lightning starts the processes of other devices with these arguments
+        return run_job(name, cfg)
+
     try:
-        hydra.main(config_path=str(config.CONFIGS), config_name=name, version_base="1.3")(partial(run_job, name))()
+        hydra.main(config_path=str(config.CONFIGS), config_name=name, version_base="1.3")(run_composed)()
     except (ConfigCompositionException, OverrideParseException, SearchPathException) as error:
         raise config.explain(error, arguments, name) from error
     finally:
@@ -172,12 +185,16 @@ def run_job(name: str, cfg: DictConfig) -> float | None:
 
 def _report(error: UserError, *, code: int) -> int:
     """Print an error in one line and return the exit code; in debug mode, raise it."""
-    if os.environ.get("AURIS_DEBUG", "0") not in ("", "0"):
+    if _is_debugging():
         raise error
     code = 2 if isinstance(error, UsageError) else code
     if code != 2 or os.environ.get("LOCAL_RANK", "0") == "0":  # a usage error is the same on all ranks
         print(f"error: {error}", file=sys.stderr)
     return code
+
+
+def _is_debugging() -> bool:
+    return os.environ.get("AURIS_DEBUG", "0") not in ("", "0")
 
 
 def name_data(arguments: Sequence[str]) -> list[str]:

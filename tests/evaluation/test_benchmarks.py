@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 from dataclasses import replace
 from functools import cache
 from io import StringIO
@@ -30,6 +31,7 @@ from auris.text import tasks
 from auris.text.prompts import NaturalPrompt, TagPrompt
 from auris.training import run as train
 from auris.training.objectives.next_token import NextToken
+from auris.training.preemption import Preempted
 from support.manifests import write_manifest, write_wave
 from support.recipes import smallest_run
 from support.runs import ROOT
@@ -294,7 +296,21 @@ def test_a_group_is_evaluated_and_shown_next_to_its_published_table(
         generated.extend(batch["rows"])
         return answer(self, net, batch, *args, **kwargs)
 
+    def interrupted_answer(*args, **kwargs):
+        if generated:  # the first benchmark has been answered
+            os.kill(os.getpid(), signal.SIGINT)
+        return counting_answer(*args, **kwargs)
+
+    for answers_path in (run / "answers").glob("*.jsonl"):
+        answers_path.unlink()
+    monkeypatch.setattr(NextToken, "answer", interrupted_answer)
+    with pytest.raises(Preempted, match="evaluation stopped by SIGINT: the same command continues it"):
+        runner.evaluate(auris_config.resolve(auris_config.compose(options, "evaluate")))
+    assert len(generated) == 2
     monkeypatch.setattr(NextToken, "answer", counting_answer)
+    runner.evaluate(auris_config.resolve(auris_config.compose(options, "evaluate")))
+    assert len(generated) == 3 and [(run / file).read_text() for file in files] == before
+    generated.clear()
     answers_file = json.loads((run / "answers/librispeech.json").read_text())["parts"][0]["file"]
     answers_path = run / "answers" / answers_file
     os.truncate(answers_path, answers_path.stat().st_size - 9)  # as if killed while writing

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from auris import cli, config
 from auris.data.manifests import read_manifests
-from auris.data.rows import EQUAL_ANSWERS, Row
+from auris.data.rows import EQUAL_ANSWERS, Record, Row, decode_record
 from auris.data.shards import pack
 from auris.evaluation.preferences import (
     CLOSE,
@@ -88,6 +88,14 @@ def test_statistics_report_lengths_and_scores():
     assert longer["value"] == 2.5 / 4 and 0 <= longer["low"] < 2.5 / 4 < longer["high"] <= 1
     assert report["scores"] == {"wer": pytest.approx({"chosen": 0.1, "rejected": 0.5})}
     assert compute_statistics(Outcome([], {}, {})) == {"rows": 0, "pairs": 0, "without_pair": {}, "unusable": 0}
+
+
+def test_audio_marks_in_a_question_are_escaped_in_the_written_row(tmp_path: Path):
+    question = {"role": "user", "content": "What is <audio>?"}
+    labels = {"task": "chat", "messages": [question, {"role": "assistant", "content": "A tag."}]}
+    written = Pair(Row("r", (), labels), "A tag.", "A dog.").to_json(tmp_path)
+    assert written["messages"] == [{"role": "user", "content": r"What is \<audio>?"}]
+    assert decode_record(Record("r", written), tmp_path).labels["messages"][0]["content"][1]["text"] == "<audio>"
 
 
 # --- annotated files ---

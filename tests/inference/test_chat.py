@@ -6,6 +6,7 @@ import io
 import json
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -180,14 +181,20 @@ def test_a_saved_conversation_is_a_training_row(model: AudioModel, clip: Path, t
 
 
 def test_every_conversation_can_be_saved_as_a_row(model: AudioModel, tmp_path: Path, capsys: pytest.CaptureFixture):
-    """Text with an audio mark is refused when it is sent. An empty system message is saved like any other."""
+    """Text with an audio mark is refused when it is sent, unless the mark is escaped. An empty system message is saved
+    like any other.
+    """
     conversation = Conversation(model, system="", **SETTINGS)
     file = tmp_path / "talks.jsonl"
-    talk(conversation, ["what is <audio>?", "what is <|AUDIO|>?", "hello", f"/save {file}"])
+    escaped = r"what is \<audio>, and \<|AUDIO|>?"
+    talk(conversation, ["what is <audio>?", "what is <|AUDIO|>?", escaped, "hello", f"/save {file}"])
+    literal = "what is <audio>, and <|AUDIO|>?"
+    assert message_text(conversation.messages[1]) == literal
     assert capsys.readouterr().err.count("the user's messages have 1 audio mark (<audio>)") == 2
     [manifest] = read_manifests([file])
     [row] = manifest.rows
-    assert row.problem is None and [message_text(message) for message in row.labels["messages"][:2]] == ["", "hello"]
+    texts = [message_text(message) for message in row.labels["messages"] if message["role"] != "assistant"]
+    assert row.problem is None and texts == ["", literal, "hello"]
 
 
 # --- streaming ---
@@ -263,6 +270,17 @@ def test_all_dialogues_of_a_file_are_answered(model: AudioModel, dialogues: Path
     assert rows[0]["kind"] == "test" and rows[1]["messages"][-1] == assistant("the cat")
     for row in (rows[0], rows[3]):
         assert row["messages"][0]["content"][0] == {"type": "audio", "audio": "../here.wav"}
+
+
+def test_escaped_audio_marks_are_text_for_the_model_and_are_escaped_again_in_the_output(model, tmp_path: Path):
+    source = write_manifest(tmp_path / "in.jsonl", [{"messages": [user(r"what is \<audio>?")]}])
+    files = [source, tmp_path / "out.jsonl", tmp_path / "again.jsonl"]
+    for file, out in pairwise(files):
+        assert answer_file(model, file, out, batch_size=1, **SETTINGS) == {}
+    answer = model.chat([user("what is <audio>?")], **SETTINGS)
+    for file in files[1:]:
+        [row] = read_answers(file)
+        assert row["answer"] == answer and message_text(row["messages"][0]) == r"what is \<audio>?"
 
 
 def test_a_system_message_is_added_only_to_dialogues_without_one(model: AudioModel, tmp_path: Path):

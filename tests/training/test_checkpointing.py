@@ -123,8 +123,9 @@ def die() -> None:
     raise Killed
 
 
-def send_sigterm() -> None:
-    os.kill(os.getpid(), signal.SIGTERM)
+def send(*numbers: signal.Signals) -> Callable[[], None]:
+    """Return an action that sends signals to this process."""
+    return lambda: [os.kill(os.getpid(), number) for number in numbers]
 
 
 # --- killed -------------------------------------------------------------------------------------------------------
@@ -249,14 +250,14 @@ def test_a_signalled_run_saves_and_asks_to_be_requeued(compose_run, undisturbed,
     run_config = compose_run("stopped", "checkpoint_every=100")
     monkeypatch.setenv("AURIS_REQUEUE", str(tmp_path / "requeue"))
     run = claim_run_dir(run_config)
-    for action_times, saved_step in (
-        ({"steps": (1,)}, 1),
-        ({"validations": (1,)}, 3),
-        ({"validations": (1,)}, 3),
-        ({"validations": (2,)}, 6),
+    for signal_numbers, action_times, saved_step in (
+        ((signal.SIGINT, signal.SIGINT), {"steps": (1,)}, 1),  # timeout(1) sends a signal twice
+        ((signal.SIGHUP,), {"validations": (1,)}, 3),
+        ((signal.SIGTERM,), {"validations": (1,)}, 3),
+        ((signal.SIGUSR1, signal.SIGTERM), {"validations": (2,)}, 6),
     ):
-        with pytest.raises(Preempted) as error:
-            fit(run_config, RunAction(send_sigterm, **action_times))
+        with pytest.raises(Preempted, match=f"stopped by {signal_numbers[0].name}") as error:
+            fit(run_config, RunAction(send(*signal_numbers), **action_times))
         assert error.value.code == REQUEUE_STATUS == 75
         assert f"continues the run from step {saved_step}" in str(error.value)
         assert checkpoint_dir.list_steps(run / "checkpoints")[0] == saved_step and not (run / "finished.json").exists()
@@ -266,13 +267,17 @@ def test_a_signalled_run_saves_and_asks_to_be_requeued(compose_run, undisturbed,
 
 
 @pytest.mark.slow
-def test_a_job_whose_processes_are_all_signalled_saves_and_asks_to_be_requeued(compose_run, undisturbed, folder: Path):
-    """A cluster also signals the workers of the data loader."""
-    run_config = compose_run("job", "data.num_workers=2", "checkpoint_every=100", "trainer.val_check_interval=1.0")
+@pytest.mark.parametrize("signal_number", [signal.SIGUSR1, signal.SIGINT, signal.SIGHUP])
+def test_a_job_whose_processes_are_all_signalled_saves_and_asks_to_be_requeued(
+    compose_run, undisturbed, folder: Path, signal_number
+):
+    """A terminal and a cluster also signal the workers of the data loader."""
+    overrides = "data.num_workers=2", "checkpoint_every=100", "trainer.val_check_interval=1.0"
+    run_config = compose_run(f"job-{signal_number.name}", *overrides)
     claim_run_dir(run_config)
     process = start(run_config, folder, slow=True)
     wait_for(Path(run_config["run_dir"]) / "progress.json", lambda: process.poll() is None)
-    os.killpg(process.pid, signal.SIGUSR1)
+    os.killpg(process.pid, signal_number)
     assert process.wait(timeout=100) == REQUEUE_STATUS, (folder / "output").read_text()[-3000:]
     (saved_step,) = checkpoint_dir.list_steps(Path(run_config["run_dir"]) / "checkpoints")
     assert 1 <= saved_step < STEPS
@@ -298,20 +303,82 @@ def test_a_signal_to_one_process_stops_all_processes_and_the_run_resumes(
     assert_runs_close(undisturbed, run_config)
 
 
-def test_before_training_a_signal_stops_the_process_and_the_signal_handlers_are_restored(monkeypatch, tmp_path: Path):
+@pytest.mark.parametrize("signal_number", Preemption.SIGNALS)
+def test_before_training_a_signal_stops_the_process_and_the_signal_handlers_are_restored(
+    signal_number, monkeypatch, tmp_path: Path, capfd
+):
     monkeypatch.setenv("AURIS_REQUEUE", str(tmp_path / "requeue"))
-    before = [signal.getsignal(signal_number) for signal_number in Preemption.SIGNALS]
+    before = signal.getsignal(signal_number)
+    reason = f"stopped by {signal_number.name} before or after training: the same command starts or continues the run"
 
-    def receive(number: signal.Signals) -> None:
+    def receive() -> None:
         with Preemption():
-            os.kill(os.getpid(), number)
+            send(signal_number)()
             time.sleep(5)  # the signal arrives at once and interrupts the sleep
 
-    for signal_number in Preemption.SIGNALS:
-        with pytest.raises(Preempted, match=f"stopped by {signal_number.name} before or after training"):
-            receive(signal_number)
-        (tmp_path / "requeue").unlink()  # this file tells a job script to requeue
-    assert [signal.getsignal(signal_number) for signal_number in Preemption.SIGNALS] == before
+    with pytest.raises(Preempted, match=reason) as error:
+        receive()
+    assert error.value.code == REQUEUE_STATUS and capfd.readouterr().err.strip() == reason
+    assert (tmp_path / "requeue").is_file()  # this file tells a job script to requeue
+    assert signal.getsignal(signal_number) is before
+
+
+@pytest.mark.parametrize("signal_number", Preemption.SIGNALS)
+def test_a_signal_that_the_parent_process_ignores_stays_ignored(signal_number):
+    """`nohup` ignores SIGHUP, and a script's background job ignores SIGINT."""
+    before = signal.signal(signal_number, signal.SIG_IGN)
+    try:
+        with Preemption() as preemption:
+            send(signal_number)()
+        assert preemption.received == ""
+    finally:
+        signal.signal(signal_number, before)
+
+
+# Waits for a signal for 60 s, as a run that saves.
+_SAVING = """\
+import sys, time
+from auris.training.preemption import Preemption
+with Preemption(exits_at_once=False) as preemption:
+    print("ready", flush=True)
+    while not preemption.received:
+        time.sleep(0.01)
+    print("saving", flush=True)
+    time.sleep(float(sys.argv[1]))
+    print("saved", flush=True)
+raise SystemExit(75)
+"""
+
+
+def start_saving(seconds: float, **options) -> subprocess.Popen:
+    command = [sys.executable, "-c", _SAVING, str(seconds)]
+    return subprocess.Popen(command, env=environment(), text=True, **options)
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGHUP, signal.SIGTERM])
+def test_the_same_signal_again_ends_the_process_immediately(signal_number):
+    process = start_saving(60, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal_number)
+    assert process.stdout.readline() == "saving\n"
+    time.sleep(0.6)
+    process.send_signal(signal_number)
+    out, err = process.communicate(timeout=20)
+    assert process.returncode == -signal_number and out == ""  # a shell shows 130, 129 or 143
+    name = signal_number.name
+    assert err.strip() == f"received {name}: saving; {name} again ends the process without saving"
+
+
+def test_a_process_whose_output_nobody_reads_after_the_signal_saves():
+    """The terminal was closed, or Ctrl-C has ended `tee`."""
+    terminal, child_side = os.openpty()
+    process = start_saving(0, stdout=subprocess.PIPE, stderr=child_side)
+    os.close(child_side)
+    assert process.stdout.readline() == "ready\n"
+    process.stdout.close()
+    os.close(terminal)
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(timeout=20) == REQUEUE_STATUS
 
 
 # --- out of disk space --------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
 
@@ -153,11 +154,21 @@ class StandIns:
     CODES: ClassVar = {
         "quick": "pass",
         "stopped": "raise SystemExit(75)",  # REQUEUE_STATUS
-        "long": "import signal, time; signal.signal(signal.SIGUSR1, lambda *_: exit(75)); print(1); time.sleep(60)",
+        "long": """
+import signal, time
+from auris.training.preemption import Preemption
+with Preemption(exits_at_once=False) as preemption:
+    print("ready", flush=True)
+    while not preemption.received:
+        time.sleep(0.01)
+    time.sleep(0.3)  # saves
+    print("saved", flush=True)
+raise SystemExit(75)
+""",
     }
 
-    def __init__(self, signal_during: str = "") -> None:
-        self.signal_during, self.started = signal_during, []
+    def __init__(self, signal_during: str = "", send_signal: Callable[[], None] = lambda: None) -> None:
+        self.signal_during, self.send_signal, self.started = signal_during, send_signal, []
 
     def __call__(self, job: Job, arguments: list[str], threads: int) -> None:
         job.run_dir.mkdir(parents=True, exist_ok=True)
@@ -165,18 +176,31 @@ class StandIns:
         job.process = subprocess.Popen(command, stdout=subprocess.PIPE)
         self.started.append(job.name)
         if job.name == self.signal_during:
-            job.process.stdout.readline()
-            os.kill(os.getpid(), signal.SIGUSR1)
+            assert job.process.stdout.readline() == b"ready\n"
+            self.output = job.process.stdout
+            self.send_signal()
 
 
-def test_a_signal_is_forwarded_to_running_runs_and_no_further_run_starts(tmp_path, monkeypatch):
-    handler = signal.getsignal(signal.SIGUSR1)
-    start = StandIns(signal_during="long")
+@pytest.mark.parametrize(
+    ("signal_number", "is_group"),
+    [(signal.SIGINT, True), (signal.SIGHUP, False), (signal.SIGTERM, True), (signal.SIGUSR1, True)],
+)
+def test_at_a_signal_running_runs_save_and_no_further_run_starts(tmp_path, monkeypatch, capfd, signal_number, is_group):
+    """A terminal signals the whole process group: the runs get its signal, and another one from the study."""
+
+    def send_signal() -> None:
+        for process_id in [os.getpid(), *([jobs[0].process.pid] if is_group else [])]:
+            os.kill(process_id, signal_number)
+
+    handler = signal.getsignal(signal_number)
+    start = StandIns("long", send_signal)
     monkeypatch.setattr(studies, "_start", start)
     jobs = [Job("long", 0, [], tmp_path / "a"), Job("quick", 0, [], tmp_path / "b")]
     assert studies.run_jobs(jobs, max_parallel=1) == studies.REQUEUE_STATUS == 75
+    assert start.output.read() == b"saved\n"
     assert [job.status for job in jobs] == ["stopped", "waiting"] and start.started == ["long"]
-    assert signal.getsignal(signal.SIGUSR1) is handler
+    assert f"stopped by {signal_number.name}: the same command resumes the study" in capfd.readouterr().out
+    assert signal.getsignal(signal_number) is handler
 
 
 def test_a_preempted_run_blocks_its_dependents_but_is_not_a_failure(tmp_path, monkeypatch):

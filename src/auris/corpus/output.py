@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from rich.progress import Progress
 
 from auris.corpus.signal import SAMPLE_RATE
+from auris.data.parallel_map import reset_signals
 from auris.errors import UserError
 from auris.files import read_json
 
@@ -120,7 +121,10 @@ def make_in_groups(
     results: list[Result] = []
     # Workers are spawned: the caller may have threads (torch's), and a fork would copy their locks but not the threads.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=context) as workers, Progress() as progress:
+    with (
+        ProcessPoolExecutor(processes, mp_context=context, initializer=reset_signals) as workers,
+        Progress() as progress,
+    ):
         bar = progress.add_task(title, total=sum(map(len, groups.values())))
         for group_results in workers.map(make, groups.values()):
             results += group_results

@@ -198,12 +198,13 @@ def _describe_end(worker: BaseProcess) -> str:
 
 
 def _ignore_signals(worker: int) -> None:
-    """Make a worker ignore SIGUSR1, and ignore SIGTERM unless its parent process has sent it.
+    """Make a worker ignore the signals that stop a run, except SIGTERM if its parent process has sent it.
 
-    A cluster that preempts a job sends a signal to all processes of the job. If workers ended at this signal, the run
-    would fail before it could save a checkpoint.
+    A terminal (Ctrl-C) and a cluster that preempts a job send a signal to all processes of the job. If workers ended at
+    this signal, the run would fail before it could save a checkpoint.
     """
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 
     def wait() -> None:

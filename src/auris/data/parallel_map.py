@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -48,6 +49,18 @@ _work_and_parts: tuple[Callable[[Any], Any], Sequence[Any]] | None = None  # set
 def _initialize(work: Callable[[Any], Any], parts: Sequence[Any]) -> None:
     global _work_and_parts
     _work_and_parts = work, parts
+    reset_signals()
+
+
+def reset_signals() -> None:
+    """Make a worker process end at a signal without a message or traceback, by removing the handlers of Python.
+
+    Ctrl-C, for example, reaches all processes of a command. The main process reports it. Signals that are ignored, as
+    SIGHUP after `nohup`, stay ignored.
+    """
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1):
+        if callable(signal.getsignal(number)):
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _run_part(number: int) -> Any:

@@ -33,7 +33,7 @@ from auris.metrics import measures
 from auris.metrics.judges.judge import Judge, UnratedError
 from auris.metrics.measures import metric_in_language, row_stats
 from auris.metrics.statistics import bootstrap_interval
-from auris.text.chat import map_audios
+from auris.text.chat import escape_audio_marks, map_audios
 from auris.text.console import numbers_table, print_plain
 
 METRICS = ("wer", "accuracy", "contains", "judged")
@@ -80,10 +80,11 @@ class Pair:
         # The last message of a dialogue is its correct answer.
         question = labels["messages"][:-1] if labels["task"] == "chat" else labels["messages"]
         clips = iter(self.row.clips)
+        messages = map_audios(lambda _: os.path.relpath(str(next(clips).path), directory), question)
         ranking = {name: getattr(self, name) for name in ("metric", "scores", "answered_by", "judge")}
         return {
             "id": self.row.id,
-            "messages": map_audios(lambda _: os.path.relpath(str(next(clips).path), directory), question),
+            "messages": escape_audio_marks(messages),
             "chosen": self.chosen,
             "rejected": self.rejected,
             **{key: value for key, value in labels.items() if key not in _REPLACED_LABELS},

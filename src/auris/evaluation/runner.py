@@ -41,8 +41,11 @@ from auris.model.weights import checkpoint_dir
 from auris.model.weights.tensors import weights_digest
 from auris.text.prompts import TagPrompt
 from auris.training import provenance
+from auris.training.preemption import Preemption
 
 MAX_NEW_TOKENS = 64  # largest number of tokens of a response, unless the user or the benchmark sets another
+
+_STOPPED = "evaluation stopped by {}: the same command continues it with the responses so far, which are cached"
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ def evaluate(config: Config) -> list[ResultRow]:
     Raises:
         UserError: No row could be scored.
     """
-    with join_ranks(config["accelerator"]) as ranks:
+    with Preemption(_STOPPED), join_ranks(config["accelerator"]) as ranks:
         judge = configs.build(config["judge"]) if ranks.is_first else None
         job = _Job(config, judge, ranks, Console(quiet=not ranks.is_first))
         if config["rescore"] is not None:

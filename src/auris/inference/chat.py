@@ -26,7 +26,8 @@ from auris.files import append_jsonl, read_jsonl
 from auris.inference import load as pretrained
 from auris.inference.audio_model import AudioModel, StreamingDecoder, user_message
 from auris.text.answer_formats import Labels
-from auris.text.chat import Message, map_audios
+from auris.text.audio_marks import split_at_marks
+from auris.text.chat import Message, escape_audio_marks, map_audios
 
 HELP = """\
 /audio FILE ...   attach audio files to the next message
@@ -78,14 +79,17 @@ class Conversation:
         If the response is interrupted, the conversation does not change, but the files are no longer attached.
 
         Args:
-            text: the message; empty for voice chat.
+            text: the message; empty for voice chat. As in a row, a backslash before an audio mark such as `<audio>`
+                makes it ordinary text.
             show: called with each piece of the response as soon as it is known.
 
         Raises:
             UserError: the response is empty, or the conversation would not be a valid row when it is saved.
         """
-        messages = [*self.messages, user_message([str(path) for path in self.attachments], text)]
-        _check_dialogue({"messages": messages})
+        clips = [str(path) for path in self.attachments]
+        _check_dialogue({"messages": [*escape_audio_marks(self.messages), user_message(clips, text)]})
+        unescaped_text = "".join(piece for _, piece in split_at_marks(text))
+        messages = [*self.messages, user_message(clips, unescaped_text)]
         self.attachments = []
         decoder = StreamingDecoder(partial(self.model.tokenizer.decode, keep_control_tokens=self.keep_control_tokens))
 
@@ -110,7 +114,7 @@ class Conversation:
         if self.messages == self._opening:
             raise UserError("the conversation is empty, there is nothing to save")
         messages = map_audios(lambda clip: os.path.relpath(clip, path.parent), self.messages)
-        append_jsonl(path, [{"messages": messages, "answered_by": self.model.name}])
+        append_jsonl(path, [{"messages": escape_audio_marks(messages), "answered_by": self.model.name}])
 
 
 # --- the terminal -------------------------------------------------------------------------------------------------
@@ -219,7 +223,8 @@ def answer_file(
         usable = [row for _, row in batch if "problem" not in row]
         responses = _respond(model, [_prompt_messages(row["messages"], system) for row in usable], **options)
         for row, response in zip(usable, responses, strict=True):
-            row["messages"] = map_audios(lambda clip: os.path.relpath(clip, out.parent), row["messages"])
+            messages = map_audios(lambda clip: os.path.relpath(clip, out.parent), row["messages"])
+            row["messages"] = escape_audio_marks(messages)
             row["problem" if isinstance(response, ValueError) else "answer"] = str(response)
         append_jsonl(out, [row for _, row in batch])
         _note(f"rows processed: {start + len(batch)} of {len(rows)}")
@@ -245,11 +250,11 @@ def _read_fields(record: Record, folder: Path) -> dict[str, Any]:
     try:
         if record.problem:
             raise UserError(record.problem)
-        fields = dict(convert(fields))
-        if "messages" not in fields:
+        converted = dict(convert(fields))
+        if "messages" not in converted:
             raise UserError("the row has no `messages`")
-        _check_dialogue(fields)
-        return fields | {"messages": map_audios(lambda clip: str(folder / clip), fields["messages"])}
+        _check_dialogue(converted | {"messages": escape_audio_marks(converted["messages"])})
+        return converted | {"messages": map_audios(lambda clip: str(folder / clip), converted["messages"])}
     except ValueError as error:
         return fields | {"problem": str(error)}
 

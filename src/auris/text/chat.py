@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from auris.errors import UserError, shorten
 from auris.files import digest
+from auris.text.audio_marks import escape_marks
 from auris.text.prompts import END_OF_TEXT, IM_END, IM_START, Control, NaturalPrompt, TagPrompt, Turn, merge_turns
 
 SYSTEM = "You are a helpful assistant."  # default system message of both models
@@ -57,12 +58,33 @@ def map_audios(change: Callable[[Any], Any], messages: Sequence[Message]) -> lis
     ]
 
 
+def escape_audio_marks(messages: Sequence[Any]) -> list[Any]:
+    """Return a copy of messages as a row has them: texts of the user that look like audio marks are escaped."""
+
+    def escape_part(part: Any) -> Any:
+        text = part.get("text") if isinstance(part, Mapping) else None
+        return {**part, "text": escape_marks(text)} if isinstance(text, str) else part
+
+    def escape(message: Any) -> Any:
+        if not isinstance(message, Mapping) or message.get("role") != "user":
+            return message
+        content = message.get("content")
+        if isinstance(content, str):
+            content = escape_marks(content)
+        elif isinstance(content, list):
+            content = [*map(escape_part, content)]
+        return {**message, "content": content}
+
+    return [*map(escape, messages)]
+
+
 class Chat:
     """ChatML format: writes a dialogue as turns, which have the same tokens as in the released chat models.
 
     There is no switch for the mode: a message with only audio is voice chat, a message with audio and text is audio
     analysis. Text of a message remains text: names of ChatML tokens or of audio tokens in it are tokenised as
-    characters, so a message cannot start another message.
+    characters, so a message cannot start another message. Audio marks and their escapes (`auris.text.audio_marks`) have
+    a meaning only in rows, which are converted to messages without them.
 
     Attributes:
         audio_begin: Token before the audio of a clip.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from copy import copy
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -21,6 +21,7 @@ from auris.errors import UserError
 from auris.files import digest
 from auris.text import tasks
 from auris.text.answer_formats import Labels, Tag
+from auris.text.audio_marks import QWEN2_AUDIO_TOKENS, QWEN_AUDIO_TOKENS, split_at_marks
 
 END_OF_TEXT = "<|endoftext|>"  # ends an answer in both base models (Qwen-Audio FAQ.md; Qwen2-Audio evaluation)
 IM_START, IM_END = "<|im_start|>", "<|im_end|>"  # ChatML: begin and end of a message
@@ -200,10 +201,14 @@ class Prompt(ABC):
     def raw(self, prompt: str, n_clips: int) -> list[Turn]:
         """Write the audio followed by an unchanged prompt, as the scripts of both releases do for the base models.
 
-        As in these scripts, names of control tokens in the prompt become control tokens. For untrusted text, use a chat
-        format.
+        As in these scripts, names of control tokens in the prompt become control tokens. A backslash before an audio
+        mark makes it ordinary text (`auris.text.audio_marks`). For untrusted text, use a chat format.
         """
-        return [Turn("prompt", self._audio(n_clips) + prompt, supervise=False)]
+        turns = [
+            Turn("prompt", piece, supervise=False, control=Control.NONE if kind == "escaped" else Control.ALL)
+            for kind, piece in split_at_marks(prompt)
+        ]
+        return merge_turns([Turn("prompt", self._audio(n_clips), supervise=False), *turns])
 
     def _audio(self, n_clips: int) -> str:
         return (self.audio_begin + self.audio_pad + self.audio_end) * n_clips
@@ -217,7 +222,8 @@ class Prompt(ABC):
         """Write the prompt of a row.
 
         Args:
-            wording: Template of the task table.
+            wording: Template of the task table, or a benchmark's prompt. A backslash before an audio mark makes it
+                ordinary text (`auris.text.audio_marks`).
             closed_fields: Values of the fields with a finite set of values (`tasks.closed_fields`), which may be part
                 of a control token. They are filled in first, so that tags and instructions are tokenised as a whole.
             labels: Labels of the row. They fill the other fields as plain text, in separate turns.
@@ -225,8 +231,10 @@ class Prompt(ABC):
         """
         wording = FIELD.sub(lambda match: closed_fields.get(match[1], match[0]), wording)
         turns = [Turn("prompt", self._audio(n_clips), supervise=False)] if n_clips else []
-        for index, piece in enumerate(filter(None, _TAG_OR_FIELD.split(wording))):
-            if field := FIELD.fullmatch(piece):
+        for index, (is_escaped, piece) in enumerate(_split_wording(wording)):
+            if is_escaped:
+                turns.append(Turn("prompt", piece, supervise=False, control=Control.NONE))
+            elif field := FIELD.fullmatch(piece):
                 turns.append(Turn("prompt", labels[field[1]], supervise=False, control=Control.NONE))
             else:
                 is_later_tag = index > 0 and _TAG_OR_FIELD.fullmatch(piece) is not None
@@ -241,10 +249,18 @@ class Prompt(ABC):
         return merge_turns([*turns, Turn("answer", END_OF_TEXT, supervise=True)])
 
 
+def _split_wording(wording: str) -> Iterator[tuple[bool, str]]:
+    """Yield the tags, fields and texts of a wording, with whether they are escaped audio marks."""
+    for kind, text in split_at_marks(wording):
+        is_escaped = kind == "escaped"
+        for piece in [text] if is_escaped else filter(None, _TAG_OR_FIELD.split(text)):
+            yield is_escaped, piece
+
+
 class TagPrompt(Prompt):
     """Hierarchical tags: transcription, language, task, text language, timestamps, output (Qwen-Audio section 3.2)."""
 
-    audio_begin, audio_pad, audio_end = "<audio>", "[[[AUDIO:modality]]]", "</audio>"
+    audio_begin, audio_pad, audio_end = QWEN_AUDIO_TOKENS
     natural = False
 
     def templates(self, task: tasks.Task) -> tuple[str, ...]:
@@ -262,7 +278,7 @@ class NaturalPrompt(Prompt):
             understands the instruction. A task with a single wording always uses that wording.
     """
 
-    audio_begin, audio_pad, audio_end = "<|audio_bos|>", "<|AUDIO|>", "<|audio_eos|>"
+    audio_begin, audio_pad, audio_end = QWEN2_AUDIO_TOKENS
     natural = True
     WORDINGS: ClassVar = {"all": slice(None), "seen": slice(-1), "unseen": slice(-1, None)}
 

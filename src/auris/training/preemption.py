@@ -1,11 +1,13 @@
-"""Preemption by a cluster: signals, the exit status that asks for a requeue, and the lock of a run directory."""
+"""Preemption by a user or a cluster: signals, the exit status that asks for a requeue, and the lock of a run."""
 
 from __future__ import annotations
 
 import os
+import select
 import signal
 import socket
 import threading
+import time
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -23,6 +25,11 @@ REQUEUE_STATUS = os.EX_TEMPFAIL  # 75
 REQUEUE_FILE_VARIABLE = "AURIS_REQUEUE"
 # Seconds to wait for the lock of an earlier start of the run, whose ranks need a while to notice that a peer has died.
 LOCK_TIMEOUT = 30.0
+# Seconds during which the same signal counts as received once. Launchers signal both a process and its process group,
+# and a terminal that closes signals its processes twice.
+DUPLICATE_INTERVAL = 0.5
+
+_STOPPED = "stopped by {} before or after training: the same command starts or continues the run"
 
 
 class Preempted(SystemExit):
@@ -39,27 +46,38 @@ class Preempted(SystemExit):
 
 
 class Preemption:
-    """Context manager that handles the signals with which a cluster preempts a job.
+    """Context manager that handles the signals with which a user or a cluster stops a command.
 
-    The signals are SIGTERM, and SIGUSR1, which SLURM can be told to send before a job's time limit. Before and after
-    training, a signal ends the process immediately. During training the signal is recorded, and `CheckpointCallback`
-    saves a checkpoint after the current step and ends the run.
+    The signals are SIGINT (Ctrl-C), SIGHUP (the terminal was closed), SIGTERM, and SIGUSR1, which SLURM can be told to
+    send before a job's time limit. The first signal raises `Preempted` immediately. While `exits_at_once` is False, the
+    signal is only recorded, so that the command can save its state first.
+
+    The same signal again ends the process immediately, without saving. SIGUSR1 never does, because a study sends it to
+    runs that may have received it already.
+
+    A signal that the parent process ignores stays ignored: SIGHUP after `nohup`, SIGINT in the background of a script.
+
+    Args:
+        message: Message if a signal ends the process immediately, with a field for the name of the signal.
+        exits_at_once: Initial value of the attribute.
 
     Attributes:
-        received: Name of the last signal, empty if no signal was received.
-        exits_at_once: Whether a signal ends the process immediately. `CheckpointCallback` sets this attribute.
+        received: Name of the first signal, empty if no signal was received.
+        exits_at_once: Whether a signal ends the process immediately. `CheckpointCallback` changes this attribute.
     """
 
-    SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+    SIGNALS = (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1)
 
-    def __init__(self) -> None:
-        self.received = ""
-        self.exits_at_once = True
+    def __init__(self, message: str = _STOPPED, *, exits_at_once: bool = True) -> None:
+        self.message, self.received = message, ""
+        self.exits_at_once = exits_at_once
+        self._first_times: dict[int, float] = {}  # signal -> when it was received first, by time.monotonic()
         self._previous_handlers: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Preemption:
         if threading.current_thread() is threading.main_thread():  # Python lets only the main thread set handlers
-            self._previous_handlers = {number: signal.signal(number, self._receive) for number in self.SIGNALS}
+            handled = [number for number in self.SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+            self._previous_handlers = {number: signal.signal(number, self._receive) for number in handled}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -67,10 +85,45 @@ class Preemption:
             signal.signal(number, handler)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        self.received = signal.Signals(number).name
-        if self.exits_at_once:
-            request_requeue()
-            raise Preempted(f"stopped by {self.received} before or after training")
+        name, now = signal.Signals(number).name, time.monotonic()
+        first_time = self._first_times.setdefault(number, now)
+        if number != signal.SIGUSR1 and now - first_time > DUPLICATE_INTERVAL:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        if self.received:
+            return
+        self.received = name
+        _drop_closed_outputs()
+        if not self.exits_at_once:
+            repeated = "" if number == signal.SIGUSR1 else f"; {name} again ends the process without saving"
+            _print(f"received {name}: saving{repeated}")
+            return
+        reason = self.message.format(name)
+        _print(reason)
+        request_requeue()
+        raise Preempted(reason)
+
+
+def _drop_closed_outputs() -> None:
+    """Redirect stdout and stderr to the null device if nobody reads them, so that writing cannot fail before a save.
+
+    Ctrl-C also ends the other programs of a pipeline, such as `tee`, and SIGHUP says that the terminal is gone.
+    """
+    time.sleep(0.05)  # the other programs get the signal at the same time
+    for descriptor in (1, 2):
+        poller = select.poll()
+        poller.register(descriptor, 0)  # errors are reported in any case
+        if poller.poll(0):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+
+
+def _print(line: str) -> None:
+    """Print a line on stderr, on the first process of a machine.
+
+    A signal may interrupt a write to `sys.stderr`, which then refuses another write, so the file descriptor is used.
+    """
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        os.write(2, f"\n{line}\n".encode())
 
 
 def request_requeue() -> None:

@@ -98,11 +98,11 @@ def train(config: Config) -> Path:
         dry_run.print_report(Console(), module, data, config)
         return run_dir
     with ExitStack() as stack:
+        preemption = stack.enter_context(Preemption())
         if _is_first_process():
             stack.enter_context(remove_if_unused(run_dir))
             stack.enter_context(run_lock(run_dir))
         if claim_run_dir(run_dir, config):
-            preemption = stack.enter_context(Preemption())
             module, data = build(config)
             save_tokenizer(module.tokenizer, run_dir / "tokenizer")
             trainer = build_trainer(config, run_dir, preemption)

@@ -18,12 +18,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
@@ -36,7 +34,7 @@ from auris import config as configs
 from auris import files
 from auris.config import Config
 from auris.errors import UsageError, UserError, count
-from auris.training.preemption import REQUEUE_STATUS
+from auris.training.preemption import REQUEUE_STATUS, Preemption
 
 # Settings of the study runner, which are not passed on to the runs.
 _RUNNER_KEYS = ("ablations", "arm", "seed", "seeds", "jobs", "threads", "metric", "dry_run")
@@ -258,8 +256,8 @@ def _check_that_arms_differ(jobs: Sequence[Job]) -> None:
 def run_jobs(jobs: list[Job], max_parallel: int, threads: int = 1, metric: str | None = None) -> int:
     """Run jobs in parallel and show a live table.
 
-    SIGTERM and SIGUSR1, the signals with which a cluster preempts a job, are forwarded to the running jobs. After such
-    a signal no further job is started.
+    After a signal that stops a command (`Preemption`), no further job is started, and the running jobs are told to save
+    and stop.
 
     Args:
         jobs: The jobs; each comes after the jobs that it needs.
@@ -277,52 +275,35 @@ def run_jobs(jobs: list[Job], max_parallel: int, threads: int = 1, metric: str |
     already_done = f" ({n_done} already done)" if n_done else ""
     threads_each = f"{count(threads, 'thread')} each"
     console.print(f"{count(len(jobs), 'run')}{already_done}, {max_parallel} in parallel, {threads_each}")
-    try:
-        live_table = Live(console=console, refresh_per_second=2, transient=False, auto_refresh=console.is_terminal)
-        with _forward_signals(jobs) as signals, live_table:
-            while any(
-                job.status in ("running", "evaluating") or (job.status == "waiting" and not signals) for job in jobs
-            ):
-                changed_jobs = _advance(jobs, 0 if signals else max_parallel, threads)
-                if console.is_terminal:
-                    live_table.update(_make_table(jobs, metric))
-                else:  # in a log file, print one line per change instead of the table
-                    for job in changed_jobs:
-                        console.print(f"{job.key}: {job.status}")
-                time.sleep(0.2)
-            live_table.update(_make_table(jobs, metric))
-    except KeyboardInterrupt:
-        for job in jobs:
-            if job.process is not None and job.is_alive:
-                job.process.terminate()
-        console.print("stopped; the same command resumes the study")
-        return min(sum(job.status != "done" for job in jobs), REQUEUE_STATUS - 1)
+    live_table = Live(console=console, refresh_per_second=2, transient=False, auto_refresh=console.is_terminal)
+    with Preemption(exits_at_once=False) as preemption, live_table:
+        is_forwarded = False
+        while any(
+            job.status in ("running", "evaluating") or (job.status == "waiting" and not preemption.received)
+            for job in jobs
+        ):
+            if preemption.received and not is_forwarded:
+                is_forwarded = True
+                for job in jobs:
+                    if job.process is not None and job.is_alive:
+                        job.process.send_signal(signal.SIGUSR1)
+            changed_jobs = _advance(jobs, 0 if preemption.received else max_parallel, threads)
+            if console.is_terminal:
+                live_table.update(_make_table(jobs, metric))
+            else:  # in a log file, print one line per change instead of the table
+                for job in changed_jobs:
+                    console.print(f"{job.key}: {job.status}")
+            time.sleep(0.2)
+        live_table.update(_make_table(jobs, metric))
     unfinished = [job for job in jobs if job.status != "done"]
     for job in unfinished:
         console.print(f"[red]{job.key} {job.status}[/red]" + (f", see {job.log}:" if job.status == "failed" else ""))
         if job.status == "failed":
             console.print("".join(job.log.read_text(errors="replace").splitlines(keepends=True)[-12:]), markup=False)
-    is_preempted = signals or any(job.status == "stopped" for job in jobs)
+    if unfinished and preemption.received:
+        console.print(f"stopped by {preemption.received}: the same command resumes the study")
+    is_preempted = preemption.received or any(job.status == "stopped" for job in jobs)
     return REQUEUE_STATUS if unfinished and is_preempted else min(len(unfinished), REQUEUE_STATUS - 1)
-
-
-@contextmanager
-def _forward_signals(jobs: Sequence[Job]) -> Generator[list[int]]:
-    """Forward signals to the running jobs; yield a list that collects the signals that were received."""
-    signals: list[int] = []
-
-    def forward(number: int, frame: FrameType | None) -> None:
-        signals.append(number)
-        for job in jobs:
-            if job.process is not None and job.is_alive:
-                job.process.send_signal(number)
-
-    previous_handlers = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGUSR1)}
-    try:
-        yield signals
-    finally:
-        for number, handler in previous_handlers.items():
-            signal.signal(number, handler)
 
 
 def _advance(jobs: Sequence[Job], max_parallel: int, threads: int) -> list[Job]:

@@ -168,6 +168,21 @@ def test_audio_marks_of_the_user_are_replaced_by_the_audio_files_in_order(tmp_pa
     assert [part["type"] for part in converted[3]["content"]] == ["text", "audio", "text"]
 
 
+def test_an_escaped_audio_mark_is_text_and_needs_no_audio_file(tmp_path):
+    content = r"<audio>What does \<audio> mean, and \<|AUDIO|>?"
+    answer = {"role": "assistant", "content": r"The tag \<audio>."}  # only messages of the user have marks
+    forms = (
+        {"messages": [{"role": "user", "content": content}, answer]},
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": content}]}, answer]},
+        {"conversations": [{"from": "human", "value": content}, {"from": "gpt", "value": answer["content"]}]},
+    )
+    for fields in forms:
+        row = read_fields(tmp_path, {**fields, "audios": ["a.wav"]})
+        assert row.problem is None and [clip.path.name for clip in row.clips] == ["a.wav"]
+        assert message_text(row.labels["messages"][0]) == "What does <audio> mean, and <|AUDIO|>?"
+        assert row.labels["messages"][1] == answer
+
+
 def test_a_separate_system_prompt_becomes_the_first_message(tmp_path):
     row = read_fields(tmp_path, {**CHATS["LLaMA-Factory"], "system": "Be brief."})
     assert row.labels["messages"][0] == {"role": "system", "content": "Be brief."}

@@ -11,9 +11,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
-from auris.data.importers.audio_marks import MARK, place_audio
 from auris.data.importers.fields import Fields, require_messages
+from auris.data.importers.placement import place_audio
 from auris.errors import UserError, shorten
+from auris.text.audio_marks import MARK
 
 MESSAGE_FIELDS = ("messages", "conversations", "conversation")  # a row has its messages in one of these fields
 

@@ -1,25 +1,20 @@
-"""Audio marks: placeholders in a message that show where a clip belongs, such as `<audio>`.
+"""Placement of audio files at the audio marks of the user's messages.
 
-The number of audio marks in the user's messages must equal the number of audio files. A mark without a file, or a file
-without a mark, would change the meaning of the prompt, so such a row is refused.
+An audio mark is a placeholder in a message that shows where a clip belongs, such as `<audio>`; a backslash before it
+makes it ordinary text (`auris.text.audio_marks`). The number of audio marks in the user's messages must equal the
+number of audio files. A mark without a file, or a file without a mark, would change the meaning of the prompt, so such
+a row is refused.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from auris.errors import UserError, count
-from auris.text.prompts import NaturalPrompt, TagPrompt
+from auris.text.audio_marks import MARK, has_marks, split_at_marks
 
-MARK = "<audio>"  # audio mark in the texts of ms-swift and LLaMA-Factory
 _UNNAMED_AUDIO = {"type": "audio"}  # audio mark that is a part of a message
-
-# Begin, pad and end token of a clip count as one mark if they follow one another. A single one of them is a mark too.
-_TOKEN_TRIPLES = [(style.audio_begin, style.audio_pad, style.audio_end) for style in (TagPrompt, NaturalPrompt)]
-_TEXT_MARKS = [*map("".join, _TOKEN_TRIPLES), MARK, *(token for triple in _TOKEN_TRIPLES for token in triple)]
-_MARK_PATTERN = re.compile(f"({'|'.join(map(re.escape, _TEXT_MARKS))})")
 
 
 def place_audio(messages: Sequence[Any], audios: Sequence[Any]) -> list[Any]:
@@ -38,7 +33,8 @@ def place_audio(messages: Sequence[Any], audios: Sequence[Any]) -> list[Any]:
         n_named = sum(isinstance(part, Mapping) and ("audio" in part or "audio_url" in part) for part in parts)
         raise UserError(
             f"the user's messages have {count(n_marks + n_named, 'audio mark')} ({MARK}), "
-            f"but the row has {count(n_named + len(audios), 'audio file')}"
+            f"but the row has {count(n_named + len(audios), 'audio file')}; "
+            f"write a mark that is ordinary text as \\{MARK}"
         )
     remaining_audios = iter(audios)
     for part in parts:
@@ -53,7 +49,7 @@ def _split_at_marks(message: Any) -> Any:
     Null fields of parts are removed: Parquet adds them, since all parts must have the same fields there.
     """
     content = message.get("content") if isinstance(message, Mapping) else None
-    if isinstance(content, str) and message.get("role") == "user" and _MARK_PATTERN.search(content):
+    if isinstance(content, str) and message.get("role") == "user" and has_marks(content):
         content = [{"type": "text", "text": content}]
     if not isinstance(content, list):
         return message
@@ -68,9 +64,9 @@ def _split_at_marks(message: Any) -> Any:
 
 def _split_text(part: Any) -> list[Any]:
     text = part.get("text") if isinstance(part, Mapping) else None
-    if not isinstance(text, str) or not _MARK_PATTERN.search(text):
+    if not isinstance(text, str) or not has_marks(text):
         return [part]
-    pieces = filter(None, _MARK_PATTERN.split(text))
     return [
-        dict(_UNNAMED_AUDIO) if _MARK_PATTERN.fullmatch(piece) else {"type": "text", "text": piece} for piece in pieces
+        dict(_UNNAMED_AUDIO) if kind == "mark" else {"type": "text", "text": piece}
+        for kind, piece in split_at_marks(text)
     ]
