@@ -7,6 +7,10 @@ JOBS   ?= 3
 # Processes that run tests side by side, a file each.
 TESTERS ?= 2
 STUDY  ?= demo
+# Environments of `make test-matrix`, 6 GB each.
+MATRIX ?= .cache/matrix
+# Their versions and their Python. Cells: the lowest and the highest versions that pyproject.toml allows.
+CELLS  ?= lowest-python3.11 highest-python3.11 lowest-python3.12 highest-python3.12
 
 COMPILED_TESTS := tests/model/test_compiled.py
 
@@ -21,7 +25,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup constraints demo test test-portable test-slow test-wheel lint format tensorboard bench
+.PHONY: help setup constraints demo test test-matrix test-portable test-slow test-wheel lint format tensorboard bench
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -36,10 +40,13 @@ $(STAMP):
 setup: $(STAMP)  ## make the virtual environment with the pinned versions (nothing to do when nothing changed)
 
 # Pins that still satisfy pyproject.toml stay; delete a line of constraints.txt, or all of it, to have newer versions.
-constraints:  ## pin the versions of all dependencies of development in constraints.txt (needs uv)
+COMPILE := uv pip compile pyproject.toml --extra dev --python-version 3.11 --no-annotate --no-header --quiet
+constraints:  ## pin the versions of all dependencies of development in constraints*.txt (needs uv)
 	@touch constraints.txt
-	uv pip compile pyproject.toml --extra dev --python-version 3.11 --no-annotate --no-header --quiet -o constraints.txt
+	$(COMPILE) -o constraints.txt
 	@sed -i '1i # Exact versions of a development environment: make setup passes this file to pip (-c). Made by `make constraints`.' constraints.txt
+	$(COMPILE) --resolution lowest-direct -o constraints-lowest.txt
+	@sed -i '1i # The lowest versions that pyproject.toml allows, for `make test-matrix`. Made by `make constraints`.' constraints-lowest.txt
 
 demo: setup  ## train Qwen-Audio and Qwen2-Audio at tiny scale and compare them: a table and figures in runs/demo
 	$(PY) -m auris corpus out=corpora/embedded
@@ -68,6 +75,20 @@ test-portable: setup  ## run the tests under three instruction sets, with 1 and 
 	    || failed="$$failed $$set/$$threads"; \
 	done; done; \
 	if [ -n "$$failed" ]; then echo "failed under (instruction set/threads):$$failed"; exit 1; fi
+
+test-matrix:  ## run the tests with the lowest and highest allowed versions, in environments in MATRIX
+	@failed=; for cell in $(CELLS); do \
+	  echo "== $$cell =="; $(MAKE) --no-print-directory test-with-$$cell || failed="$$failed $$cell"; \
+	done; \
+	if [ -n "$$failed" ]; then echo "failed with:$$failed"; exit 1; fi
+
+# One cell of the matrix, such as `make test-with-lowest-python3.11`.
+PINS_lowest  := -c constraints-lowest.txt
+PINS_highest := --upgrade --upgrade-strategy eager
+test-with-%:
+	$(lastword $(subst -, ,$*)) -m venv $(MATRIX)/$*
+	$(MATRIX)/$*/bin/pip install --quiet --disable-pip-version-check $(PINS_$(firstword $(subst -, ,$*))) -e '.[dev]'
+	$(MATRIX)/$*/bin/python -m pytest -n $(TESTERS) --dist loadfile --no-loadscope-reorder
 
 test-slow: setup  ## run the longer proofs
 	$(PY) -m pytest -m slow

@@ -1,8 +1,10 @@
-"""Every private interface of other packages that auris uses exists and behaves as expected."""
+"""Every private interface of other packages that auris uses exists and behaves as expected; the pinned versions."""
 
 from __future__ import annotations
 
+import re
 import signal
+import tomllib
 from pathlib import Path
 
 import lightning as L
@@ -10,6 +12,8 @@ import pytest
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from torch import distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
@@ -17,6 +21,22 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from auris import compat
 from auris.training.event_files import ResumableTensorBoardLogger
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.mark.parametrize("file", ["constraints.txt", "constraints-lowest.txt"])
+def test_pinned_versions_satisfy_pyproject(file):
+    """After a change of pyproject.toml, `make constraints` makes both files again."""
+    pins = dict(re.findall(r"^([\w.-]+)(?:\[.*\])?==(\S+)$", (ROOT / file).read_text(), re.MULTILINE))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = [*project["dependencies"], *(line for extra in project["optional-dependencies"].values() for line in extra)]
+    lowest = {"torch", "torchaudio", "lightning", "transformers"} if file == "constraints-lowest.txt" else set()
+    for requirement in (Requirement(line) for line in lines if not line.startswith("auris[")):
+        version = pins[canonicalize_name(requirement.name)]
+        assert version in requirement.specifier, requirement
+        if requirement.name in lowest:
+            assert any(f">={version}".startswith(str(part)) for part in requirement.specifier), requirement
 
 
 class CountingModule(L.LightningModule):

@@ -17,6 +17,7 @@ from auris import config as auris_config
 from auris.inference.audio_model import AudioModel
 from auris.inference.export import choose_format, export
 from auris.inference.export_formats import write_ranks
+from auris.model.weights.layouts import LAYOUTS
 from auris.text.tokenizer import Tokenizer
 from support import published, vocabularies
 from support.manifests import tokenizer, write_manifest, write_wave
@@ -76,7 +77,9 @@ def test_exporting_a_published_model_restores_its_files(tmp_path: Path, dtype: t
     published.qwen2_audio(tmp_path / "model", dtype=dtype, shard="300KB")
     assert export(tmp_path / "model", tmp_path / "out", shard_bytes=200_000) == ("qwen2_audio", [])
     assert len(list((tmp_path / "out").glob("model-*-of-*.safetensors"))) > 2
-    assert_identical(tensors(tmp_path / "model"), tensors(tmp_path / "out"))
+    # transformers 5.17 to 5.22 writes other names than the release.
+    released = {LAYOUTS["qwen2_audio"].spell(name): tensor for name, tensor in tensors(tmp_path / "model").items()}
+    assert_identical(released, tensors(tmp_path / "out"))
     before, after = (json.loads((tmp_path / d / "config.json").read_text()) for d in ("model", "out"))
     for section in ("audio_config", "text_config"):
         values = {name: value for name, value in after[section].items() if name in before[section]}

@@ -187,7 +187,8 @@ def hparams(root: str | Path) -> pd.DataFrame:
 
     configs = {}
     for arm, seed, run in list_runs(root):
-        [config] = frame_rows(pd.json_normalize(read_metadata(run / "recipe.yaml")))
+        # Without keys, pandas 2 returns no row.
+        [config] = frame_rows(pd.json_normalize(read_metadata(run / "recipe.yaml"))) or [{}]
         configs[arm, seed] = config
     ignored = {"study", "arm", "seed", "run_dir", "runs_dir", "checkpoint"}
     keys = {
