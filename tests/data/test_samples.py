@@ -395,14 +395,14 @@ def test_control_tokens_in_a_transcript_are_encoded_as_text(tmp_path):
     assert max(make_sample_builder(TranscriptSamples).build(row, 0, 0).ids) < tokenizer().n_text
 
 
-def test_the_row_to_score_of_the_transcript_view_is_an_asr_row_with_the_transcript():
+def test_the_scored_row_of_the_transcript_view_is_an_asr_row_with_the_transcript():
     """Predictions are scored against the labels of the row to score."""
     row = Row(
         "k", (Clip(Path("a.wav")),), {"task": "ks", "language": "en", "text": "go", "transcript": "the cat says go"}
     )
     view = TranscriptSamples(tokenizer=None, prompt=None, geometry=None)
-    assert view.row_to_score(row).labels == {**row.labels, "task": "asr", "text": "the cat says go"}
-    assert AudioSamples(tokenizer=None, prompt=None, geometry=None).row_to_score(row) is row
+    assert view.scored_row(row).labels == {**row.labels, "task": "asr", "text": "the cat says go"}
+    assert AudioSamples(tokenizer=None, prompt=None, geometry=None).scored_row(row) is row
 
 
 # --- Qwen-Audio's clips ---
@@ -601,7 +601,7 @@ def test_the_prompt_only_sample_of_a_dialogue_ends_before_the_last_answer(tmp_pa
     ]
     assert sample.ids.tolist() == [*prompt.ids, *answer]
     assert sample.frames == prompt.frames and not prompt.supervise.any()
-    assert samples.row_to_score(row).labels["text"] == "the mat <|im_end|>"
+    assert samples.scored_row(row).labels["text"] == "the mat <|im_end|>"
 
 
 @pytest.mark.parametrize(("chat", "geometry"), CHATS)

@@ -167,9 +167,9 @@ def simulate_rank() -> Iterator[Callable[..., Meshes]]:
         if replicas > 1:
             mesh = init_device_mesh("cpu", (replicas, of // replicas), mesh_dim_names=tuple(names[1:3]))
         if tensor == 1:
-            return Meshes(whole=mesh, layers=mesh, dtype=dtype)
+            return Meshes(all_processes=mesh, llm_layers=mesh, dtype=dtype)
         mesh_2d = init_device_mesh("cpu", (of // tensor, tensor), mesh_dim_names=tuple(names[3:]))
-        return Meshes(whole=mesh, layers=mesh_2d[names[3]], tensor=mesh_2d[names[4]], dtype=dtype)
+        return Meshes(all_processes=mesh, llm_layers=mesh_2d[names[3]], tensor_parallel=mesh_2d[names[4]], dtype=dtype)
 
     yield simulate
     if dist.is_initialized():

@@ -166,12 +166,12 @@ class AudioDataModule(L.LightningDataModule):
         """Return {group of scored validation rows (`rows.group`): name of its metric}."""
         usable = [number for number, n_tokens in enumerate(self.valid_lengths.tokens) if n_tokens]
         # A row that has changed since it was measured has no valid labels. It is reported when its sample is built.
-        rows_to_score = [self.row_to_score(number) for number in usable if not self.valid_rows[number].problem]
+        rows_to_score = [self.scored_row(number) for number in usable if not self.valid_rows[number].problem]
         return {group(row): metric_name(row) for row in rows_to_score if is_scored(row)}
 
-    def row_to_score(self, number: int) -> Row:
-        """Return a validation row with the labels that its answer is scored against (`Samples.row_to_score`)."""
-        return self.valid_samples.row_to_score(self.valid_rows[number])
+    def scored_row(self, number: int) -> Row:
+        """Return a validation row with the labels that its answer is scored against (`Samples.scored_row`)."""
+        return self.valid_samples.scored_row(self.valid_rows[number])
 
     def _check_usable(self) -> None:
         n_unusable, n_rows = int(np.count_nonzero(self.lengths.tokens == 0)), len(self.rows)

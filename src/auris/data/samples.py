@@ -128,7 +128,7 @@ class Samples(ABC):
         """Return `max_length` without audio and `text`; None if the result depends on the audio or on `text`."""
         return None
 
-    def row_to_score(self, row: Row) -> Row:
+    def scored_row(self, row: Row) -> Row:
         """Return the row with the labels that an answer in this view is scored against."""
         return row
 
@@ -369,7 +369,7 @@ class TranscriptSamples(Samples):
         ids = np.array(self.tokenizer.encode_plain(self._transcript(row)), dtype=np.int64)
         return Encoded(ids, np.zeros(len(ids), dtype=bool), np.zeros(len(ids), dtype=bool))
 
-    def row_to_score(self, row: Row) -> Row:
+    def scored_row(self, row: Row) -> Row:
         """Return the row with the labels of a speech recognition task."""
         labels = {"task": "asr", "language": row.labels.get("language", "en"), "text": self._transcript(row)}
         return replace(row, labels={**row.labels, **labels})

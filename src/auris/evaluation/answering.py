@@ -171,7 +171,7 @@ def split_long(manifests: Sequence[Manifest], samples: Samples) -> tuple[list[Ma
         return list(manifests), windows
 
     def is_transcription(row: Row) -> bool:
-        return samples.row_to_score(row).labels["task"] in tasks.TRANSCRIPT_TASKS
+        return samples.scored_row(row).labels["task"] in tasks.TRANSCRIPT_TASKS
 
     def split(row: Row) -> list[Row]:
         try:
@@ -228,7 +228,7 @@ def answer_rows(
     for responses, problems in track(results, "answering", total=len(shares), console=console, disable=not shares):
         skipped |= problems
         cache.add(
-            {keys[n]: Response(request.samples.row_to_score(rows[n]), *response) for n, response in responses.items()}
+            {keys[n]: Response(request.samples.scored_row(rows[n]), *response) for n, response in responses.items()}
         )
     return [key for key in keys.values() if key in cache], skipped
 
@@ -275,7 +275,7 @@ def answer_share(
             model.net, batch, request.generation, generator=generator, next_pack=waiting.next_pack
         )
         for number, answer_ids in zip(waiting.taken, ids, strict=True):
-            is_tagged = tasks.get_task(request.samples.row_to_score(rows[number]).labels["task"]).answer.has_tags
+            is_tagged = tasks.get_task(request.samples.scored_row(rows[number]).labels["task"]).answer.has_tags
             contents[number] = model.tokenizer.decode(answer_ids, keep_control_tokens=is_tagged)
             ended_by_length[number] = len(answer_ids) == request.generation.max_new_tokens
     log_odds: dict[int, float] = {}

@@ -151,7 +151,7 @@ def sample_pairs(config: Config, console: Console) -> Outcome:
                 answers.setdefault(number, []).append(str(text))
         for number, texts in answers.items():
             try:
-                metric, scores = score_answers(samples.row_to_score(rows[number]), texts, config["metric"], judge)
+                metric, scores = score_answers(samples.scored_row(rows[number]), texts, config["metric"], judge)
             except UnratedError as error:
                 unusable[rows[number].id] = str(error)
                 continue

@@ -160,7 +160,7 @@ def _answer(
     lengths = measure_lengths(request.manifests, samples, Path(model.config["data"]["cache_dir"]))
     if kind != "preference":
         usable_rows = (row for number, row in enumerate(request.rows) if number not in lengths.problems)
-        predictions.check_metrics(map(samples.row_to_score, usable_rows))
+        predictions.check_metrics(map(samples.scored_row, usable_rows))
     settings = {"kind": kind, "weights": weights, "prompt": prompt_digest(samples), "decoding": request.decoding}
     cache = answer_cache.AnswerCache(run_dir / CACHE_DIR, settings)
     token_budget = job.config["token_budget"]

@@ -171,7 +171,7 @@ class Aligner:
     def align(self, rows: Sequence[Row], batch: Pack) -> Iterator[tuple[int, Times | ValueError]]:
         """Yield the number of each row in a pack, with the times of its words or with an error if they are unknown."""
         for number, scores in zip(batch["rows"], self._scores(batch), strict=True):
-            row = self.samples.row_to_score(rows[number])  # with the labels of a transcription row
+            row = self.samples.scored_row(rows[number])  # with the labels of a transcription row
             text = row.labels["text"]
             tokenizer, blank = self.model.tokenizer, self.objective.blank
             try:

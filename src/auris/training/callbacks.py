@@ -108,7 +108,7 @@ class Examples(L.Callback):
     ) -> None:
         """Store the answers to the first rows of each group."""
         for row_number, answer in outputs["answers"].items():
-            self._add(group(datamodule(trainer).row_to_score(row_number)), {row_number: answer})
+            self._add(group(datamodule(trainer).scored_row(row_number)), {row_number: answer})
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Gather the answers of all ranks and log them on the first rank."""
@@ -137,7 +137,7 @@ class Examples(L.Callback):
     ) -> None:
         lines = []
         for position, (row_number, answer) in enumerate(answers.items(), 1):
-            row = data.row_to_score(row_number)
+            row = data.scored_row(row_number)
             reference = tasks.get_task(row.labels["task"]).render(row.labels)
             lines += [f"row {row.id}", f"  reference: {reference}", f"  answer:    {answer}"]
             if row_number in self.logged_audio or not data.valid_samples.has_audio:

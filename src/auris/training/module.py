@@ -269,7 +269,7 @@ class AudioLMModule(L.LightningModule):
             return {"skipped": [], "answers": {}}
         answers = {}
         for row_number, ids in zip(pack["rows"], responses, strict=False):  # an empty pack has a dummy response
-            row = self._data.row_to_score(row_number)
+            row = self._data.scored_row(row_number)
             task = tasks.get_task(row.labels["task"])
             if (group_name := group(row)) in self.scores:
                 answer = answers[row_number] = self.tokenizer.decode(ids, keep_control_tokens=task.answer.has_tags)

@@ -39,23 +39,24 @@ class Meshes:
     """Device meshes over which a net is sharded.
 
     Attributes:
-        whole: Mesh of all processes. It has one dimension, or two: replicas of the model, and the processes that share
-            a replica.
-        layers: Mesh of the processes over which a layer of the LLM is sharded. It is `whole`, or with tensor
-            parallelism the processes that compute the same slice of the layer.
-        tensor: Mesh of the processes that compute a layer of the LLM together; None without tensor parallelism.
+        all_processes: Mesh of all processes. It has one dimension, or two: replicas of the model, and the processes
+            that share a replica.
+        llm_layers: Mesh of the processes over which a layer of the LLM is sharded. It is `all_processes`, or with
+            tensor parallelism the processes that compute the same slice of the layer.
+        tensor_parallel: Mesh of the processes that compute a layer of the LLM together; None without tensor
+            parallelism.
         dtype: Type of the computation. Trained weights, their gradients and the optimizer's states stay in float32.
     """
 
-    whole: DeviceMesh
-    layers: DeviceMesh
-    tensor: DeviceMesh | None = None
+    all_processes: DeviceMesh
+    llm_layers: DeviceMesh
+    tensor_parallel: DeviceMesh | None = None
     dtype: torch.dtype = torch.float32
 
     @property
     def n_copies(self) -> int:
         """Number of processes that compute the same gradient of a parameter that tensor parallelism does not divide."""
-        return 1 if self.tensor is None else self.tensor.size()
+        return 1 if self.tensor_parallel is None else self.tensor_parallel.size()
 
 
 def shard(net: AudioLM, meshes: Meshes) -> None:
@@ -78,20 +79,20 @@ def shard(net: AudioLM, meshes: Meshes) -> None:
     for parameter in net.parameters():
         if not parameter.requires_grad:  # only trained parameters need a master weight
             parameter.data = parameter.data.to(meshes.dtype)
-    if meshes.tensor is not None:
+    if meshes.tensor_parallel is not None:
         plan = net.llm.config.get_text_config().base_model_tp_plan
         assert plan is not None  # checked by `check_tensor_parallel`
         styles: dict[str, ParallelStyle] = {name: _STYLES[style]() for name, style in plan.items()}
-        parallelize_module(net.llm.get_decoder(), meshes.tensor, styles)
+        parallelize_module(net.llm.get_decoder(), meshes.tensor_parallel, styles)
     for block in net.encoder.blocks:
-        _make_unit(block, meshes.whole, meshes.dtype, meshes.n_copies)
+        _make_unit(block, meshes.all_processes, meshes.dtype, meshes.n_copies)
     for layer in llm.decoder_layers(net.llm):
-        _make_unit(layer, meshes.layers, meshes.dtype)
+        _make_unit(layer, meshes.llm_layers, meshes.dtype)
     embedding, head = net.llm.get_input_embeddings(), net.llm.get_output_embeddings()
     assert head is not None  # every causal language model has one
     if embedding.weight is not head.weight:  # otherwise the embedding stays in the unit of the head
-        _make_unit(embedding, meshes.whole, meshes.dtype, meshes.n_copies)
-    _make_unit(net, meshes.whole, meshes.dtype, meshes.n_copies, reshard_after_forward=False)
+        _make_unit(embedding, meshes.all_processes, meshes.dtype, meshes.n_copies)
+    _make_unit(net, meshes.all_processes, meshes.dtype, meshes.n_copies, reshard_after_forward=False)
     for method in _FORWARD_METHODS:
         register_fsdp_forward_method(net, method)
 
@@ -99,7 +100,7 @@ def shard(net: AudioLM, meshes: Meshes) -> None:
 def shard_objective(objective: nn.Module, meshes: Meshes) -> None:
     """Shard the parameters of an objective, if it has any. Unlike a net, an objective is already initialised."""
     if next(objective.parameters(), None) is not None:
-        _make_unit(objective, meshes.whole, meshes.dtype, meshes.n_copies)
+        _make_unit(objective, meshes.all_processes, meshes.dtype, meshes.n_copies)
         register_fsdp_forward_method(objective, "answer")  # this method generates the responses to prompts
 
 

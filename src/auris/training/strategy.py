@@ -145,14 +145,14 @@ class ShardedStrategy(ModelParallelStrategy):
     def _create_meshes(self) -> Meshes:
         world, device, dtype = self.world_size, self.root_device.type, PRECISIONS[self.precision_plugin.precision]
         if self.tensor_parallel > 1:
-            whole = init_device_mesh(device, (world,), mesh_dim_names=("processes",))
+            all_processes = init_device_mesh(device, (world,), mesh_dim_names=("processes",))
             layers, tensor = self.device_mesh["data_parallel"], self.device_mesh["tensor_parallel"]
-            return Meshes(whole=whole, layers=layers, tensor=tensor, dtype=dtype)
-        whole = self.device_mesh["data_parallel"]
+            return Meshes(all_processes=all_processes, llm_layers=layers, tensor_parallel=tensor, dtype=dtype)
+        all_processes = self.device_mesh["data_parallel"]
         if self.replicas > 1:
             shape = (self.replicas, world // self.replicas)
-            whole = init_device_mesh(device, shape, mesh_dim_names=("replicas", "shards"))
-        return Meshes(whole=whole, layers=whole, dtype=dtype)
+            all_processes = init_device_mesh(device, shape, mesh_dim_names=("replicas", "shards"))
+        return Meshes(all_processes=all_processes, llm_layers=all_processes, dtype=dtype)
 
     @property
     def is_reporter(self) -> bool:
