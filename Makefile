@@ -12,6 +12,8 @@ MATRIX ?= .cache/matrix
 # Their versions and their Python. Cells: the lowest and the highest versions that pyproject.toml allows.
 CELLS  ?= lowest-python3.11 highest-python3.11 lowest-python3.12 highest-python3.12
 
+COMPILED_TESTS := tests/model/test_compiled.py
+
 PY     := $(VENV)/bin/python
 PINS   := $(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 STAMP  := $(VENV)/.auris-$(PINS)
@@ -52,8 +54,12 @@ demo: setup  ## train Qwen-Audio and Qwen2-Audio at tiny scale and compare them:
 	$(PY) -m auris results study=demo
 
 # Files in their order: by their numbers of tests, the longest one, of few tests, would come last.
-test: setup  ## run the tests (offline, CPU)
-	$(PY) -m pytest -n $(TESTERS) --dist loadfile --no-loadscope-reorder
+# The probes of slipcover in code objects break torch.compile, so the tests of compiled blocks run without coverage.
+test: setup  ## run the tests (offline, CPU) and print the coverage
+	@mkdir -p .cache
+	$(PY) -m pytest $(COMPILED_TESTS)
+	$(PY) -m slipcover -m pytest -n $(TESTERS) --dist loadfile --no-loadscope-reorder --ignore $(COMPILED_TESTS)
+	@$(PY) -c "import json; print('coverage of src/auris: {percent_covered:.1f} % of its lines (.cache/coverage.json)'.format(**json.load(open('.cache/coverage.json'))['summary']))"
 
 # Rounding differs between instruction sets and thread counts: no test may depend on it. About six times `make test`.
 # Threads that wait sleep (PASSIVE), because several processes share the cores.
@@ -95,7 +101,7 @@ test-wheel:  ## build the wheel, install it into an empty environment and use it
 	cd $(WHEEL) && unset PYTHONPATH && env/bin/auris --version && env/bin/auris train --help > help.txt \
 	  && env/bin/auris doctor show=srwt && env/bin/auris train scale=tiny dry_run=true 2> error.txt; test $$? -eq 1 \
 	  && grep "there is no file" error.txt
-	cd $(WHEEL) && unset PYTHONPATH && env/bin/auris results study=none 2> error.txt; grep "auris\[reports\]" $(WHEEL)/error.txt
+	cd $(WHEEL) && unset PYTHONPATH && env/bin/auris results study=none 2> error.txt; grep "auris\[reports\]" error.txt
 
 lint: setup  ## ruff, types (pyrefly), codespell and the contracts of the layers (import-linter)
 	$(PY) -m ruff check src tests benchmarks

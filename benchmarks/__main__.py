@@ -65,10 +65,10 @@ Speed and memory against named peers, as ratios. Above 1, auris is faster; for `
 {benchmarks}
   rounds    number of rounds; in each round both sides run once (5)
 
-Both sides run in one process, on one thread, and are timed by CPU time. If there are several settings, each has its own
-process. First the results of both sides are compared: if they differ, nothing is timed and the exit code is 1. `memory`
-runs each side in its own process. `packing`, `compile`, `fit_overhead`, `plan` and `startup` have no peer. Settings
-without a target are run, but not compared with a goal.
+Both sides run in one process, on one thread, and are timed by CPU time. Several combinations of settings run in
+separate processes. First the results of both sides are compared: if they differ, nothing is timed and the exit code is
+1. `memory` runs each side in its own process. `packing`, `compile`, `fit_overhead`, `plan` and `startup` have no peer.
+Settings without a target are run, but not compared with a goal.
 The last line of each benchmark is its result as JSON, which is also saved in {out}/.
 """
 
@@ -199,7 +199,7 @@ def _read(benchmark: str, name: str, value: str) -> Any:
 
 
 def _cases(name: str, preset: str, overrides: Mapping[str, Any]) -> list[Case]:
-    """Return the cases with a target that match the overrides; if there are none, the overrides with the defaults.
+    """Return a case for each target that matches the overrides; if none does, one case without a target.
 
     The seed is not compared.
     """

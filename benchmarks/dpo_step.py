@@ -1,4 +1,4 @@
-"""One step of direct preference optimisation: auris, where both answers share a prompt, against TRL, where none do.
+"""One step of DPO: auris, where both answers share a prompt, against TRL, where each answer has its own.
 
 auris computes the clip and the prompt of a pair once and uses precomputed log-probabilities of the reference. The peer
 is written here from the description of TRL 1.16, because TRL's DPO trainer does not support audio. Its batch has all

@@ -110,7 +110,7 @@ def _start(folder: Path, **overrides: Any) -> AudioDataModule:
 
 
 def _random_rows(folder: Path) -> dict[str, float]:
-    """Return milliseconds per row with its audio, read in random order from shards, and per audio file."""
+    """Return the milliseconds to read a row with its audio from shards in random order, and to read an audio file."""
     data = _start(folder)
     numbers = np.random.default_rng(0).integers(len(data.rows), size=2000).tolist()
     start = time.perf_counter()

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import os
+import runpy
+import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -61,6 +64,20 @@ def shared_data() -> Path:
     if not path.is_dir():
         pytest.skip("the shared test data next to the checkout is missing")
     return path
+
+
+@pytest.fixture(scope="session")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Yield the directory of a real language model, SmolLM2-135M-Instruct, which is not part of the repository."""
+    script = ROOT / "../shared/models/unpack.py"
+    if not script.is_file():
+        pytest.skip("the real models next to the checkout are missing")
+    path = tmp_path_factory.mktemp("models") / "smollm2"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [str(script), str(path)])
+        runpy.run_path(str(script))
+    yield path
+    shutil.rmtree(path)  # 270 MB, and pytest keeps the folders of its last three sessions
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -397,3 +398,99 @@ def test_an_impossible_file_name_is_an_audio_error_with_a_printable_message(tmp_
     with pytest.raises(AudioError, match="no such file") as error:
         audio.read(tmp_path / name)
     assert str(error.value).isprintable()
+
+
+# --- samples given by a caller ---
+
+
+@pytest.fixture
+def stereo_file(tmp_path: Path) -> Path:
+    """Write one second of 16-bit stereo at 8 kHz."""
+    path = tmp_path / "stereo.wav"
+    soundfile.write(path, np.stack([tone(8_000, 8_000), 0.5 * tone(8_000, 8_000)], 1), 8_000, subtype="PCM_16")
+    return path
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        str,
+        lambda path: path,
+        lambda path: path.read_bytes(),
+        lambda path: path.open("rb"),
+        lambda path: io.BytesIO(path.read_bytes()),
+        lambda path: {"bytes": path.read_bytes(), "path": None},
+        lambda path: {"bytes": None, "path": str(path)},
+        lambda path: {"array": samples(path), "sampling_rate": 8_000, "path": "elsewhere.wav"},
+        lambda path: {"array": samples(path).tolist(), "sampling_rate": 8_000},
+        lambda path: (samples(path), 8_000),
+        lambda path: (np.int64(8_000), samples(path)),
+        lambda path: (samples(path).T, 8_000.0),
+        lambda path: (samples(path, "int16"), 8_000),
+        lambda path: (samples(path, "int32"), 8_000),
+        lambda path: (samples(path, "float64"), 8_000),
+        lambda path: (torch.from_numpy(samples(path)).requires_grad_(), 8_000),
+        lambda path: (torch.from_numpy(samples(path, "int16")).T, 8_000),
+        lambda path: audio.read(path),
+        lambda path: audio.read(path).tolist(),
+        lambda path: torch.from_numpy(audio.read(path))[None],
+    ],
+)
+def test_audio_is_the_same_in_every_form(stereo_file: Path, make):
+    np.testing.assert_allclose(audio.to_wave(make(stereo_file)), audio.read(stereo_file), rtol=0, atol=1e-6)
+
+
+def samples(path: Path, dtype: str = "float32") -> np.ndarray:
+    return soundfile.read(path, dtype=dtype)[0]
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "float16"])
+def test_samples_of_eight_bits_and_half_precision_are_scaled_by_their_range(dtype: str):
+    wave = tone(16_000, 16_000)
+    offset = {"uint8": 128, "int8": 0}.get(dtype)
+    given = wave.astype(dtype) if offset is None else np.round(wave * 128 + offset).astype(dtype)
+    np.testing.assert_allclose(audio.to_wave(given), wave, rtol=0, atol=2**-8)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (np.full(100, np.nan), "samples that are not finite"),
+        (np.array([0.0, np.inf]), "samples that are not finite"),
+        (np.zeros(0), "no samples"),
+        (np.float32(0.5), "audio is np.float32.*expected a path"),
+        (np.zeros((80, 300)), r"shape \(80, 300\): expected .* at most 8 channels"),
+        (np.zeros((1, 1, 300)), r"shape \(1, 1, 300\)"),
+        (np.zeros(9, bool), "type bool: expected floats, int8"),
+        (np.zeros(9, complex), "type complex128"),
+        ([1, 2, 3], "type int64"),
+        (np.array(["a.wav"]), "audio is array.*expected a path"),
+        ([[0.0, 0.1], [0.2]], "unequal parts"),
+        (object(), "audio is <object.*expected a path"),
+        (None, "audio is None: expected a path"),
+        ({}, r"audio is \{\}: expected a path"),
+        ((np.zeros(9), 16), "sampling rate 16: expected a whole number of Hz, at least 1,000"),
+        ((np.zeros(9), 16_000.5), "sampling rate 16000.5"),
+        ((np.zeros(9), -16_000), "sampling rate -16000"),
+        ((np.zeros(9), None), "sampling rate None"),
+        ({"array": np.zeros(9)}, "sampling rate None"),
+        ((np.zeros(1), 96_000), "1 samples at 96000 Hz"),
+        (b"no audio", r"the content of a file \(8 bytes\): cannot be decoded"),
+        ("missing.wav", "missing.wav: no such file"),
+    ],
+)
+def test_audio_that_cannot_be_used_is_one_sentence(given, message: str):
+    with pytest.raises(AudioError, match=message) as error:
+        audio.to_wave(given)
+    assert len(str(error.value)) < 250
+
+
+def test_a_peak_far_above_one_is_warned_of():
+    with pytest.warns(UserWarning, match="peak of 1.193e.04, expected floats from -1 to 1"):
+        audio.to_wave(np.array([0.0, 11_930.0, 0.0]))
+
+
+@pytest.mark.parametrize("rate", [8_000, 16_000, 44_100])
+def test_dither_is_silent_at_any_rate(rate: int):
+    dither = np.random.default_rng(0).choice([-1, 0, 1], rate).astype(np.int16)
+    assert audio.is_silent(audio.to_wave((dither, rate)))

@@ -63,16 +63,14 @@ def at_the_root(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def combinations() -> list[tuple[str, ...]]:
     """Return tuples of a command and one option of each of its groups, such that every option occurs.
 
-    Options of different groups are independent, so that one composition, which takes Hydra a third of a second, tests
-    an option of each group.
+    Options of different groups are independent, so one composition can test an option of each group. This saves time,
+    because it takes Hydra a third of a second.
     """
     options: dict[str, dict[str, list[str]]] = {}
     for path in sorted(config.CONFIGS.rglob("*.yaml")):
         group = path.parent.relative_to(config.CONFIGS).as_posix()
         is_base = path.parent.name == "base" or group == "hydra"
-        if (
-            group not in (".", "experiment", "scale") and not is_base
-        ):  # all combinations of these two are composed below
+        if group not in (".", "experiment", "scale") and not is_base:  # experiments and scales are combined below
             for command in GROUP_COMMANDS.get(group, ("train",)):
                 options.setdefault(command, {}).setdefault(group, []).append(f"{group}={path.stem}")
     rounds = {command: itertools.zip_longest(*groups.values()) for command, groups in options.items()}
@@ -82,7 +80,7 @@ def combinations() -> list[tuple[str, ...]]:
 @cache
 def compose(command: str, *overrides: str) -> dict[str, Any]:
     """Return the resolved config of a command. It is cached, so callers must not change it."""
-    return config.resolve(config.compose([*COMMAND_CONFIGS[command], *overrides], command))
+    return config.resolve(config.compose([*COMMAND_CONFIGS[command], *overrides], command), command)
 
 
 def targets(node: Any, path: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -13,9 +13,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ROOT / "scripts"
 
-# A command that appends its name and arguments to $CALLS, prints one environment variable and exits with the status in
-# another.
-# If $WAIT is set, it runs until SIGTERM and then creates $AURIS_REQUEUE.
+# A command that appends its name and arguments to $CALLS, prints the environment variable {output} and exits with the
+# status in {status}. If $WAIT is set, it runs until SIGTERM and then creates $AURIS_REQUEUE.
 STAND_IN = """\
 #!/bin/sh
 [ -z "${{WAIT:-}}" ] || trap 'touch "$AURIS_REQUEUE"; exit 1' TERM

@@ -14,12 +14,12 @@ import io
 import math
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate
 from pathlib import Path
-from typing import Literal, Protocol, TypeVar
+from typing import Any, BinaryIO, Literal, Protocol, TypeVar
 
 import numpy as np
 import soundfile
@@ -55,7 +55,14 @@ MAX_FRAMES = 3_000
 ENCODER_RATE = 50  # encoder frames per second
 _CHUNK = 256  # frames per FFT call: their samples and their spectrum (0.4 MB each) fit into the cache of a core
 
-SILENCE = 2**-15  # one step of 16-bit audio: a clip whose samples differ by less than this is silent
+# A clip is silent if its samples differ by less than this, 6 steps of 16-bit audio. Samples of dither (one step up or
+# down) differ by 2 steps, and after resampling by up to 4.5 (rates from 8 to 96 kHz).
+SILENCE = 6 * 2**-15
+
+# Limits of samples given by a caller. They find a spectrogram in place of a clip, and integers that were converted to
+# floats without scaling. Peaks of decoded lossy files are a little above 1.
+_MAX_CHANNELS = 8
+_MAX_PEAK = 2.0
 
 # A segment in a manifest may end this many seconds after the end of its file, because times are rounded (Kaldi's
 # extract-segments, --max-overshoot=0.5). The segment then stops at the end of the file. A larger excess is an error.
@@ -83,6 +90,27 @@ class Sound(Protocol):
 
 
 Source = str | Path | Sound
+
+Samples = np.ndarray | Tensor | Sequence[float]
+Audio = str | Path | bytes | BinaryIO | Samples | tuple[Samples, int] | tuple[int, Samples] | Mapping[str, Any]
+"""Audio in any form that `to_wave` accepts."""
+_FORMS = "a path, the bytes of a file, a binary file, samples, (samples, rate) or {array, sampling_rate}"
+
+
+@dataclass(frozen=True)
+class FileContent:
+    """The content of an audio file, as a `Sound`."""
+
+    content: bytes
+    n_samples: int | None = None
+
+    def read(self) -> bytes:
+        """Return the content."""
+        return self.content
+
+    def __str__(self) -> str:
+        return f"the content of a file ({len(self.content):,} bytes)"
+
 
 _SampleType = Literal["float32", "int16", "int32"]
 _Count = TypeVar("_Count", int, Tensor)
@@ -267,6 +295,94 @@ def resample(wave: np.ndarray, rate: int) -> np.ndarray:
     return wave
 
 
+def to_wave(audio: Audio) -> np.ndarray:
+    """Convert audio in any form that a caller may have to 16 kHz mono (L,) float32.
+
+    Channels are averaged, then resampled, as by `read`. Integers are scaled by the range of their type. Floats are
+    expected from -1 to 1; a peak far above 1 is warned of.
+
+    Args:
+        audio: One of these forms:
+
+            - a file: its path, its content as bytes, or an open binary file;
+            - samples at 16 kHz: an array, a tensor or a list of floats, (L,), (L, channels) or (channels, L);
+            - samples at another rate: `(samples, rate)`, or `(rate, samples)` as in Gradio;
+            - a dict as in Hugging Face data sets: `{array, sampling_rate}`, or `{bytes, path}` of a file.
+
+    Raises:
+        AudioError: The audio has another form, it has no samples or samples that are not finite, its rate is not a
+            whole number of Hz, or a file cannot be read.
+    """
+    given: Any = audio
+    if isinstance(given, Mapping):
+        if "array" in given:
+            given = (given["array"], given.get("sampling_rate"))
+        else:
+            given = given.get("bytes") or given.get("path") or given
+    if isinstance(given, (str, os.PathLike)):
+        return read(Path(given))
+    content = given.read() if hasattr(given, "read") else given
+    if isinstance(content, (bytes, bytearray)):
+        return read(FileContent(bytes(content)))
+    samples, rate = (given[::-1] if _is_rate(given[0]) else given) if has_rate(given) else (given, SAMPLE_RATE)
+    if not _is_rate(rate) or rate != int(rate) or rate < 1_000:
+        raise AudioError(f"audio with the sampling rate {rate!r:.80}: expected a whole number of Hz, at least 1,000")
+    channels = _to_channels(samples)
+    if _resampled_length(len(channels), int(rate)) == 0:
+        raise AudioError(f"audio of {len(channels)} samples at {rate} Hz: expected at least one sample at 16 kHz")
+    wave = resample(channels, int(rate))
+    if (peak := float(np.abs(wave).max())) > _MAX_PEAK:
+        warnings.warn(
+            f"audio has a peak of {peak:.4g}, expected floats from -1 to 1: pass integers with their own type, or "
+            "divide by their range",
+            stacklevel=2,
+        )
+    return wave
+
+
+def has_rate(audio: Any) -> bool:
+    """Return whether audio is `(samples, rate)` or `(rate, samples)`, and not a tuple of two clips."""
+    return (
+        isinstance(audio, tuple)
+        and len(audio) == 2
+        and any(_is_rate(part) or part is None for part in audio)
+        and any(isinstance(part, (np.ndarray, Tensor, list)) for part in audio)
+    )
+
+
+def _is_rate(value: Any) -> bool:
+    return isinstance(value, (int, float, np.number)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _to_channels(samples: Any) -> np.ndarray:
+    """Return samples given by a caller as (L, channels) float32."""
+    if isinstance(samples, Tensor):
+        samples = samples.detach().cpu()
+        samples = (samples.float() if samples.is_floating_point() else samples).numpy()  # NumPy has no bfloat16
+    try:
+        array = np.asarray(samples)
+    except ValueError as error:  # lists of different lengths
+        raise AudioError(f"audio is a list of unequal parts: expected {_FORMS}") from error
+    if array.dtype.kind in "OUSM" or not array.ndim:
+        raise AudioError(f"audio is {samples!r:.80}: expected {_FORMS}")
+    if array.dtype.kind != "f" and array.dtype not in ("int8", "int16", "int32", "uint8"):
+        raise AudioError(f"audio has samples of type {array.dtype}: expected floats, int8, int16, int32 or uint8")
+    if not array.size:
+        raise AudioError("audio has no samples")
+    if array.ndim > 2 or (array.ndim == 2 and min(array.shape) > _MAX_CHANNELS):
+        raise AudioError(
+            f"audio of shape {array.shape}: expected (L,), (L, channels) or (channels, L) with at most {_MAX_CHANNELS} "
+            "channels; several clips are passed as a list"
+        )
+    wave = array.astype(np.float32)
+    if array.dtype.kind in "iu":
+        half_range = np.float32(2 ** (8 * array.itemsize - 1))
+        wave = (wave - half_range if array.dtype.kind == "u" else wave) / half_range
+    if not np.isfinite(wave).all():
+        raise AudioError("audio has samples that are not finite numbers")
+    return wave.reshape(-1, 1) if wave.ndim == 1 else wave if wave.shape[0] > wave.shape[1] else wave.T
+
+
 def _decode(path: Source, file: soundfile.SoundFile, start: int, length: int, dtype: _SampleType) -> np.ndarray:
     """Return `length` samples from `start` on, (L, channels) at the rate of the file."""
     # An mp3 is decoded from its beginning, because its frames depend on earlier ones: up to 0.3 s after a seek would be
@@ -312,7 +428,7 @@ def cut_segment(path: Source, offset: float, duration: float | None = None) -> b
 
 
 def is_silent(wave: np.ndarray) -> bool:
-    """Return whether samples (L,) differ by less than one step of 16-bit audio; a constant offset is silent too."""
+    """Return whether samples (L,) differ by less than `SILENCE`; a constant offset is silent too."""
     return bool(np.ptp(wave) < SILENCE)
 
 

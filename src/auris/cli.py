@@ -164,7 +164,7 @@ def run_job(name: str, cfg: DictConfig) -> float | None:
 
     code = 2  # for errors in the config
     try:
-        resolved = config.resolve(cfg)
+        resolved = config.resolve(cfg, name)
         command = COMMANDS[name]
         run: Callable[[config.Config], int | float | None] = resolve_name(command.function)
         code = 1  # for errors while the command runs
@@ -241,9 +241,15 @@ def command_help(name: str) -> str:
     for group in groups.values():
         page += [*_two_columns(f"  {group.key}={group.value}", group.comment), *_option_lines(group.key)]
     page += ["", "Keys (key=value, or section.key=value for indented keys), with their defaults:"]
-    for entry in entries:  # a key with a value that is also a group is already on the page
+    section = ""
+    for entry in entries:
+        section = section if entry.indent else f"{entry.key}."
+        # A key that has a value and is also a group is already on the page.
         if not entry.in_defaults and (entry.indent or not entry.value or entry.key not in groups):
-            page += _two_columns(f"  {entry.indent}{entry.key}: {entry.value}".rstrip(), entry.comment)
+            allowed = config.allowed_values(f"{section}{entry.key}" if entry.indent else entry.key, name) or ""
+            # Comments list the allowed words, but not the allowed numbers (`a number ...`, `an integer ...`).
+            text = f"{entry.comment} ({allowed})" if allowed.startswith("a") else entry.comment
+            page += _two_columns(f"  {entry.indent}{entry.key}: {entry.value}".rstrip(), text.strip())
     page += ["", "Flags:", *(line for flag, text in FLAGS.items() for line in _two_columns(f"  {flag}", text)), ""]
     return "\n".join([*page, *_EXIT_CODES])
 

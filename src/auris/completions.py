@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from auris.errors import MissingFileError, UserError
+from auris.errors import MissingFileError, UserError, shorten
 from auris.files import append_jsonl, digest
 
 _MAX_PAUSE = 60.0  # maximum number of seconds between two attempts
@@ -201,7 +201,7 @@ class Endpoint:
         if text is None and self.accept_empty:
             text = choice["message"].get("refusal") or ""
         if not isinstance(text, str):
-            raise UserError(f"its content is {text!r}")
+            raise UserError(f"its content is {shorten(text)}")
         details = {"finish_reason": choice.get("finish_reason"), "usage": completion.get("usage")}
         return Reply(text, completion.get("model") or self.model, {k: v for k, v in details.items() if v is not None})
 
@@ -297,8 +297,8 @@ class ReplyLog:
             if self.endpoint is None:
                 with_settings = "" if settings is None else f" with the settings {dict(settings)}"
                 raise UserError(
-                    f"{self.path} holds no reply{with_settings} to {messages[-1]['content']!r}; request it from a "
-                    f"model ({self.config_key}.url=http://HOST:PORT/v1 {self.config_key}.model=NAME "
+                    f"{self.path} holds no reply{with_settings} to {shorten(messages[-1]['content'])}; request it from "
+                    f"a model ({self.config_key}.url=http://HOST:PORT/v1 {self.config_key}.model=NAME "
                     f"{self.config_key}.recording=FILE), {self.advice}"
                 )
             reply = self.endpoint.complete(messages, settings)

@@ -5,8 +5,12 @@ Composition imports neither torch nor the classes of these objects. Only constru
 
 from __future__ import annotations
 
+import math
+import operator
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import translate
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -15,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from auris.errors import UsageError, UserError, did_you_mean
+from auris.files import read_yaml
 
 if TYPE_CHECKING:
     from auris.data.samples import Samples
@@ -99,7 +104,10 @@ def explain(error: Exception, overrides: Sequence[str], command: str) -> UsageEr
         key = match[1]
         override = next((override for override in overrides if override.partition("=")[0].strip("~") == key), key)
         choices = dict(override.split("=", 1) for override in overrides if "=" in override)
-        hint = did_you_mean(key, _valid_keys(command, choices))
+        valid_keys = set(_valid_keys(command, choices))
+        if key in valid_keys:  # a group without options, such as `ablations` outside a checkout
+            return UsageError(f"{override}: expected a file {override.replace('=', '/')}.yaml in the working directory")
+        hint = did_you_mean(key, valid_keys)
         return UsageError(f"{override}: there is no {key}; {hint}to add a new key, type +{override}")
     return UsageError(" ".join(str(error).split()))
 
@@ -134,11 +142,12 @@ def _keys(node: Any, prefix: str = "") -> Iterator[str]:
         yield from _keys(value, f"{prefix}{key}.")
 
 
-def resolve(cfg: DictConfig) -> dict[str, Any]:
+def resolve(cfg: DictConfig, command: str = "train") -> dict[str, Any]:
     """Return a config as a plain dict. Interpolations are resolved, except in the arms and stages of a study.
 
     Raises:
-        UsageError: A required value is missing, or an interpolation refers to a key that does not exist.
+        UsageError: A required value is missing, an interpolation refers to a key that does not exist, or a value is not
+            allowed (`check_values`).
     """
     try:
         if missing := sorted(OmegaConf.missing_keys(cfg)):
@@ -149,7 +158,75 @@ def resolve(cfg: DictConfig) -> dict[str, Any]:
         containers = OmegaConf.to_container(rest, resolve=True), OmegaConf.to_container(study, resolve=False)
     except OmegaConfBaseException as error:
         raise UsageError(" ".join(str(error).split())) from error
-    return {str(key): value for container in containers for key, value in cast(Mapping, container).items()}
+    config = {str(key): value for container in containers for key, value in cast(Mapping, container).items()}
+    check_values(config, "study" if command == "train" and "arms" in config else command)
+    return config
+
+
+def check_values(config: Config, command: str = "train") -> None:
+    """Check the values of a config against `ranges.yaml`.
+
+    Raises:
+        UsageError: A value is not allowed. The message shows the key, the value and the values that are allowed.
+    """
+    values = dict(_leaves(config))
+    for key, value in values.items():
+        rule = allowed_values(key, command)
+        if rule is not None and not _is_allowed(value, rule, values):
+            bounds = [f"{bound}={values[bound]}" for bound in re.findall(r"[<>]=? ([a-z][\w.]*)", rule)]
+            where = f" (here {', '.join(bounds)})" if bounds else ""
+            raise UsageError(f"{key}={'null' if value is None else f'{value!s:.80}'}: expected {rule}{where}")
+
+
+@cache
+def _ranges() -> list[tuple[re.Pattern, str]]:
+    content = read_yaml(HERE / "ranges.yaml")
+    return [(re.compile(translate(key.replace("[", "[[]"))), str(rule)) for key, rule in content.items()]
+
+
+@cache
+def allowed_values(key: str, command: str) -> str | None:
+    """Return the values that a key may have, as a phrase from `ranges.yaml`; None if all values are allowed."""
+    matches = (rule for pattern, rule in _ranges() if pattern.match(f"{command}/{key}") or pattern.match(key))
+    return next(matches, None)
+
+
+def _leaves(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the values of a config that are no sections and no lists, with keys such as `data.valid[0].limit`."""
+    if isinstance(node, Mapping):
+        for name, child in node.items():
+            yield from _leaves(child, f"{key}.{name}" if key else str(name))
+    elif isinstance(node, list):
+        for number, child in enumerate(node):
+            yield from _leaves(child, f"{key}[{number}]")
+    else:
+        yield key, node
+
+
+_COMPARISONS = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
+
+
+def _is_allowed(value: Any, rule: str, values: Mapping[str, Any]) -> bool:
+    """Return whether a value is one of the alternatives of a rule. `values` holds the keys that a bound may name."""
+    return any(_matches(value, alternative, values) for alternative in rule.split(" or "))
+
+
+def _matches(value: Any, alternative: str, values: Mapping[str, Any]) -> bool:
+    match = re.fullmatch(r"an? (integer|number|name) ?(.*)", alternative)
+    if match is None:  # a word or a number
+        return value == yaml.safe_load(alternative) and type(value) is type(yaml.safe_load(alternative))
+    kind, conditions = match.groups()
+    if kind == "name":
+        return isinstance(value, (str, int)) and re.fullmatch(r"(?!\.+$)[^/\\]+", str(value)) is not None
+    # A bool is an int in Python, but nobody means 1 by `true`.
+    if isinstance(value, bool) or not isinstance(value, int if kind == "integer" else (int, float)):
+        return False
+    bounds = [condition.split() for condition in conditions.split(" and ") if condition]
+    return math.isfinite(value) and all(
+        _COMPARISONS[comparison](value, limit)
+        for comparison, bound in bounds
+        if isinstance(limit := values.get(bound, yaml.safe_load(bound)), (int, float))
+    )
 
 
 def build(node: Config | None) -> Any:

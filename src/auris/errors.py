@@ -46,6 +46,12 @@ def did_you_mean(name: str, valid: Iterable[str]) -> str:
     return f"did you mean {matches[0]}? " if matches else ""
 
 
+def shorten(value: object, limit: int = 80) -> str:
+    """Return the `repr` of a value for a message, with at most `limit` characters; a longer one ends with "…"."""
+    text = repr(value)
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
 def count(number: int, noun: str) -> str:
     """Return a number with its noun in the right form, such as "1 row" or "2,048 rows"."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import math
 import os
 import shutil
 import time
@@ -94,8 +95,27 @@ def read_json(path: Path) -> Any:
 
 
 def write_json(path: Path, content: Any, *, indent: int | None = 1) -> None:
-    """Replace a JSON file atomically. Values without a JSON type (paths, dates) are written as strings."""
-    write_text(path, json.dumps(content, ensure_ascii=False, indent=indent, default=str) + "\n")
+    """Replace a JSON file atomically.
+
+    Values without a JSON type (paths, dates) are written as strings, NaN and infinity as null.
+    """
+    write_text(path, _format_json(content, indent))
+
+
+def _format_json(content: Any, indent: int | None = None) -> str:
+    options: dict[str, Any] = {"ensure_ascii": False, "indent": indent, "default": str, "allow_nan": False}
+    try:
+        return json.dumps(content, **options) + "\n"
+    except ValueError:  # NaN and infinity are not JSON
+        return json.dumps(_without_nonfinite(content), **options) + "\n"
+
+
+def _without_nonfinite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_nonfinite(child) for key, child in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nonfinite(child) for child in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_yaml(path: Path) -> Any:
@@ -124,8 +144,8 @@ def read_jsonl(path: Path) -> list[Any]:
 
 
 def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
-    """Replace a JSON Lines file atomically."""
-    write_text(path, "".join(map(_format_line, rows)))
+    """Replace a JSON Lines file atomically, with values as in `write_json`."""
+    write_text(path, "".join(map(_format_json, rows)))
 
 
 def append_jsonl(path: Path, rows: Iterable[Any]) -> None:
@@ -133,11 +153,7 @@ def append_jsonl(path: Path, rows: Iterable[Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab+") as file:
         _drop_unfinished_line(file)
-        file.write("".join(map(_format_line, rows)).encode())
-
-
-def _format_line(row: Any) -> str:
-    return json.dumps(row, ensure_ascii=False, default=str) + "\n"
+        file.write("".join(map(_format_json, rows)).encode())
 
 
 def _drop_unfinished_line(file: IO[bytes]) -> None:

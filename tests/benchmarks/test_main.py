@@ -82,7 +82,7 @@ def test_memory_of_each_side_is_measured_in_its_own_process(
 def test_training_with_lightning_is_compared_with_plain_torch(
     capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # After each `stretch` steps of `fit`, plain torch repeats these steps. There are `stretches` of them.
+    # After every `stretch` steps of `fit`, plain torch repeats them; this happens `stretches` times.
     sizes = {"rows": 2, "stretch": 1, "stretches": 3, "lengths": "0.3-0.7123"}
     arguments = ["fit_overhead", "preset=tiny", *(f"{name}={value}" for name, value in sizes.items())]
     assert __main__.main(arguments) == 0

@@ -29,7 +29,7 @@ from auris.data.manifests import read_manifests
 from auris.data.rows import Row
 from auris.evaluation.answer_cache import Response
 from auris.evaluation.predictions import score_responses
-from auris.metrics import measures
+from auris.metrics import edits, measures
 from auris.text import tasks
 from auris.text.prompts import NaturalPrompt, TagPrompt
 from auris.text.tasks import TASKS
@@ -121,7 +121,7 @@ def test_correct_answers_have_perfect_scores_in_all_metrics(rows: list[Row], nat
     for prediction in score_responses(answers):
         stats_by_score[prediction.group, prediction.metric].append(prediction.stats)
     scores = {(group, metric): measures.score(metric, stats) for (group, metric), stats in stats_by_score.items()}
-    error_metrics = ("wer", "cer", "cpwer", "der", "jer", "aas_ms", "aas_official", "unparsed")
+    error_metrics = ("wer", "cer", *edits.DETAILS, "cpwer", "der", "jer", "aas_ms", "aas_official", "unparsed")
     assert {group.split()[0].removeprefix("fmt_") for group, _ in stats_by_score} == set(RECIPES)
     for (group, metric), value in scores.items():
         if metric not in ("bleu", "cider"):  # a perfect score depends on the length of the sentences

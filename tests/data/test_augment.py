@@ -86,7 +86,7 @@ def test_a_synthetic_room_decays_by_60_db_in_its_reverberation_time():
     response = SyntheticRooms(**ROOMS).response(rng())
     assert response[0] == np.abs(response).max() == 1.0 and len(response) == 0.3 * RATE
     assert decibels(response[:1], response[1:]) == pytest.approx(3, abs=0.01)
-    # They are 150 ms apart. This is half of rt60, the time of a decay by 60 dB.
+    # Two parts of the response that are 150 ms apart. This is half of rt60, the time of a decay by 60 dB.
     early, late = response[1:481], response[2_401:2_881]
     assert decibels(early, late) == pytest.approx(30, abs=1.5)
 

@@ -103,10 +103,8 @@ def rows_by_source(p: Plan, n_epochs: int) -> list[list[int]]:
         ({"temperature": 1e9}, [25, 25, 25]),
         ({"caps": (10, None, None)}, [10, 9, 1]),
         ({"caps": (20, 5, None), "temperature": 2}, [20, 5, 6]),
-        (
-            {"caps": (None, None, 30), "weights": (1, 1, 2)},
-            [18, 18, 30],
-        ),  # 37 rows in the ratio 1 : 1 : 2
+        # 74 rows in the ratio 1 : 1 : 2 would be 18 : 18 : 37.
+        ({"caps": (None, None, 30), "weights": (1, 1, 2)}, [18, 18, 30]),
     ],
 )
 def test_every_epoch_contains_exactly_the_quota_of_each_source(settings, expected):
@@ -139,7 +137,6 @@ def test_a_mix_with_temperature_and_caps_is_the_same_on_any_number_of_ranks(rows
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: mixed(temperature=0), "data.temperature=0: expected a positive number"),
         (lambda: mixed(temperature=2, weights=(1, 1, 1)), "no effect if sources have weights"),
         (lambda: plan(5, temperature=2), r"no effect on a single source: .*tasks: \[asr\]"),
         (
@@ -362,9 +359,6 @@ def test_the_number_of_ranks_must_divide_packs_per_step():
     [
         (lambda: plan(3, lengths=np.zeros(3, int)), "none of the 3 rows of .* is usable"),
         (lambda: plan(3, 0), "s1 has no rows"),
-        (lambda: plan(3, rows_per_step=0), r"data\.rows_per_step=0"),
-        (lambda: plan(3, token_budget=0), r"data\.token_budget=0"),
-        (lambda: plan(3, 3, weights=(1.0, 0.0)), "s1: weight=0.0"),
         (lambda: plan(3, 3, weights=(1.0, None)), "for every source or for none"),
     ],
 )

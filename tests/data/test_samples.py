@@ -200,7 +200,7 @@ def test_a_silent_clip_is_an_error_or_usable_depending_on_the_policy(tmp_path):
             make_sample_builder(silent_audio="skip").build(row, 0, None)
         assert make_sample_builder().build(row, 0, None).audio_seconds == 1.0
     wave = np.zeros(16_000)
-    wave[5000] = 2 / 32_768  # two quantisation steps of 16 bits: quiet, but not silent
+    wave[5000] = 8 / 32_768  # quiet, but not silent
     soundfile.write(tmp_path / "clip.wav", wave, 16_000)
     assert make_sample_builder(silent_audio="skip").build(row, 0, None).audio_seconds == 1.0
     with pytest.raises(ValueError, match="silent_audio='drop': expected keep or skip"):

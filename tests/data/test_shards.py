@@ -159,14 +159,6 @@ def test_a_directory_with_shards_of_other_rows_is_an_error_and_stays_unchanged(m
     assert file_contents(packed_dir) == before
 
 
-def test_invalid_settings_are_an_error(manifest, tmp_path):
-    console = Console(quiet=True)
-    with pytest.raises(ValueError, match="rows_per_shard=0"):
-        command.pack(str(manifest), tmp_path, rows_per_shard=0, processes=1, console=console)
-    with pytest.raises(ValueError, match="processes=0"):
-        command.pack(str(manifest), tmp_path, rows_per_shard=1, processes=0, console=console)
-
-
 def test_the_check_finds_every_damaged_or_missing_file(manifest, tmp_path):
     out = tmp_path / "out"
     pack(manifest, out)

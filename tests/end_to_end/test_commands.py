@@ -213,6 +213,22 @@ def test_invalid_audio_files_are_reported_and_the_rest_is_evaluated(
     assert "corrupt.flac" in output and "empty.wav" in output
 
 
+def test_an_evaluation_that_scores_no_row_fails(working_dir: Path, capsys: pytest.CaptureFixture):
+    (working_dir / "corrupt.wav").write_bytes(b"RIFF")
+    row = {"id": "x", "audio": "corrupt.wav", "task": "asr", "language": "en", "text": "a b"}
+    (working_dir / "corrupt.jsonl").write_text(json.dumps(row) + "\n")
+    results = working_dir / "runs/smoke/tags/seed_0/results.jsonl"
+    before = results.read_text()
+    run = "checkpoint=runs/smoke/tags/seed_0"
+    assert cli.main(["evaluate", run, "data=manifest", "data.test=corrupt.jsonl"]) == 1
+    captured = capsys.readouterr()
+    assert "corrupt.wav: cannot be decoded" in captured.out
+    assert captured.err.endswith("error: no row could be scored; the reasons are listed above\n")
+    assert cli.main(["evaluate", run, "data=manifest", "data.test=[]"]) == 1
+    assert capsys.readouterr().err.startswith("error: data.test=[]: expected at least one file")
+    assert results.read_text() == before
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -19,14 +19,14 @@ from support.recipes import SMALLEST_MODEL
 from support.runs import ROOT
 
 STEPS = 5000
-WARM_UP = 0.6  # fraction of the run; caches of wordings grow by 16 MB until about step 4,000, then by less than 1 MB
+WARM_UP = 0.6  # the first 60 % of the steps do not count, because the caches of wordings grow most there
 
 
 def memory(trainer: psutil.Process) -> tuple[float, float] | None:
     """Return the MB allocated by the trainer, and the mean MB allocated by its forked workers.
 
-    Only anonymous pages are counted. The unique set size (USS) also grows when another process with the same libraries
-    ends, or when the trainer writes to pages that it shares with a worker.
+    Only anonymous pages are counted, because the unique set size (USS) also grows when another process with the same
+    libraries ends, or when the trainer writes to pages that it shares with a worker.
     """
     try:
         workers = [anonymous_mb(process) for process in trainer.children() if process.cmdline() == trainer.cmdline()]
@@ -42,7 +42,7 @@ def anonymous_mb(process: psutil.Process) -> float:
 
 
 def growth(steps: np.ndarray, values: np.ndarray) -> float:
-    """Return the rise over the complete run of a line fitted to memory in MB by step."""
+    """Fit a line to memory (MB) over steps, and return how many MB it rises during the whole run."""
     return float(np.polyfit(steps, values, 1)[0] * STEPS)
 
 

@@ -30,11 +30,14 @@ ROW = Row("r", (Clip(Path("a.wav"), 0.5, 1.0),), {"task": "sec", "text": "Bär"}
 
 def test_cached_responses_equal_the_original_ones(tmp_path: Path):
     answer_cache.AnswerCache(tmp_path, SETTINGS).add(
-        {"k": answer_cache.Response(ROW, "a bear\u2028", -0.25), "l": answer_cache.Response(ROW, [1.0, 2.0])}
+        {
+            "k": answer_cache.Response(ROW, "a bear\u2028", -0.25, ended_by_length=True),
+            "l": answer_cache.Response(ROW, [1.0, 2.0]),
+        }
     )
     reloaded = answer_cache.AnswerCache(tmp_path, SETTINGS)
     assert (
-        reloaded["k"] == answer_cache.Response(ROW, "a bear\u2028", -0.25)
+        reloaded["k"] == answer_cache.Response(ROW, "a bear\u2028", -0.25, ended_by_length=True)
         and reloaded["l"].content == [1.0, 2.0]
         and "m" not in reloaded
     )

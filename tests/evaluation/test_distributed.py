@@ -172,7 +172,7 @@ def evaluation(*options: str) -> Callable[[], None]:
 
 
 def read_outputs(run: Path) -> dict[str, bytes]:
-    """Return the contents of all files that evaluations have written, without records of how they were called."""
+    """Return the contents of the answers, predictions and results that evaluations have written."""
     paths = [path for folder in ("answers", "predictions") for path in sorted((run / folder).glob("*.json*"))]
     return {str(path.relative_to(run)): path.read_bytes() for path in [*paths, run / "results.jsonl"]}
 

@@ -22,7 +22,7 @@ from auris.evaluation.benchmarks import Benchmark
 from auris.evaluation.judging import rate_responses
 from auris.evaluation.predictions import merge_windows, score_responses
 from auris.evaluation.summary import credit_lines, print_results, summarise
-from auris.metrics import measures
+from auris.metrics import edits, measures
 from auris.metrics.judges.judge import UnratedError
 from auris.metrics.judges.rating import PointsJudge
 from auris.metrics.measures import signature
@@ -62,6 +62,37 @@ def test_word_errors_are_pooled_over_rows_not_averaged():
     line = lines["asr en", "wer"]
     assert line.value == 1 / 10 and line.n == 2
     assert line.low <= line.value <= line.high
+
+
+def test_hallucinations_of_speech_tasks_have_result_lines_after_the_error_rate():
+    english = {"task": "asr", "language": "en"}
+    answered = {
+        "1": (row("1", text="a dog barks", **english), "a dog"),
+        "2": (row("2", text="rain", **english), "..."),
+        "3": (row("3", text="the end", **english), "the end " * 30),
+        "4": (row("4", text="red green blue white", **english), "red green"),
+    }
+    cut = [response._replace(ended_by_length=response.row.id == "4") for response in responses(answered)]
+    lines = summarise(score_responses(cut), RUN, samples=10, seed=0, signatures={})
+    assert [(line.metric, line.value) for line in lines] == [
+        ("wer", 62 / 10),
+        ("insertions", 58 / 10),
+        ("deletions", 4 / 10),
+        ("substitutions", 0),
+        ("empty", 1 / 4),
+        ("runaway", 2 / 4),
+    ]
+    assert all(line.signature.startswith(f"{line.metric}|") for line in lines)
+    console = Console(file=StringIO(), width=80)
+    print_results(console, "bench", lines, {}, [])
+    main_table, error_table = console.file.getvalue().split("speech tasks, in %")
+    assert "wer %" in main_table and "insertions" not in main_table
+    assert error_table.splitlines()[4].split() == ["asr", "en", "620.0", "580.0", "40.0", "0.0", "25.0", "50.0"]
+    japanese = results({"1": (row("1", task="asr", language="ja", text="赤い"), "赤い狐")})
+    assert japanese["asr ja", "cer"].value == japanese["asr ja", "insertions"].value == 1 / 2
+    assert not {"insertions", "empty", "runaway"} & {
+        metric for _, metric in results({"1": (row("1", task="sec", text="dog"), "dog")})
+    }
 
 
 def test_a_language_without_spaces_is_scored_by_characters_as_cer():
@@ -115,9 +146,15 @@ def test_a_long_recording_is_transcribed_in_windows_that_are_joined(tmp_path: Pa
         "long#0": (split.rows[0], "a b c"),
         "long#1": (split.rows[1], "b c d e"),
     }
-    merged = {row.id: (row, text) for row, text, _ in merge_windows(responses(answered), windows)}
-    assert {name: text for name, (_, text) in merged.items()} == {"long": "a b c d e", "short": "x", "question": "x"}
-    assert merged["long"][0].labels["text"] == "a b c d e"
+    cut = [r._replace(ended_by_length=r.row.id == "long#0") for r in responses(answered)]
+    merged = {response.row.id: response for response in merge_windows(cut, windows)}
+    assert {name: response.content for name, response in merged.items()} == {
+        "long": "a b c d e",
+        "short": "x",
+        "question": "x",
+    }
+    assert merged["long"].row.labels["text"] == "a b c d e"
+    assert [name for name, response in merged.items() if response.ended_by_length] == ["long"]
     del answered["long#1"]
     assert "long" not in {row.id for row, *_ in merge_windows(responses(answered), windows)}
     assert split_long([manifest], make_sample_builder(long_audio="first"))[0] == [manifest]
@@ -181,7 +218,8 @@ def test_a_correct_answer_in_either_style_has_the_best_score(code, natural):
         del answered["1"]
     lines = results(answered)
     metrics = {metric for _, metric in lines}
-    assert metrics == {row_metric(answered["0"][0]), *list(task.metrics)[1:]} - {"eer"}
+    details = edits.DETAILS if task.metric == "wer" else ()
+    assert metrics == {row_metric(answered["0"][0]), *details, *list(task.metrics)[1:]} - {"eer"}
     for (_, metric), line in lines.items():
         if metric == "cider":
             assert line.value == pytest.approx(10)

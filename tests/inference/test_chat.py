@@ -407,8 +407,7 @@ def test_the_command_answers_a_file_and_reports_rows_without_a_response(
     [
         (["input=a.jsonl"], "input=a.jsonl without output"),
         (["output=a.jsonl"], "output=a.jsonl without input"),
-        (["batch_size=0"], "batch_size=0: expected 1 or more"),
-        (["batch_size=null"], "batch_size=None: expected 1 or more"),
+        (["batch_size=0"], "batch_size=0: expected an integer >= 1"),
         (["generation.top_k=5"], "top_k=5 has no effect without sampling"),
         (["long_audio=never"], "long_audio='never'"),
     ],

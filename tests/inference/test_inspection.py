@@ -56,7 +56,7 @@ def build_batch(model: AudioModel, row: Row) -> dict:
 
 @pytest.fixture(scope="module", params=["qwen2_audio", "qwen_audio"])
 def model(request, tmp_path_factory: pytest.TempPathFactory) -> AudioModel:
-    """Return a model with grouped queries, and one that scales the queries of rows beyond its training length."""
+    """Return a model with grouped queries, or one that scales queries beyond its training length."""
     path = tmp_path_factory.mktemp("published") / request.param
     if request.param == "qwen2_audio":
         published.qwen2_audio(path)

@@ -11,12 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoProcessor, Qwen2AudioForConditionalGeneration
 
 import auris
 from auris import audio
-from auris.inference.audio_model import AudioModel
+from auris.inference.audio_model import AudioModel, user_message
+from auris.model.weights.layouts import LAYOUTS
 from auris.text.chat import Qwen2AudioChat, QwenAudioChat
 from auris.text.prompts import NaturalPrompt, TagPrompt
 from auris.text.tokenizer import Tokenizer
@@ -138,13 +140,33 @@ def test_batches_accept_lists_of_clips_or_prompts(model: AudioModel, files: list
     assert ask([None, files[0]], PROMPT) == [ask(None, PROMPT), answers[0]]
 
 
+def test_clips_are_accepted_in_every_form(model: AudioModel, files: list[Path]):
+    wave = audio.read(files[0])
+    integers = np.round(wave * 2**15).astype(np.int16)
+    forms = [(wave, 16_000), {"array": wave, "sampling_rate": 16_000}, files[0].read_bytes(), integers, wave.tolist()]
+    settings = {"max_new_tokens": 6}
+    for ask in (
+        lambda clips: model.generate(clips, [PROMPT] * len(clips), **settings),
+        lambda clips: model.transcribe(clips, **settings),
+        lambda clips: model.chat([[user_message([clip], "what?")] for clip in clips], **settings),
+    ):
+        assert len(set(ask([files[0], *forms]))) == 1
+    with files[0].open("rb") as file:
+        assert model.generate(file, [PROMPT] * 2, **settings) == model.generate([files[0]] * 2, PROMPT, **settings)
+    for form in forms:
+        assert isinstance(model.transcribe(form, **settings), str)
+
+
 def test_invalid_prompts_are_refused(model: AudioModel, files: list[Path]):
     with pytest.raises(ValueError, match=r"'audio': 2, 'prompt': 3"):
         model.generate(audio=files[:2], prompt=["a", "b", "c"])
     with pytest.raises(ValueError, match="missing.wav"):
         model.generate(audio="missing.wav", prompt=PROMPT)
-    with pytest.raises(ValueError, match=r"shape \(2, 100\)"):
-        model.generate(audio=np.zeros((2, 100)), prompt=PROMPT)
+    for ask in (model.generate, model.transcribe, lambda clip: model.chat([user_message([clip], "")])):
+        with pytest.raises(ValueError, match=r"shape \(80, 300\)"):
+            ask(np.zeros((80, 300)))
+        with pytest.raises(ValueError, match="not finite"):
+            ask(np.full(1600, np.nan))
     with pytest.raises(ValueError, match=r"the prompt has \d audio placeholders?, but the row has 0 clips"):
         model.generate(audio=None, prompt=CLIP_TOKENS)
     with pytest.raises(ValueError, match="beams"):
@@ -228,6 +250,39 @@ def test_weights_keep_their_stored_dtype_unless_another_is_requested(tmp_path: P
     assert torch.equal(float32_net.llm.lm_head.weight, model.lm_head.weight.float())
     answer = auris.load(tmp_path / "model").generate(np.ones(16_000, np.float32), PROMPT, max_new_tokens=3)
     assert isinstance(answer, str)
+
+
+# Beginnings of the names in files (transformers 4, and 5 from 5.23), and what stands in their place elsewhere.
+SPELLINGS = {
+    "files of 5.10 to 5.22": {"language_model.model.": "language_model.model.model."},
+    "memory of 5": {
+        "language_model.model.": "model.language_model.",
+        "language_model.lm_head.": "lm_head.",
+        "audio_tower.": "model.audio_tower.",
+        "multi_modal_projector.": "model.multi_modal_projector.",
+    },
+}
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_qwen2_audio_is_read_in_every_spelling_of_its_names(model: AudioModel, tmp_path: Path, spelling: str):
+    published.qwen2_audio(tmp_path, shard="200KB")
+    shards = sorted(tmp_path.glob("model-*.safetensors"))
+    weight_map = {}
+    for shard in shards:
+        state = {LAYOUTS["qwen2_audio"].spell(name): tensor for name, tensor in load_file(shard).items()}
+        for begin, replacement in SPELLINGS[spelling].items():
+            state = {
+                f"{replacement}{name.removeprefix(begin)}" if name.startswith(begin) else name: tensor
+                for name, tensor in state.items()
+            }
+        save_file(state, shard)
+        weight_map |= dict.fromkeys(state, shard.name)
+    assert len(shards) > 1 and "language_model.model.embed_tokens.weight" not in weight_map
+    published.write_json(tmp_path / "model.safetensors.index.json", {"metadata": {}, "weight_map": weight_map})
+    state, expected = auris.load(tmp_path).net.state_dict(), model.net.state_dict()
+    assert state.keys() == expected.keys()
+    assert all(torch.equal(state[name], tensor) for name, tensor in expected.items())
 
 
 def test_qwen_audio_is_loaded_with_its_vocabulary(qwen_audio_dir: Path, files: list[Path]):

@@ -14,8 +14,6 @@ from auris.metrics.normalize import normalize
 from auris.metrics.official import ScriptError
 from support import air_bench_scripts
 
-DIFFERENT_IN_CN_TN = {"门票￥88，学生票￥45元。"}  # cn_tn, the normaliser of the official script, keeps the sign ￥
-
 
 @pytest.fixture(scope="module")
 def golden(shared_data):
@@ -42,25 +40,21 @@ def assert_script_error(call: Callable, error: str) -> None:
 @pytest.mark.parametrize("version", ["v1", "v2"])
 @pytest.mark.parametrize("language", ["en", "zh", "yue", "fr", "ja", "de", "es", "it", "ko"])
 def test_error_rates_and_compared_items_equal_the_scripts(golden, language, version):
-    if version == "v2" and language in ("zh", "yue"):
-        pytest.importorskip({"zh": "cn2an", "yue": "zhconv"}[language])
+    if (version, language) == ("v2", "yue"):
+        pytest.importorskip("zhconv")
     pairs = [row for row in golden("wer", "pair") if row["language"] == language]
-    differing = set()
+    assert len(pairs) == 25
     for row in pairs:
         for side in ("ref", "hyp"):
-            if official.split_text(row[side], language, version) != row[version][f"{side}_items"]:
-                differing.add(row[side].strip())
-    assert len(pairs) == 25
-    assert differing == (DIFFERENT_IN_CN_TN if (language, version) == ("zh", "v2") else set())
-    if not differing:
-        (corpus,) = (row for row in golden("wer", "corpus") if row["language"] == language)
-        rate = official.word_error_rate([(row["ref"], row["hyp"]) for row in pairs], language, version)
-        assert rate == corpus[version]["wer"]
+            assert official.split_text(row[side], language, version) == row[version][f"{side}_items"], row[side]
+    (corpus,) = (row for row in golden("wer", "corpus") if row["language"] == language)
+    rate = official.word_error_rate([(row["ref"], row["hyp"]) for row in pairs], language, version)
+    assert rate == corpus[version]["wer"]
 
 
 @pytest.mark.parametrize("version", ["v1", "v2"])
 def test_error_rates_fail_on_the_same_rows_as_the_scripts(golden, version):
-    pytest.importorskip("cn2an")
+    pytest.importorskip("zhconv")
     edges = golden("wer", "edge")
     assert len(edges) == 18
     for row in edges:
@@ -224,49 +218,12 @@ def test_the_strict_score_includes_replies_that_the_script_drops(golden):
     # The script drops these replies although they are clear.
     dropped = [row["record"] for row in replies if row["dropped"]]
     parsed = {record["response"] for record in dropped if reply_stats("choice_unparsed", record)[0] == 0}
-    assert parsed == {"b", "(B) sad", "The answer is B", "happy"}
+    assert parsed == {"b", "(B) sad", "The answer is B", "happy", "Ｄ"}
 
 
 def reply_stats(metric: str, record: dict) -> list[float]:
     options = [record[f"choice_{name}"] for name in "abcd" if f"choice_{name}" in record]
     return row_stats(metric, record["response"], record["answer_gt"], "en", options)
-
-
-@pytest.mark.parametrize(
-    ("reply", "expected"),
-    [
-        ("B", 1),
-        (" b.", 1),
-        ("(C)", 2),
-        ("[D] calm", 3),
-        ("Option D", 3),
-        ("The answer is: B, I think", 1),
-        ("The correct choice is (C).", 2),
-        ("It sounds like A", 0),
-        ("A sad voice can be heard", 1),  # "A" is an article here
-        ("The answer is a sad voice", 1),
-        ("the answer is b.", 1),
-        ("C) angry because of D.", 2),
-        ("Definitely CALM!", 3),
-        ("happy or sad", None),
-        ("The answer is A. Or the answer is B.", None),
-        ("Cannot tell", None),
-        ("unhappy", None),
-        ("", None),
-        (None, None),
-        ("E", None),
-    ],
-)
-def test_a_reply_is_parsed_as_an_option_or_none(reply, expected):
-    assert choices.parse_option(reply, ["happy", "sad", "angry", "calm"]) == expected
-
-
-def test_the_longest_matching_option_wins_and_letters_without_an_option_are_ignored():
-    assert choices.parse_option("I hear a dog barking", ["dog", "dog barking", "cat"]) == 1
-    assert choices.parse_option("It is (D)", ["jazz", "rock", "folk"]) is None
-    assert choices.parse_option("Symphony in D", ["Symphony in D", "a waltz"]) == 0
-    assert choices.parse_option("", ["?", "!"]) is None
-    assert choices.parse_option("D major", ["C major", "D major"]) == 1
 
 
 def test_options_with_equal_text_are_the_same_answer_except_in_the_script():

@@ -99,8 +99,7 @@ def test_numbers_with_different_signatures_are_not_comparable():
     assert line.ours and line.differs  # Qwen-Audio keeps punctuation and does not convert numbers
     assert is_comparable(signature("bleu", "en"), "bleu|nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:1.5.1")
     assert is_comparable(signature("accuracy_raw", "en"), "accuracy_raw|lstrip|exact")
-    # The conversion of Chinese numbers is approximate.
-    assert not is_comparable(signature("wer", "zh"), "wer|cn_tn|char")
+    assert is_comparable(signature("wer", "zh"), "wer|cn_tn|char")
     assert not is_comparable(signature("accuracy_raw", "en"), "accuracy_raw|exact")
     assert not is_comparable(signature("bleu", "en"), None)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,24 @@ def test_written_records_are_read_back_with_keys_in_order(kind, line: dict, tmp_
     write_records(path, [kind(**line)])
     assert path.read_text(encoding="utf-8") == json.dumps(line, ensure_ascii=False) + "\n"
     assert [record.to_json() for record in read_records(path, kind)] == [line]
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        (
+            ResultRow,
+            RESULT | {"value": math.nan, "low": math.nan, "high": math.nan, "reason": "no reference"},
+        ),
+        (Prediction, PREDICTION | {"audio_seconds": math.nan, "stats": [math.nan, 1.0]}),
+    ],
+)
+def test_undefined_numbers_are_null_in_files_and_nan_in_records(kind, fields: dict, tmp_path: Path):
+    path = tmp_path / "file.jsonl"
+    write_records(path, [kind(**fields)])
+    assert "NaN" not in path.read_text() and "null" in path.read_text()
+    [record] = read_records(path, kind)
+    assert str(record) == str(kind(**fields))  # NaN is not equal to itself
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ def golden(shared_data: Path) -> Path:
 @pytest.fixture(scope="module")
 def qwen_audio(golden: Path) -> Tokenizer:
     """Return the released vocabulary of Qwen-Audio."""
-    return Tokenizer.load(golden, add_control_tokens=False)
+    return Tokenizer.load(golden, audio_pads=())
 
 
 def read_lines(path: Path, *kinds: str) -> list[dict[str, Any]]:

@@ -374,7 +374,7 @@ def test_a_reference_is_shown_in_the_style_of_the_responses():
         ([], "set either run=RUN or study=NAME"),
         (["run=a", "study=b"], "run=a and study=b: set either"),
         (["run=nowhere"], "nowhere has no scores; evaluate it"),
-        (["run=a", "worst=many"], "worst=many: expected a whole number"),
+        (["run=a", "worst=many"], "worst=many: expected an integer >= 0"),
     ],
 )
 def test_user_errors_are_reported_in_one_sentence(

@@ -76,6 +76,34 @@ def test_win_rates_compare_row_scores_and_count_ties_as_half(tmp_path, capsys):
     assert "Win rate of b over a, chat text, ties count half: 75.0 % [" in output and "(judged|made up)" in output
 
 
+@pytest.mark.usefixtures("no_figures")
+def test_details_of_error_rates_are_columns_next_to_the_error_rate(tmp_path, capsys):
+    """The files have one prediction per metric; `asr en` has details, `asr ja` was evaluated without them."""
+    details = {"insertions": [2, 4], "deletions": [1, 4], "substitutions": [0, 4], "empty": [1, 1], "runaway": [0, 1]}
+    for arm, n_errors in (("a", 3), ("b", 2)):
+        run = write_run(
+            tmp_path / "s", arm, 0, {"asr en": ("wer", [[n_errors, 4]] * 2), "asr ja": ("cer", [[1, 4]] * 2)}
+        )
+        path = run / "predictions/embedded.jsonl"
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        english = [line for line in lines if line["group"] == "asr en"]
+        lines += [{**line, "metric": metric, "stats": stats} for metric, stats in details.items() for line in english]
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    frame = results.table(tmp_path / "s")
+    assert (
+        frame.set_index("metric").loc["insertions", "b"] == 0.5
+    )  # details have intervals and comparisons in table.csv
+    assert cli.main(["results", "study=s", f"runs={tmp_path}"]) == 0
+    output = capsys.readouterr().out
+    assert "asr en, insertions" not in output and "asr ja, cer" in output
+    head, *_, row_a, row_b = [line.split() for line in output[output.index("Speech tasks of") :].splitlines()[2:7]]
+    assert head == ["task", "WER,", "CER", "ins.", "del.", "sub.", "empty", "runaway"]
+    assert row_a == ["a", "75.0", "50.0", "25.0", "0.0", "100.0", "0.0"] and row_b[:2] == ["b", "50.0"]
+    markdown = (tmp_path / "s/table.md").read_text()
+    assert "insertions (%)" not in markdown
+    assert "| embedded | asr en | b | 50.0 | 50.0 | 25.0 | 0.0 | 100.0 | 0.0 |" in markdown
+
+
 def test_the_order_of_prediction_lines_does_not_change_the_table(study):
     column = f"{ARMS[1]} - {ARMS[0]} high"
     original = results.table(study, ARMS).set_index("group")

@@ -67,5 +67,11 @@ def read_row(folder: Path, **fields: Any) -> Row:
     return manifest.rows[0]
 
 
+def read_fields(folder: Path, fields: dict[str, Any]) -> Row:
+    """Write a manifest of one row with these fields, in any form, and read it."""
+    (manifest,) = read_manifests([write_manifest(folder / "rows.jsonl", [{"id": "row", **fields}])])
+    return manifest.rows[0]
+
+
 def make_sample_builder(kind: type[Samples] = AudioSamples, **settings: Any) -> Samples:
     return kind(**{"tokenizer": tokenizer(), "prompt": NaturalPrompt(), "geometry": GEOMETRY} | settings)

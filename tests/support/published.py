@@ -1,4 +1,4 @@
-"""Tiny model directories in published layouts (Qwen-Audio or v1, Qwen2-Audio, Whisper, Qwen), and a finished run."""
+"""Tiny model directories in published layouts (Qwen-Audio, here v1; Qwen2-Audio; Whisper; Qwen), and a finished run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A small net that the ranks of a job resume from its last checkpoint under a sequence of sharding layouts."""
+"""A small net that the ranks of a job train under one sharding layout after another, resuming each time."""
 
 from __future__ import annotations
 

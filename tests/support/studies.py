@@ -63,7 +63,7 @@ def write_events(run: Path, scalars: dict[str, list[tuple[int, float]]]) -> None
 
 
 def rates(rng: np.random.Generator, n_rows: int, rate: float, n_words: int) -> list[list[float]]:
-    """Return [counted words, words] of each row, where a word is counted with the probability `rate`."""
+    """Return [errors or hits, words] of each row. A word is an error (or a hit) with the probability `rate`."""
     return [[float(rng.binomial(n_words, rate)), float(n_words)] for _ in range(n_rows)]
 
 

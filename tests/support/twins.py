@@ -76,7 +76,7 @@ def pad_ids(rows: list[list[int]], side: str) -> dict[str, torch.Tensor]:
 
 
 def processor_output(rows: list[Row], net: AudioLM, side: str) -> dict[str, torch.Tensor]:
-    """Return the output of transformers' processor: padded ids with mask, features of all clips at 30 s with mask."""
+    """Return the output of transformers' processor: padded ids and features padded to 30 s, with masks."""
     all_clips = clips(rows)
     return pad_ids([row_ids(row, net.geometry) for row in rows], side) | {
         "input_features": torch.stack([clip.features for clip in all_clips]),

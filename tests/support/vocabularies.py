@@ -16,7 +16,7 @@ from auris.text.prompts import audio_tags
 from auris.text.tasks import LANGUAGES
 from support.manifests import TEXTS, tokenizer
 
-TAGGED_LANGUAGES = [code for code in LANGUAGES if f"<|{code}|>" in audio_tags()]  # in the published vocabulary
+TAGGED_LANGUAGES = [code for code in LANGUAGES if f"<|{code}|>" in audio_tags()]  # tagged by the published vocabulary
 
 
 def plain(special_first: bool = False) -> PreTrainedTokenizerFast:

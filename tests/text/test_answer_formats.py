@@ -293,7 +293,7 @@ def test_unicode_normalization_of_an_answer_does_not_change_its_score(code):
     row = unusual_labels(code, text, "fr")
     assert tasks.find_problem(row) is None
     truth = task.render(row)
-    # `unparsed` and `eer` do not compare text. The other two compare it unnormalized, as the released scripts do.
+    # The first two do not compare text. The others compare it unnormalized, as the released scripts do.
     excluded = ("unparsed", "eer", "aas_official", "bleu")
     for metric in task.metrics.keys() - set(excluded):
         answers = (truth, unicodedata.normalize("NFC", truth))

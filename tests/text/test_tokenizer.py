@@ -230,6 +230,30 @@ def test_extending_a_text_vocabulary_adds_control_tokens_and_keeps_its_ids(speci
     assert max(tok.encode_plain("say <|en|> now")) < min(tok.id(token) for token in control_tokens()[1:])
 
 
+@pytest.mark.parametrize(
+    ("style", "n_new"),
+    [(NaturalPrompt(), 3), (Qwen2AudioChat(), 3), (TagPrompt(), 3314), (QwenAudioChat(), 3314), (BothPrompts(), 3317)],
+)
+def test_only_the_tokens_of_the_prompt_style_are_added_to_a_text_vocabulary(style, n_new, tmp_path):
+    plain().save_pretrained(tmp_path)
+    tok = Tokenizer.load(tmp_path, audio_pads=style.audio_pads)
+    chatml = ["<|im_start|>", "<|im_end|>"]  # plain() has <|endoftext|>
+    assert len(tok.fast.get_vocab()) == len(plain().get_vocab()) + n_new + len(chatml)
+    assert len(tok.added_ids) == n_new
+    if isinstance(style, BothPrompts | Prompt):
+        for turns in style.variants(ASR, n_clips=1):
+            assert tok.encode(turns, [[tok.audio_pad_id(turns)]]).audio.sum() == 1
+    else:
+        turns = style.turns([{"role": "user", "content": [{"type": "audio", "audio": "a"}]}])
+        assert tok.encode(turns, [[tok.audio_pad_id(turns)]]).audio.sum() == 1
+
+
+def test_a_prompt_style_whose_tokens_were_not_added_is_refused():
+    tok = Tokenizer(plain(), audio_pads=NaturalPrompt().audio_pads)
+    with pytest.raises(ValueError, match="the prompt needs '<audio>', which is not a token of this vocabulary"):
+        tok.encode(TagPrompt().turns(ASR, n_clips=1), [[0]])
+
+
 @pytest.mark.parametrize("special_first", [False, True])
 def test_text_ids_are_below_n_text_even_if_special_tokens_come_first(special_first):
     """The CTC head has n_text classes, so it has none for a larger id."""
@@ -243,7 +267,7 @@ def test_an_extended_vocabulary_is_the_same_after_saving_and_loading(tmp_path):
     assert Tokenizer.load(tmp_path).fast.get_vocab() == tok.fast.get_vocab()
 
 
-def test_audio_ids_are_the_ids_of_all_control_tokens_that_a_text_model_lacks():
+def test_added_ids_are_those_of_all_control_tokens_that_a_text_model_lacks():
     tok = Tokenizer(plain())
     chatml = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     assert tok.added_ids == sorted(tok.id(token) for token in control_tokens() if token not in chatml)
@@ -317,7 +341,7 @@ def test_a_vocabulary_with_audio_tokens_is_not_changed(tmp_path):
     assert tok.fast.get_vocab() == before and tok.size == max(before.values()) + 1
     assert tok.pads == {before["<|AUDIO|>"]} and tok.end == before["<|endoftext|>"]
     tok.save(tmp_path)
-    assert Tokenizer.load(tmp_path, add_control_tokens=False).fast.get_vocab() == before
+    assert Tokenizer.load(tmp_path, audio_pads=()).fast.get_vocab() == before
 
 
 def test_the_unknown_token_of_a_vocabulary_is_a_valid_token():
@@ -350,13 +374,13 @@ def test_the_error_for_a_vocabulary_without_an_audio_token_names_its_directory(t
     plain().save_pretrained(tmp_path)
     message = f"tokenizer={tmp_path}: the vocabulary has no audio token, expected <|AUDIO|> or [[[AUDIO:modality]]]"
     with pytest.raises(ValueError, match=re.escape(message)):
-        Tokenizer.load(tmp_path, add_control_tokens=False)
+        Tokenizer.load(tmp_path, audio_pads=())
     assert Tokenizer.load(tmp_path).pads
 
 
 def test_a_vocabulary_can_be_rebuilt_from_its_bpe_ranks(tmp_path):
     write_ranks(tmp_path / RANKS_FILE, rank_lines())
-    tok, reference = Tokenizer.load(tmp_path, add_control_tokens=False), tokenizer()
+    tok, reference = Tokenizer.load(tmp_path, audio_pads=()), tokenizer()
     for text in (*TEXTS, "the cat sat, und ein Hund: 猫 😀", "  the\n\nmat", "detect detects"):
         assert tok.encode_plain(text) == reference.encode_plain(text)
     assert len(tok.encode_plain("the cat sat on the mat")) < len("the cat sat on the mat")  # merges are applied
@@ -371,7 +395,7 @@ def test_a_vocabulary_can_be_rebuilt_from_its_bpe_ranks(tmp_path):
 def test_bpe_ranks_can_be_loaded_from_a_file_and_saved(tmp_path):
     tok = Tokenizer.load(write_ranks(tmp_path / "any.tiktoken", rank_lines()))
     tok.save(tmp_path / "saved")
-    loaded = Tokenizer.load(tmp_path / "saved", add_control_tokens=False)
+    loaded = Tokenizer.load(tmp_path / "saved", audio_pads=())
     assert loaded.fast.backend_tokenizer.to_str() == tok.fast.backend_tokenizer.to_str()
     text = "<|en|>the cat<|endoftext|><|extra_7|>"
     assert all(loaded.ids(text, control) == tok.ids(text, control) for control in Control)

@@ -477,12 +477,6 @@ def test_a_run_whose_final_weights_cannot_be_saved_is_not_marked_as_finished(com
     assert_runs_equal(undisturbed, run_config)
 
 
-@pytest.mark.parametrize("key", ["checkpoint_every", "checkpoint_keep"])
-def test_zero_for_a_checkpoint_setting_is_refused(compose_run, key: str):
-    with pytest.raises(ValueError, match=f"{key}=0: expected 1 or more"):
-        train.train(compose_run("none", f"{key}=0"))
-
-
 # --- run lock -----------------------------------------------------------------------------------------------------
 
 

@@ -1,4 +1,4 @@
-"""The cost model equals published sizes. `auris doctor` reports what a model directory contains and what is wrong.
+"""The cost model agrees with published sizes. `auris doctor` reports what a model directory contains and what is wrong.
 
 Expected numbers come from two documents that are not part of the repository: the fact sheet (sizes of the released
 systems) and the performance notes (memory and FLOPs computed from these sizes).

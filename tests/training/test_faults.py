@@ -20,6 +20,7 @@ from torch import nn
 from auris import audio, cli, config
 from auris.data import loader
 from auris.errors import RunStopped
+from auris.model.weights import checkpoint_dir
 from auris.training import replay
 from auris.training import run as train
 from auris.training.faults import Fault, watch_nonfinite
@@ -69,7 +70,7 @@ def faulty_rows(corpus: Path, tmp_path: Path) -> Path:
 
 
 class MakeNonFinite(L.Callback):
-    """Make the features of a row's pack (or, without a row, some gradients) non-finite before a step."""
+    """Before a step, make the features of the pack with `row` NaN, or some gradients infinite if `row` is None."""
 
     def __init__(self, step: int, row: int | None = None):
         self.step, self.row = step, row
@@ -84,6 +85,28 @@ class MakeNonFinite(L.Callback):
                     pack["mel"].fill_(float("nan"))
 
 
+class BreakWeights(L.Callback):
+    """Set a weight to infinity after a step, as an optimizer of a user's own may do."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: object) -> None:
+        if trainer.global_step == self.step:
+            torch.nn.init.constant_(module.net.projector.bias, float("inf"))
+
+
+class BreakLearningRate(L.Callback):
+    """Set the learning rate to NaN before a step."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, packs: list, number: int) -> None:
+        if number == self.step:
+            trainer.optimizers[0].param_groups[0]["lr"] = float("nan")
+
+
 class ProjectorWeights(L.Callback):
     """Record the projector's weights after each step."""
 
@@ -94,20 +117,30 @@ class ProjectorWeights(L.Callback):
         self.by_step.append(module.net.projector.weight.detach().clone())
 
 
-@pytest.mark.parametrize("kind", ["loss", "gradient"])
+@pytest.mark.parametrize("kind", ["loss", "gradient", "rate"])
 def test_a_non_finite_step_counts_as_a_step_but_changes_no_weights(compose_run, kind):
     run_config = compose_run("max_steps=5", arm=kind)
     _module, data = train.build(run_config)
     data.setup("fit")
     row = data.plan.step(2)[0][0] if kind == "loss" else None
     projector = ProjectorWeights()
-    trainer = fit(run_config, MakeNonFinite(2, row), projector)
+    trainer = fit(run_config, BreakLearningRate(2) if kind == "rate" else MakeNonFinite(2, row), projector)
     before, skipped, after = projector.by_step[1:4]
     assert torch.equal(before, skipped) and not torch.equal(skipped, after)
     assert trainer.global_step == 5 and trainer.callback_metrics["faults/skipped_steps"] == 1
     assert all(torch.isfinite(tensor).all() for tensor in weights(run_config).values())
     [file] = Path(run_config["run_dir"]).glob("faults/*.json")
     assert [position.row for position in Fault.load(file).rows()] == rows_of_step(data, 2)
+
+
+def test_a_checkpoint_with_a_non_finite_weight_is_not_written(compose_run):
+    run_config = compose_run("max_steps=5", "checkpoint_every=2")
+    train.claim_run_dir(Path(run_config["run_dir"]), run_config)
+    with pytest.raises(RunStopped, match=r"not finite after step 4, for example net.projector.bias, .* from step 2"):
+        fit(run_config, BreakWeights(3))
+    assert checkpoint_dir.list_steps(Path(run_config["run_dir"]) / "checkpoints") == [2]
+    train.train(run_config)
+    assert all(torch.isfinite(tensor).all() for tensor in weights(run_config).values())
 
 
 def rows_of_step(data, step: int) -> list[int]:
@@ -131,7 +164,10 @@ def test_a_run_resumed_after_a_skipped_step_ends_like_an_uninterrupted_run(compo
 def test_nonfinite_set_to_stop_stops_at_the_first_fault_and_set_to_skip_continues(compose_run):
     run_config = compose_run("max_steps=4", "checkpoint_every=1", "nonfinite=stop")
     train.claim_run_dir(Path(run_config["run_dir"]), run_config)
-    with pytest.raises(RunStopped, match=r"step 2: the loss is .* and the gradient norm is .*auris replay fault="):
+    with pytest.raises(
+        RunStopped,
+        match=r"step 2: the loss is .*, the gradient norm is .*auris replay fault=",
+    ):
         fit(run_config, MakeNonFinite(2))
     train.train(compose_run("max_steps=4", "checkpoint_every=1", "nonfinite=skip"))
     assert json.loads((Path(run_config["run_dir"]) / "finished.json").read_text())["steps"] == 4
@@ -212,7 +248,7 @@ def test_all_processes_agree_to_skip_or_stop_under_every_strategy(compose_run, f
 
 @pytest.fixture
 def kill_workers_at(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    """Return a function `set_up(path, times)`: reading `path` kills the reading worker, for the first `times` reads."""
+    """Return a function `set_up(path, times)`. After it, each of the first `times` reads of `path` kills its worker."""
     read, main_process = audio.read, os.getpid()
 
     def set_up(path: str, times: int) -> None:

@@ -170,17 +170,6 @@ def test_the_schedule_keeps_the_ratio_of_learning_rates_between_groups(net):
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([lr / 10 for lr in before])
 
 
-def test_the_error_for_a_too_long_warm_up_names_settings_of_the_config():
-    from auris import config
-
-    with pytest.raises(ValueError, match="=") as error:
-        scheduled_rates(1, warmup_steps=10, max_steps=10, floor=0.1)
-    overrides = [word for word in str(error.value).split() if "=" in word]
-    assert len(overrides) == 2
-    run_config = config.compose(overrides)
-    assert (run_config.optim.warmup_steps, run_config.max_steps) == (10, 10)
-
-
 def test_lr_factors_scale_a_part_and_must_name_a_part(net: Net):
     freeze(net, ["encoder", "projector"])
     numbers = {"lr": 1.0, "weight_decay": 0.0, "layer_decay": 1.0}

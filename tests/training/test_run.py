@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning as L
 import pytest
@@ -14,6 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from auris import cli, config
 from auris.data.datamodule import AudioDataModule
+from auris.errors import UserError
 from auris.model.weights import checkpoint_dir
 from auris.text.tokenizer import Tokenizer
 from auris.training import callbacks
@@ -141,6 +143,24 @@ def test_a_run_that_fails_before_its_first_step_leaves_no_directory(compose_run,
     assert not Path(run_config["runs_dir"]).exists()
 
 
+@pytest.mark.parametrize("split", ["train", "valid"])
+def test_a_run_without_data_is_refused(compose_run, split: str):
+    with pytest.raises(UserError, match=rf"data.{split}=\[\]: expected at least one file"):
+        train.train(compose_run(f"data.{split}=[]"))
+
+
+def test_a_metric_that_is_not_finite_is_null_in_the_summary(tmp_path: Path):
+    metrics = {"val/loss": torch.tensor(torch.nan), "train/loss": torch.tensor(1.5)}
+    trainer = SimpleNamespace(is_global_zero=True, global_step=3, callback_metrics=metrics, callbacks=[], loggers=[])
+    train.write_summary(trainer, tmp_path, seconds=2.0)
+    text = (tmp_path / "finished.json").read_text()
+    assert "NaN" not in text
+    assert json.loads(text) == {
+        **{"steps": 3, "seconds": 2.0, "val/loss": None, "train/loss": 1.5},
+        "nonfinite": {"val/loss": "nan"},
+    }
+
+
 def test_a_run_directory_is_kept_if_it_existed_before_or_its_run_has_made_a_step(compose_run):
     run_config = compose_run("max_steps=2", "data.train=[nowhere.jsonl]")
     run_dir = Path(run_config["run_dir"])
@@ -228,7 +248,7 @@ def test_unreadable_rows_are_reported_and_the_other_rows_keep_their_steps(compos
     (tmp_path / "good.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "noise.flac").write_bytes(b"fLaC but not really")
     rows[3]["audio"] = "noise.flac"
-    rows[4]["text"] = rows[4].get("text") and " "
+    rows[4]["text"] = rows[4].get("text") and " "  # unusable if the row has a text
     (tmp_path / "bad.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     recorders = {}
     for name in ("good", "bad"):
@@ -325,6 +345,27 @@ def test_a_dry_run_plans_an_epoch_for_the_requested_ranks(compose_run, corpus, c
         assert part in output, part
     shares = {line.split()[1]: line for line in output.splitlines() if line.startswith("│") and line.endswith("% │")}
     assert {row["task"] for row in rows} <= shares.keys()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["weights.encoder={whisper}", "model.encoder.n_heads=4"], "set model.encoder.n_heads=2$"),
+        (["weights.encoder={whisper}", "model.encoder.width=16"], "set model.encoder.width=32$"),
+        (["optim.lr_factors={{encodr: 0.1}}"], "optim.lr_factors contains encodr: expected encoder"),
+        (["optim.warmup_steps=9", "max_steps=9"], "optim.warmup_steps=9 must be less than max_steps=9"),
+        (["trainable=[encodr]"], "trainable"),
+    ],
+)
+def test_a_dry_run_refuses_what_the_run_would_refuse(compose_run, tmp_path: Path, overrides: list[str], message: str):
+    published.whisper(tmp_path / "whisper")
+    sizes = {"n_mels": 16, "width": 32, "n_layers": 2, "n_heads": 2, "ffn": 48}
+    overrides = [override.format(whisper=tmp_path / "whisper") for override in overrides]
+    encoder = [f"model.encoder.{name}={size}" for name, size in sizes.items()]
+    for dry_run in (True, False):
+        run_config = compose_run(*encoder, *overrides, f"dry_run={dry_run}")
+        with pytest.raises(ValueError, match=message):
+            train.train(run_config)
 
 
 def test_a_model_starts_from_the_checkpoint_of_another_run(compose_run):

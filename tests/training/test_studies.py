@@ -66,7 +66,7 @@ def test_studies_share_the_run_of_a_stage_only_if_the_stage_has_the_same_config(
 
     [encoder_dir] = {str(job.run_dir.parent) for job in studies.plan_jobs(STUDY) if job.name == "encoder"}
     assert stage_digests(STUDY) == {encoder_dir.rpartition("-")[2]}  # both seeds share the digest
-    assert stage_digests(STUDY, ("max_steps=7",)) != stage_digests(STUDY)
+    assert stage_digests(STUDY, ("max_steps=70",)) != stage_digests(STUDY)
 
 
 def test_a_selected_arm_and_seed_are_planned_with_their_dependencies():
@@ -94,8 +94,8 @@ def test_if_one_arm_is_selected_only_that_arm_is_evaluated():
 
 
 def test_command_line_overrides_follow_those_of_the_arm():
-    job = studies.plan_jobs(STUDY, extra_overrides=["model/pooling=stack", "max_steps=7"], arm="a", seed=0)[-1]
-    assert job.overrides.index("max_steps=7") > job.overrides.index("experiment=qwen2_audio_pretrain")
+    job = studies.plan_jobs(STUDY, extra_overrides=["model/pooling=stack", "max_steps=70"], arm="a", seed=0)[-1]
+    assert job.overrides.index("max_steps=70") > job.overrides.index("experiment=qwen2_audio_pretrain")
 
 
 def test_arms_with_equal_overrides_are_refused():

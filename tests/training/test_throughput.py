@@ -152,9 +152,6 @@ def test_the_peak_flops_depend_on_device_and_precision_and_may_be_unknown(
 
 def test_the_peak_flops_can_be_set():
     assert find_peak_flops("x86_64", "32-true", 5e10) == (5e10, "peak_flops")
-    for invalid in (0, -1.0, "fast", True, float("nan")):
-        with pytest.raises(ValueError, match="peak_flops=.*: expected the FLOP/s of one device"):
-            Throughput(invalid)
 
 
 # --- speeds ---

@@ -22,7 +22,6 @@ from auris.corpus import speech
 from auris.corpus.grammar import LANGUAGES, SPLITS
 from auris.corpus.output import (
     LICENCE,
-    check_processes,
     hash_bytes,
     make_in_groups,
     reuse_finished_directory,
@@ -82,7 +81,6 @@ def build(
     }
     if metadata := reuse_finished_directory(out, _METADATA_FILE, "synthetic corpus", config):
         return metadata
-    check_processes(processes)
     specs = plan_rows(sizes, directions, seed)
     if not specs:
         raise UserError("every size in sizes is 0; set one, for example sizes.train.asr.en=100")

@@ -31,23 +31,6 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def check_count(key: str, value: object) -> int:
-    """Return `value` if it is a number of rows.
-
-    Raises:
-        UserError: `value` is not a number of rows.
-    """
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise UserError(f"{key} is {value!r}, expected a number of rows, for example {key}=100")
-    return value
-
-
-def check_processes(processes: int | None) -> None:
-    """Raise UserError unless `processes` is a number of processes, or None for one per core."""
-    if processes is not None and processes < 1:
-        raise UserError(f"processes is {processes}, expected at least 1, or null for one process per core")
-
-
 def reuse_finished_directory(
     out: Path, metadata_file: str, content: str, config: dict[str, Any]
 ) -> dict[str, Any] | None:

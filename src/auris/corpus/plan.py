@@ -10,10 +10,10 @@ import numpy as np
 from auris.corpus import grammar
 from auris.corpus.draws import pick
 from auris.corpus.grammar import KEYWORDS, LANGUAGES, SPLITS
-from auris.corpus.output import check_count, derive_seed
+from auris.corpus.output import derive_seed
 from auris.corpus.recipes import RECIPES, id_prefix
 from auris.corpus.recording import RowSpec
-from auris.errors import UserError
+from auris.errors import UserError, shorten
 
 Sizes = Mapping[str, Mapping[str, int | Mapping[str, int]]]
 
@@ -41,7 +41,7 @@ def plan_rows(sizes: Sizes, directions: Sequence[str], seed: int) -> list[RowSpe
     for direction in directions:
         if direction not in RECIPES["s2tt"].optional_variants:
             raise UserError(
-                f"directions contains {direction!r}, expected two different codes of {', '.join(LANGUAGES)}, "
+                f"directions contains {shorten(direction)}, expected two different codes of {', '.join(LANGUAGES)}, "
                 "for example de-en"
             )
     if unknown := set(sizes) - set(SPLITS):
@@ -66,7 +66,7 @@ def plan_rows(sizes: Sizes, directions: Sequence[str], seed: int) -> list[RowSpe
 
 
 def _count_by_variant(
-    key: str, size: object, variants: Sequence[str], optional_variants: Sequence[str]
+    key: str, size: int | Mapping[str, int], variants: Sequence[str], optional_variants: Sequence[str]
 ) -> dict[str, int]:
     """Return the number of rows of each variant.
 
@@ -76,14 +76,13 @@ def _count_by_variant(
         valid = dict.fromkeys((*variants, *optional_variants))
         if unknown := set(size) - set(valid):
             raise UserError(f"{key} has the variants {sorted(unknown)}, expected any of {', '.join(valid)}")
-        return {variant: check_count(f"{key}.{variant}", count) for variant, count in size.items()}
-    total = check_count(key, size)
-    if total and not variants:
+        return dict(size)
+    if size and not variants:
         raise UserError(
-            f"{key}={total}, but directions is empty; name translation directions, for example directions=[de-en], or "
+            f"{key}={size}, but directions is empty; name translation directions, for example directions=[de-en], or "
             f"set {key}=0 to leave these rows out"
         )
-    return {variant: (total - index + len(variants) - 1) // len(variants) for index, variant in enumerate(variants)}
+    return {variant: (size - index + len(variants) - 1) // len(variants) for index, variant in enumerate(variants)}
 
 
 def draw_text(n_lines: int, seed: int, languages: Sequence[str]) -> list[str]:

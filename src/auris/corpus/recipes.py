@@ -45,7 +45,7 @@ RECIPES = {
     "lid": Recipe(spoken.write_lid, LANGUAGES),
     "sgc": Recipe(spoken.write_sgc, ("male", "female")),
     "ks": Recipe(spoken.write_ks, KEYWORDS),
-    "srwt": Recipe(spoken.write_lid, ("en", "zh"), _OPTIONAL_SRWT_LANGUAGES),
+    "srwt": Recipe(spoken.write_lid, ("en", "zh"), _OPTIONAL_SRWT_LANGUAGES),  # written like lid, with word times
     "dialect_asr": Recipe(spoken.write_dialect_asr, tuple(d for d in spoken.DIALECTS if d not in spoken.STANDARDS)),
     "did": Recipe(spoken.write_did, tuple(spoken.DIALECTS)),
     "osr": Recipe(conversations.write_osr, ("en",)),

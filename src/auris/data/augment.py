@@ -18,7 +18,7 @@ from torchaudio.functional import add_noise, fftconvolve
 from auris import audio
 from auris.data.manifests import read_manifests
 from auris.data.rows import Clip
-from auris.errors import AudioError, UserError
+from auris.errors import AudioError, UserError, shorten
 
 
 class Distortion(ABC):
@@ -157,7 +157,7 @@ def _read_clips(key: str, path: str | Path | None) -> list[Clip]:
     clips: list[Clip] = []
     for row in manifest.rows:
         if not row.clips:
-            raise UserError(f"{key}: row {row.id!r} has no audio ({row.problem})")
+            raise UserError(f"{key}: row {shorten(row.id)} has no audio ({row.problem})")
         clips += row.clips
     for clip in clips:
         try:

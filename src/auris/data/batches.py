@@ -41,7 +41,7 @@ class RowDataset(Dataset):
 
 
 class EvaluationBatch(TypedDict):
-    """Evaluation rows with answers, for the loss, and prompts of the rows that a metric scores, for generation."""
+    """Evaluation rows with answers, to compute the loss, and prompts of the scored rows, to generate answers."""
 
     answered: Pack
     prompts: Pack
@@ -105,7 +105,7 @@ def pack_by_length(lengths: Lengths, token_budget: int, world: int = 1) -> list[
     Empty packs are appended until the number of packs is a multiple of `world`.
     """
     packs: list[list[int]] = []
-    n_tokens = token_budget + 1  # in the last pack; at the start so many that the first row starts a pack
+    n_tokens = token_budget + 1  # in the last pack; initially over budget, so that the first row starts a pack
     for number in np.argsort(-lengths.tokens, kind="stable"):
         length = int(lengths.tokens[number])
         if length == 0:

@@ -17,8 +17,8 @@ from auris.audio import Geometry
 from auris.model.pack import IGNORE, Pack
 from auris.text.tasks import LOSS_CURVES
 
-# Number of valid mel frames of the silent clip in a pack without audio, which is needed because every rank must run the
-# encoder. They become two encoder frames, or one audio token if two frames are pooled.
+# A pack without audio gets a silent clip, because every rank must run the encoder. This is its number of valid mel
+# frames. They become two encoder frames, or one audio token if two frames are pooled.
 DUMMY_FRAMES = 4
 
 _CURVE_NUMBERS = {name: number for number, name in enumerate(LOSS_CURVES)}
@@ -37,8 +37,7 @@ class Sample:
             geometry.n_frames_with_padding(frames)) float32: the valid frames, and padding that the encoder needs.
         frames: Number of valid mel frames of each of `mels`.
         audio_seconds: Seconds of audio.
-        loss_curve: Name of the loss curve, a loss that is logged separately, to which the row belongs (one of
-            `tasks.LOSS_CURVES`).
+        loss_curve: Name of the curve that includes the loss of this row (one of `tasks.LOSS_CURVES`).
         rejected: (N,) int64, token ids of the rejected answer of a pair; None for a row with one answer.
         reference: Log-probabilities of the chosen and the rejected answer under the reference model, if it is used.
     """

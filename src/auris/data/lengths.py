@@ -15,18 +15,19 @@ from rich.progress import track
 
 from auris import audio
 from auris.data import array_cache
+from auris.data.importers import is_task_row
 from auris.data.manifests import Manifest, Selection, UndecodedRow, iterate_undecoded
 from auris.data.parallel_map import parallel_map
 from auris.data.parquet.reader import ShardError
-from auris.data.rows import Clip, Record, Row, TransientProblem, is_task_row
+from auris.data.rows import Clip, Record, Row, TransientProblem
 from auris.data.samples import ClipTooLongError, Samples, prompt_digest
 from auris.errors import AudioError, RowError, UserError, count
 from auris.files import digest
 from auris.text import tasks
 
-_VERSION = 4  # version of the format of cached arrays
+_VERSION = 5  # of cached arrays; changes with their format and with the rules that make a row unusable
 _CHUNK_ROWS = 10_000  # rows that a process measures at a time; fewer rows are measured without a progress bar
-_MAX_FAMILIES = 10_000  # number of stored `RowFamilies`; limits the memory if every row has different labels
+_MAX_FAMILIES = 10_000  # families that are remembered; limits the memory if every row has different labels
 _LABEL_TYPES = {str, type(None)}  # types whose equal values are the same label, unlike numbers (1 == 1.0 == True)
 
 

@@ -23,7 +23,7 @@ from auris.data.parquet.dataset import Shards
 from auris.data.parquet.foreign import ParquetFiles
 from auris.data.row_index import Lines, RowIndex
 from auris.data.rows import FieldMap, Record, Row, row_key
-from auris.errors import MissingFileError, UserError
+from auris.errors import MissingFileError, UserError, shorten
 from auris.files import digest
 from auris.text import tasks
 from auris.text.answer_formats import Labels
@@ -113,7 +113,9 @@ class Selection(LazyRows):
         row = self.row_index.decode(record)
         if not self._repeated[number]:
             return row
-        return Row(self.row_index.row_name(number), row.clips, row.labels, f"id {row.id!r} is used by an earlier row")
+        return Row(
+            self.row_index.row_name(number), row.clips, row.labels, f"id {shorten(row.id)} is used by an earlier row"
+        )
 
 
 class JoinedRows(LazyRows):
@@ -235,7 +237,7 @@ class ManifestEntry:
         values: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
         keys = [attribute.name for attribute in fields(cls)]
         if (unknown := set(settings) - set(keys)) or "path" not in values:
-            fault = f"unknown key {sorted(unknown)}" if unknown else f"no `path` in {dict(settings)}"
+            fault = f"unknown key {sorted(unknown)}" if unknown else f"no `path` in {shorten(dict(settings))}"
             raise UserError(f"{key}: {fault}; expected {', '.join(keys)}")
         if key != "data.train" and (unused := sorted({"weight", "max_per_epoch"} & values.keys())):
             raise UserError(f"{key}: {unused[0]}={values[unused[0]]} has no effect, only data.train is a mix")
@@ -301,7 +303,9 @@ def _check_ids(manifests: Sequence[Manifest], key: str) -> None:
     for (first, first_keys), (second, second_keys) in combinations(keys_of_manifests, 2):
         if first.name != second.name and len(common_keys := np.intersect1d(first_keys, second_keys)):
             row = second.rows[int(np.flatnonzero(second_keys == common_keys[0])[0])]
-            raise UserError(f"{key}: row id {row.id!r} is in {first.name} and in {second.name}, expected different ids")
+            raise UserError(
+                f"{key}: row id {shorten(row.id)} is in {first.name} and in {second.name}, expected different ids"
+            )
 
 
 def _select(row_index: RowIndex, task_codes: Sequence[str], limit: int | None) -> Selection:

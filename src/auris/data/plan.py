@@ -21,7 +21,7 @@ import numpy as np
 
 from auris.data.manifests import Manifest, row_keys
 from auris.data.rows import row_seed
-from auris.errors import UserError, count
+from auris.errors import UserError, count, shorten
 
 # Number of rows of the stream among which the rows of the next pack are chosen. With 256 rows, packs are almost full,
 # and rows stay close to their random position.
@@ -133,15 +133,9 @@ class Plan:
         for source in self.sources:
             if not len(source.rows):
                 raise UserError(f"source {source.name} has no rows")
-            if source.weight is not None and not source.weight > 0:
-                raise UserError(f"source {source.name}: weight={source.weight}, expected a positive number or null")
         if len({source.weight is None for source in self.sources}) > 1:
             raise UserError(f"data sources {names}: expected a weight for every source or for none")
         self._check_temperature()
-        for name in ("rows_per_step", "packs_per_step", "token_budget"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"data.{name}={value}: expected 1 or more")
         assert self.lengths.shape == (self._starts[-1],) and self.lengths.min() >= 0, (self.lengths.shape, self._starts)
         if not self.lengths.any():
             raise UserError(f"none of the {count(len(self.lengths), 'row')} of {names} is usable")
@@ -152,20 +146,15 @@ class Plan:
             row = source.rows[longest - self._starts[number]]
             raise UserError(
                 f"rows longer than data.token_budget={self.token_budget}: "
-                f"{np.count_nonzero(self.lengths > self.token_budget)}; the longest, {row.id!r} of {source.name}, has "
-                f"{self.lengths[longest]} tokens: set data.token_budget={self.lengths[longest]} or more, or "
-                "data.long_audio=skip to leave these rows out"
+                f"{np.count_nonzero(self.lengths > self.token_budget)}; the longest, {shorten(row.id)} of "
+                f"{source.name}, has {self.lengths[longest]} tokens: set "
+                f"data.token_budget={self.lengths[longest]} or more, or data.long_audio=skip to leave these rows out"
             )
 
     def _check_temperature(self) -> None:
         if self.temperature is None:
             return
         setting = f"data.temperature={self.temperature}"
-        if not 0 < self.temperature < math.inf:
-            raise UserError(
-                f"{setting}: expected a positive number (1: shares proportional to the numbers of rows; "
-                "larger: more equal shares)"
-            )
         if len(self.sources) < 2:
             raise UserError(
                 f"{setting} has no effect on a single source: set it to null, or list the parts to balance, such as "
@@ -343,8 +332,8 @@ def _choose_fullest(lengths: list[int], budget: int) -> list[int]:
     """Return the indices of rows that fill the budget best. The first row is always among them.
 
     Subset sums are the bits of one integer: bit t of reach[i] is set if a subset of rows 0 to i that contains row 0 has
-    t tokens in total. Rows after the first i for which bit `budget` of reach[i] is set are not used. A later row is
-    used only if earlier rows cannot give the same total.
+    t tokens in total. Once bit `budget` is set in reach[i], rows after i are not used. A later row is used only if
+    earlier rows cannot give the same total.
     """
     within_budget = (1 << budget + 1) - 1
     reach = [1 << lengths[0]]

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import io
 import os
+import warnings
 from abc import ABC, abstractmethod
 from array import array
+from codecs import BOM_UTF8
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,15 +23,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from auris.data import array_cache
+from auris.data import array_cache, importers, row_files
+from auris.data.importers import is_task_row
 from auris.data.parallel_map import parallel_map
-from auris.data.rows import FieldMap, Record, Row, decode_record, is_task_row, parse_line, row_key
-from auris.errors import UserError
+from auris.data.rows import FieldMap, Record, Row, decode_record, parse_line, row_key
+from auris.errors import UserError, count
 from auris.files import digest, file_digest
 
-_VERSION = 3  # version of the format of cached arrays
+_VERSION = 4  # version of the format of cached arrays
 _READ_LINES = 64  # maximum number of lines per read
 _PIECE_BYTES = 2**23  # bytes that a process indexes at a time
+_MAX_SHOWN_FIELDS = 20  # number of unused fields that the warning names
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -42,7 +47,10 @@ class RowColumns:
         lacks_duration: (R,) bool, True if the length of the row is known only from an audio file that the index's
             digest does not cover. If this file changes, the cached columns are still considered valid.
         row_positions: int64, positions of the rows in their files. The method `scan` of each index says what they mean.
-        line_numbers: (R,) uint32, line numbers, from which row names are made; empty for files without lines.
+        line_numbers: (R,) uint32, line numbers (of a JSON array: numbers of the rows from 1), from which row names are
+            made; empty for Parquet files.
+        unused_fields: Names of the fields of dialogues that nothing uses (`importers.unused_fields`).
+        n_unused: (len(unused_fields),) int64, number of rows with each of these fields.
     """
 
     keys: np.ndarray
@@ -51,6 +59,8 @@ class RowColumns:
     lacks_duration: np.ndarray
     row_positions: np.ndarray
     line_numbers: np.ndarray
+    unused_fields: np.ndarray
+    n_unused: np.ndarray
 
 
 class Builder:
@@ -60,6 +70,7 @@ class Builder:
         self.keys, self.tasks, self.lacks_duration = array("Q"), array("I"), bytearray()
         self.row_positions, self.line_numbers = array("q"), array("I")
         self._task_indices: dict[str, int] = {}
+        self._n_unused: Counter[str] = Counter()
 
     def add(self, record: Record, folder: Path, *, is_audio_in_digest: bool = False) -> None:
         """Add a row.
@@ -78,6 +89,8 @@ class Builder:
             row = decode_record(record, folder)
             task = row.labels.get("task")
             states_duration = all(clip.duration is not None for clip in row.clips)
+            if row.problem is None and task in ("chat", "preference"):
+                self._n_unused.update(importers.unused_fields(row.labels))
         self.keys.append(row_key(record.id))
         self.tasks.append(self._task_indices.setdefault(f"{task!s:.80}", len(self._task_indices)))
         self.lacks_duration.append(not states_duration and not is_audio_in_digest)
@@ -89,6 +102,7 @@ class Builder:
         for name in ("keys", "row_positions", "line_numbers"):
             getattr(self, name).frombytes(getattr(rows, name).tobytes())
         self.lacks_duration += rows.lacks_duration.tobytes()
+        self._n_unused.update(dict(zip(rows.unused_fields.tolist(), rows.n_unused.tolist(), strict=True)))
 
     def build(self) -> RowColumns:
         """Return the columns of all rows added so far."""
@@ -99,6 +113,8 @@ class Builder:
             lacks_duration=np.frombuffer(bytes(self.lacks_duration), dtype=bool),
             row_positions=np.array(self.row_positions, dtype=np.int64),
             line_numbers=np.array(self.line_numbers, dtype=np.uint32),
+            unused_fields=np.array(list(self._n_unused), dtype=np.str_),
+            n_unused=np.array(list(self._n_unused.values()), dtype=np.int64),
         )
 
 
@@ -121,6 +137,15 @@ class RowIndex(ABC):
         self.columns = RowColumns(**arrays) if arrays else self.scan()
         if cache_file is not None and not arrays and self.is_complete:
             array_cache.save(cache_file, **vars(self.columns))
+        self._report_unused_fields()
+
+    def _report_unused_fields(self) -> None:
+        counts = zip(self.columns.unused_fields.tolist(), self.columns.n_unused.tolist(), strict=True)
+        fields = [f"`{name}` ({count(n_rows, 'row')})" for name, n_rows in sorted(counts)]
+        if fields:
+            shown = ", ".join(fields[:_MAX_SHOWN_FIELDS])
+            more = f" and {count(len(fields) - _MAX_SHOWN_FIELDS, 'more field')}" if fields[_MAX_SHOWN_FIELDS:] else ""
+            warnings.warn(f"{self.path}: dialogues have fields that auris does not use: {shown}{more}", stacklevel=2)
 
     def __len__(self) -> int:
         return len(self.columns.keys)
@@ -152,10 +177,14 @@ class RowIndex(ABC):
 
 
 class Lines(RowIndex):
-    """Index of a JSONL file, or of a text file (`.txt`). Each line of a text file is a text for the language model."""
+    """Index of a JSONL file, a JSON array (`row_files`), or a text file (`.txt`).
+
+    Each line of a text file is a text for the language model.
+    """
 
     def __init__(self, path: Path, field_map: FieldMap, cache_dir: Path | None):
         self._path, self._is_text = path, path.suffix == ".txt"
+        self._is_array = row_files.is_array(path)
         self._version = _file_version(os.stat(path))
         self._file: Any = None
         super().__init__(str(path), path.parent, field_map, cache_dir)
@@ -169,12 +198,24 @@ class Lines(RowIndex):
         return file_digest(self._path)
 
     def scan(self) -> RowColumns:
-        """Compute the columns. `row_positions` are the byte offsets of the rows and of the end of the file."""
+        """Compute the columns. `row_positions` are the byte offsets of the rows, and of the end of the last one."""
+        if self._is_array:
+            return self._scan_array()
         pieces = list(_split_file(self._path))
         builder = Builder()
         for _, part in sorted(parallel_map(self._scan_piece, pieces), key=itemgetter(0)):
             builder.extend(part)
         builder.row_positions.append(pieces[-1].stop if pieces else 0)
+        return builder.build()
+
+    def _scan_array(self) -> RowColumns:
+        builder, content = Builder(), self._path.read_bytes()
+        spans = row_files.find_elements(content, str(self._path))
+        for number, (start, stop) in enumerate(spans, start=1):
+            builder.row_positions.append(start)
+            builder.line_numbers.append(number)
+            builder.add(self._parse(content[start:stop], self._line_name(number)), self.folder)
+        builder.row_positions.append(spans[-1][1] if spans else 0)
         return builder.build()
 
     def _scan_piece(self, piece: _Piece) -> RowColumns:
@@ -204,13 +245,13 @@ class Lines(RowIndex):
         starts = np.flatnonzero(np.diff(numbers, prepend=-2) != 1)
         for consecutive in np.split(numbers, starts[1:]):
             for first in range(0, len(consecutive), _READ_LINES):
-                count = min(_READ_LINES, len(consecutive) - first)
-                yield from self._read_consecutive(int(consecutive[first]), count)
+                n_lines = min(_READ_LINES, len(consecutive) - first)
+                yield from self._read_consecutive(int(consecutive[first]), n_lines)
 
-    def _read_consecutive(self, first: int, count: int) -> Iterator[Record]:
-        offsets = self.columns.row_positions[first : first + count + 1].tolist()
+    def _read_consecutive(self, first: int, n_lines: int) -> Iterator[Record]:
+        offsets = self.columns.row_positions[first : first + n_lines + 1].tolist()
         block = self._pread(offsets[0], offsets[-1])
-        lines = self.columns.line_numbers[first : first + count].tolist()
+        lines = self.columns.line_numbers[first : first + n_lines].tolist()
         for line, start, stop in zip(lines, offsets, offsets[1:], strict=False):
             yield self._parse(block[start - offsets[0] : stop - offsets[0]], self._line_name(line))
 
@@ -229,10 +270,12 @@ class Lines(RowIndex):
         return f"{self._path.name}:{line}"
 
     def _parse(self, line: bytes, name: str) -> Record:
+        if self._is_array:  # the commas between rows belong to no row
+            line = line.rstrip(b", \t\r\n")
         if not self._is_text:
             return parse_line(line, name, self.field_map)
         try:
-            return Record(name, {"task": "text", "text": line.decode().strip()})
+            return Record(name, {"task": "text", "text": line.removeprefix(BOM_UTF8).decode().strip()})
         except UnicodeDecodeError as error:
             return Record(name, None, f"not UTF-8: {error}")
 

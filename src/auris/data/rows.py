@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import unicodedata
+from codecs import BOM_UTF8
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,18 +25,15 @@ from auris import audio
 from auris.audio import Sound
 from auris.data import importers
 from auris.data.importers import Fields
-from auris.errors import UserError
+from auris.errors import UserError, shorten
 from auris.metrics.measures import metric_in_language
 from auris.text import chat, tasks
 from auris.text.answer_formats import Labels
 
 _NOT_LABELS = {"audio", "offset", "duration", "id"}
-# The kind of a row is recognised by its fields. A row of each kind has at least one of these fields:
-_PREFERENCE_FIELDS = {"chosen", "rejected", "rejected_response", "rejected_messages"}  # a preference
-_DIALOGUE_FIELDS = {"messages", "conversations", *_PREFERENCE_FIELDS}  # a dialogue, which may be a preference
-_NON_TASK_FIELDS = _DIALOGUE_FIELDS | {"gt", "answer_gt"}  # any row that is not an auris task row
-
 EQUAL_ANSWERS = "`chosen` and `rejected` are equal"  # the problem of a preference with equal answers starts with this
+
+_URL = re.compile(r"(^|/)((https?|s3|gs|hf|ftp|file):/|data:audio)")  # in a path, where `://` has become `:/`
 
 # Upper limit of `offset` and `duration`, about eleven days. A larger value is probably not in seconds, and its clip
 # would be split into an unbounded number of windows.
@@ -111,14 +110,15 @@ class Record(NamedTuple):
         name: Position in the file, which is used as the id if the row has no id.
         fields: Fields of the row; None if they cannot be read.
         problem: Why the row cannot be used, if that is known before decoding.
-        sounds: The audio of the row's clips, if it is stored with the fields.
+        sounds: The audio of each clip of the row, if it is stored with the fields; None for a clip that is read from
+            its path.
         is_cut: Whether the stored audio of a clip with `offset` consists only of the segment.
     """
 
     name: str
     fields: Fields | None
     problem: str | None = None
-    sounds: tuple[Sound, ...] = ()
+    sounds: tuple[Sound | None, ...] = ()
     is_cut: bool = False
 
     @property
@@ -153,7 +153,7 @@ class FieldMap:
 def parse_line(line: bytes, name: str, field_map: FieldMap) -> Record:
     """Parse a line of JSON. A fault becomes the record's problem."""
     try:
-        fields = json.loads(line.decode())
+        fields = json.loads(line.removeprefix(BOM_UTF8).decode())
         if b"\\u" in line:  # an escaped lone surrogate can be neither hashed nor written
             json.dumps(fields, ensure_ascii=False).encode()
     except UnicodeError as error:
@@ -165,26 +165,28 @@ def parse_line(line: bytes, name: str, field_map: FieldMap) -> Record:
     return Record(name, field_map.apply(fields))
 
 
-def is_task_row(fields: Fields) -> bool:
-    """Return whether fields belong to an auris task row, whose `task` and `id` can be read without decoding."""
-    return _NON_TASK_FIELDS.isdisjoint(fields)
-
-
 def decode_record(record: Record, folder: Path) -> Row:
     """Decode a record, with paths relative to `folder`. A fault becomes the row's problem."""
     fields = record.fields or {}
     labels = {key: value for key, value in fields.items() if key not in _NOT_LABELS}
-    if not fields.keys().isdisjoint(_DIALOGUE_FIELDS):
-        # The task is set here, because unusable rows are counted by task too.
-        labels["task"] = "preference" if fields.keys() & _PREFERENCE_FIELDS else "chat"
+    if task := importers.dialogue_task(fields):
+        labels["task"] = task  # set here, because unusable rows are counted by task too
     if record.problem:
         return Row(record.id, (), labels, record.problem)
     try:
         fields = importers.convert(fields)
         row = (_chat_row if "messages" in fields else _task_row)(fields, record.id, folder)
-        return row if row.problem or not record.sounds else _with_sounds(row, record)
+        row = row if row.problem or not record.sounds else _with_sounds(row, record)
+        url = None if row.problem else _find_url(row.clips)
+        return row if url is None else replace(row, problem=f"its audio is at the URL {shorten(url)}, expected a file")
     except ValueError as error:
         return Row(record.id, (), labels, str(error))
+
+
+def _find_url(clips: Sequence[Clip]) -> str | None:
+    """Return the first path that is a URL, unless the audio is stored with the row."""
+    paths = (str(clip.path) for clip in clips if isinstance(clip.path, Path))
+    return next((path for path in paths if _URL.search(path)), None)
 
 
 def _with_sounds(row: Row, record: Record) -> Row:
@@ -193,11 +195,12 @@ def _with_sounds(row: Row, record: Record) -> Row:
             f"clips in the row: {len(row.clips)}, audio files stored with it: {len(record.sounds)}; expected equal "
             "numbers"
         )
-    clips = (
-        replace(clip, path=sound, offset=0.0 if record.is_cut and clip.offset is not None else clip.offset)
-        for clip, sound in zip(row.clips, record.sounds, strict=True)
-    )
-    return replace(row, clips=tuple(clips))
+
+    def store(clip: Clip, sound: Sound | None) -> Clip:
+        offset = 0.0 if record.is_cut and clip.offset is not None else clip.offset
+        return clip if sound is None else replace(clip, path=sound, offset=offset)
+
+    return replace(row, clips=tuple(map(store, row.clips, record.sounds)))
 
 
 def _task_row(fields: Fields, row_id: str, folder: Path) -> Row:
@@ -205,7 +208,7 @@ def _task_row(fields: Fields, row_id: str, folder: Path) -> Row:
     paths = fields.get("audio", [])
     paths = [paths] if isinstance(paths, str) else paths
     if not isinstance(paths, list) or not all(isinstance(path, str) and path for path in paths):
-        raise UserError(f"`audio` is {fields['audio']!r}, expected a path or a list of paths")
+        raise UserError(f"`audio` is {shorten(fields['audio'])}, expected a path or a list of paths")
     segment = parse_segment(fields)
     if segment and len(paths) > 1:
         raise UserError("`offset` and `duration` describe one clip, but the row has several clips")
@@ -213,7 +216,13 @@ def _task_row(fields: Fields, row_id: str, folder: Path) -> Row:
     if labels.get("task") in ("chat", "preference"):
         raise UserError(f"task {labels['task']!r} needs `messages`")
     problem = tasks.find_problem(labels)
-    if problem is None and not clips and labels["task"] != "text":
+    if "task" not in labels:
+        names = ", ".join(sorted(fields))
+        problem = (
+            f"no `task` field, and no form in docs/forms.md has the fields {names:.80}: expected one of these forms; "
+            "`columns` and `labels` of a manifest's entry rename and add fields"
+        )
+    elif problem is None and not clips and labels["task"] != "text":
         problem = f"task {labels['task']!r} needs `audio`"
     return Row(row_id, clips, labels, problem)
 
@@ -227,7 +236,7 @@ def parse_segment(fields: Fields) -> dict[str, float]:
     segment = {name: fields[name] for name in ("offset", "duration") if fields.get(name) is not None}
     for name, value in segment.items():
         if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value <= MAX_SECONDS:
-            raise UserError(f"`{name}` is {value!r:.80}, expected seconds from 0 to {MAX_SECONDS:.0f}")
+            raise UserError(f"`{name}` is {shorten(value)}, expected seconds from 0 to {MAX_SECONDS:.0f}")
     return segment
 
 
@@ -272,29 +281,31 @@ def _chat_row(fields: Fields, row_id: str, folder: Path) -> Row:
     is_preference = "chosen" in fields or "rejected" in fields
     task = "preference" if is_preference else "chat"
     if fields.get("task", task) != task:
-        raise UserError(f"`task` is {fields['task']!r}, expected {task!r} for this row with `messages`")
+        raise UserError(f"`task` is {shorten(fields['task'])}, expected {task!r} for this row with `messages`")
     if "audio" in fields:
         raise UserError("the row has `audio` and `messages`: expected the audio of a dialogue inside its messages")
+    if "offset" in fields:
+        raise UserError("the row has `offset` and `messages`: expected the offset of a clip inside its messages")
     messages = fields["messages"]  # `importers.convert` has checked that this is a list
     clips = tuple(_clip(part, folder) for part in audio_parts(messages))
     if is_preference:
         prompt = messages
         answers = {key: _reply(key, fields.get(key)) for key in ("chosen", "rejected")}
         if are_equal(answers["chosen"], answers["rejected"]):
-            raise UserError(f"{EQUAL_ANSWERS}: {answers['chosen']!r:.80}")
+            raise UserError(f"{EQUAL_ANSWERS}: {shorten(answers['chosen'])}")
         answers["text"] = answers["chosen"]
     else:
         *prompt, answer = messages
         if answer["role"] != "assistant":
-            raise UserError(f"the last message has role {answer['role']!r}, expected the assistant's answer")
+            raise UserError(f"the last message has role {shorten(answer['role'])}, expected the assistant's answer")
         answers = {"text": _text(answer, f"messages[{len(prompt)}] (assistant)")}
     _check_prompt(prompt)
     labels = {key: value for key, value in fields.items() if key != "id"}
     labels |= {"task": task, "mode": fields.get("mode") or _mode(prompt), **answers}
     if not isinstance(labels.get("skill", ""), str):
-        raise UserError(f"`skill` is {labels['skill']!r:.80}, expected the task of the last question, such as asr")
+        raise UserError(f"`skill` is {shorten(labels['skill'])}, expected the task of the last question, such as asr")
     if "key" in labels and (not isinstance(labels["key"], str) or not any(map(str.isalnum, labels["key"]))):
-        raise UserError(f"`key` is {labels['key']!r:.80}, expected the words that a correct answer contains")
+        raise UserError(f"`key` is {shorten(labels['key'])}, expected the words that a correct answer contains")
     return Row(row_id, clips, labels, tasks.find_problem(labels))
 
 
@@ -312,7 +323,7 @@ def audio_parts(messages: Sequence[chat.Message]) -> list[Fields]:
 def _clip(part: Fields, folder: Path) -> Clip:
     path = part.get("audio", part.get("audio_url"))
     if not isinstance(path, str) or not path:
-        raise UserError(f"the audio of a message is {path!r:.80}, expected a path")
+        raise UserError(f"the audio of a message is {shorten(path)}, expected a path")
     return Clip(folder / path, **parse_segment(part))
 
 
@@ -347,9 +358,9 @@ def _reply(key: str, value: Any) -> str:
     value = [value] if isinstance(value, Mapping) else value
     messages = [{"role": "assistant", "content": value}] if isinstance(value, str) else value
     if not isinstance(messages, list) or len(messages) != 1 or audio_parts(messages):
-        raise UserError(f"`{key}` is {value!r:.80}, expected a string or one message of the assistant")
+        raise UserError(f"`{key}` is {shorten(value)}, expected a string or one message of the assistant")
     if messages[0]["role"] != "assistant":
-        raise UserError(f"`{key}` has role {messages[0]['role']!r}, expected 'assistant'")
+        raise UserError(f"`{key}` has role {shorten(messages[0]['role'])}, expected 'assistant'")
     return _text(messages[0], f"`{key}`")
 
 

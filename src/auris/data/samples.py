@@ -23,7 +23,7 @@ from auris.data.augment import Distortion
 from auris.data.collate import Sample
 from auris.data.length_cache import LengthCache
 from auris.data.rows import Clip, Row, row_seed
-from auris.errors import RowError, UserError, count
+from auris.errors import RowError, UserError, count, shorten
 from auris.files import digest
 from auris.text import tasks
 from auris.text.chat import Chat
@@ -87,9 +87,9 @@ class Samples(ABC):
         seed: int = 0,
     ):
         if long_audio not in ("error", "skip", "window", "first"):
-            raise UserError(f"long_audio={long_audio!r}: expected error, skip, window or first")
+            raise UserError(f"long_audio={shorten(long_audio)}: expected error, skip, window or first")
         if silent_audio not in ("keep", "skip"):
-            raise UserError(f"silent_audio={silent_audio!r}: expected keep or skip")
+            raise UserError(f"silent_audio={shorten(silent_audio)}: expected keep or skip")
         if not self.has_audio and (reverb is not None or noise is not None):
             raise UserError("data.noise and data.reverb have no effect in a view without audio: set both to null")
         self.tokenizer, self.prompt, self.geometry = tokenizer, prompt, geometry
@@ -348,7 +348,7 @@ class TextSamples(Samples):
             return []
         if len(texts) != len(row.clips) or not all(isinstance(text, str) and text for text in texts):
             raise RowError(
-                f"`content` is {content!r:.80}, expected one text for each of {count(len(row.clips), 'clip')}"
+                f"`content` is {shorten(content)}, expected one text for each of {count(len(row.clips), 'clip')}"
             )
         return texts
 

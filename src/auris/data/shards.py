@@ -63,9 +63,6 @@ def pack(entry: EntryConfig, out: Path, *, rows_per_shard: int, processes: int |
         MissingFileError: The manifest does not exist.
         OSError: The shards cannot be written.
     """
-    for name, value in (("rows_per_shard", rows_per_shard), ("processes", processes)):
-        if value is not None and value < 1:
-            raise UserError(f"{name}={value}: expected 1 or more")
     [manifest] = read_manifests([entry], key="rows")
     rows = manifest.rows
     assert isinstance(rows, Selection)

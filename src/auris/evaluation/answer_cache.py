@@ -32,11 +32,13 @@ class Response(NamedTuple):
         row: The row as it was presented to the model.
         content: Generated text, or for a preference row the log-probabilities of the chosen and the rejected answer.
         yes_no_log_odds: log p(yes) - log p(no) for verification tasks, otherwise None.
+        ended_by_length: Whether generation ended at the maximum length instead of at a stop token.
     """
 
     row: Row
     content: Any
     yes_no_log_odds: float | None = None
+    ended_by_length: bool = False
 
 
 class AnswerCache:
@@ -51,7 +53,8 @@ class AnswerCache:
         self.path = directory / f"{settings['kind']}-{digest(settings)}.jsonl"
         self.settings = settings
         lines = read_jsonl(self.path)[1:] if self.path.is_file() else []  # the first line holds the settings
-        self._lines = {line["key"]: line for line in lines}
+        # Caches of earlier versions lack fields; their rows are answered again.
+        self._lines = {line["key"]: line for line in lines if set(Response._fields) <= line.keys()}
 
     @classmethod
     def open(cls, path: Path) -> AnswerCache:
@@ -64,7 +67,7 @@ class AnswerCache:
 
     def __getitem__(self, key: str) -> Response:
         line = self._lines[key]
-        return Response(_row_from_json(line["row"]), line["content"], line["yes_no_log_odds"])
+        return Response(_row_from_json(line["row"]), *(line[field] for field in Response._fields[1:]))
 
     def add(self, responses: Mapping[str, Response]) -> None:
         """Append responses to the cache.
@@ -73,8 +76,8 @@ class AnswerCache:
             responses: The responses by cache key (`row_key`).
         """
         lines = {
-            key: {"key": key, "row": _row_to_json(row), "content": content, "yes_no_log_odds": log_odds}
-            for key, (row, content, log_odds) in responses.items()
+            key: {"key": key, **response._asdict(), "row": _row_to_json(response.row)}
+            for key, response in responses.items()
         }
         self._lines |= lines
         with evaluation_lock(self.path.parent):
@@ -200,6 +203,8 @@ def _evaluation_from_json(content: dict[str, Any]) -> Evaluation:
 
 def load_responses(run_dir: Path, part: Part) -> list[Response]:
     """Return the cached responses of a part of an evaluation."""
+    if not part.keys:  # without a response there may be no file
+        return []
     cache = AnswerCache.open(run_dir / CACHE_DIR / part.file)
     return [cache[key] for key in part.keys]
 

@@ -245,8 +245,8 @@ def split_into_shares(packs: Sequence[Sequence[int]]) -> list[Share]:
     return [packs[start : start + PACKS_PER_SHARE] for start in range(0, len(packs), PACKS_PER_SHARE)]
 
 
-Answers = dict[int, tuple[object, float | None]]
-"""(content, yes_no_log_odds) of responses (`answer_cache.Response`) by row number."""
+Answers = dict[int, tuple[object, float | None, bool]]
+"""(content, yes_no_log_odds, ended_by_length) of responses (`answer_cache.Response`) by row number."""
 
 
 @torch.no_grad()
@@ -263,6 +263,7 @@ def answer_share(
         return to_device(batch, model.device)
 
     contents: dict[int, object] = {}
+    ended_by_length: dict[int, bool] = {}
     waiting = WaitingRows(share, read_pack)
     if request.kind == "preference":
         while (batch := waiting.next_pack()) is not None:
@@ -276,11 +277,16 @@ def answer_share(
         for number, answer_ids in zip(waiting.taken, ids, strict=True):
             is_tagged = tasks.get_task(request.samples.row_to_score(rows[number]).labels["task"]).answer.has_tags
             contents[number] = model.tokenizer.decode(answer_ids, keep_control_tokens=is_tagged)
+            ended_by_length[number] = len(answer_ids) == request.generation.max_new_tokens
     log_odds: dict[int, float] = {}
     for numbers in share:
         verification_rows = [n for n in numbers if n in contents and _is_verification(request.samples, rows[n])]
         log_odds |= yes_no_log_odds(model, request.samples, rows, verification_rows)
-    return {number: (content, log_odds.get(number)) for number, content in contents.items()}, skipped
+    answers = {
+        number: (content, log_odds.get(number), ended_by_length.get(number, False))
+        for number, content in contents.items()
+    }
+    return answers, skipped
 
 
 def _is_verification(samples: Samples, row: Row) -> bool:

@@ -101,8 +101,8 @@ def with_shuffled_audio(rows: Sequence[Row], seed: int) -> list[Row]:
     for numbers in pools.values():
         recordings = [tuple(str(clip.path) for clip in rows[number].clips) for number in numbers]
         counts = Counter(recordings)
-        # The order of the recordings is random, and rows with the same recording are adjacent. A shift by the largest
-        # number of rows with the same recording therefore leads to another recording.
+        # The order of the recordings is random, and rows with the same recording form a group of neighbours. A shift by
+        # the size of the largest group therefore leads to another recording.
         order = dict(zip(counts, np.argsort(rng.permutation(len(counts))), strict=True))
         sorted_indices = sorted(range(len(numbers)), key=lambda index: order[recordings[index]])
         shift = max(counts.values())

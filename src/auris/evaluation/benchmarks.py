@@ -124,11 +124,13 @@ def check_files(benchmarks: Iterable[Benchmark]) -> None:
 
     Raises:
         MissingFileError: Files are missing; the message names all of them.
+        UserError: A benchmark has no files.
     """
     missing = []
     for benchmark in benchmarks:
         try:
-            benchmark.manifests()
+            if not benchmark.manifests():
+                raise UserError("data.test=[]: expected at least one file, for example data.test=[FILE.jsonl]")
         except MissingFileError as error:
             missing.append(str(error))
     if missing:

@@ -22,7 +22,7 @@ def rate_responses(
     with Progress(console=console) as progress:
         verdicts = judge.judge(answers, progress)
     predictions, unrated = [], {}
-    for (row, text, _), verdict in zip(responses, verdicts, strict=True):
+    for (row, text, *_), verdict in zip(responses, verdicts, strict=True):
         if isinstance(verdict, UnratedError):
             unrated[row.id] = str(verdict)
             continue

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from string import ascii_lowercase
 from typing import Any
 
 from auris.data.long_audio import merge_transcripts
@@ -16,6 +17,7 @@ from auris.data.pairs import VerdictSamples
 from auris.data.rows import Row, answer_language, group
 from auris.data.rows import metric_name as main_metric
 from auris.evaluation.answer_cache import Response
+from auris.metrics import edits
 from auris.metrics.measures import check_packages, row_stats
 from auris.metrics.records import Prediction
 from auris.text import tasks
@@ -44,7 +46,8 @@ def merge_windows(responses: Sequence[Response], windows: Mapping[str, Sequence[
         pieces = [by_id.pop(window_id) for window_id in window_ids if window_id in by_id]
         if len(pieces) == len(window_ids):
             row = replace(pieces[0].row, id=row_id)
-            by_id[row_id] = Response(row, merge_transcripts([piece.content for piece in pieces], answer_language(row)))
+            text = merge_transcripts([piece.content for piece in pieces], answer_language(row))
+            by_id[row_id] = Response(row, text, ended_by_length=any(piece.ended_by_length for piece in pieces))
     return list(by_id.values())
 
 
@@ -75,8 +78,8 @@ def score_responses(responses: Sequence[Response], raw_metrics: Sequence[str] = 
         if task.closed:
             classes.setdefault(group(row), set()).add(task.extract(task.render(row.labels)))
     predictions = []
-    for row, hypothesis, _ in responses:
-        labels = row.labels
+    for response in responses:
+        row, hypothesis, labels = response.row, response.content, response.row.labels
         reference = tasks.get_task(labels["task"]).render(labels)
         options = _options(labels)
         metrics_of_response = [*(_CHOICE_METRICS if options else ()), *raw_metrics]
@@ -86,9 +89,10 @@ def score_responses(responses: Sequence[Response], raw_metrics: Sequence[str] = 
             correct = extract(labels.get("key", reference))  # `key`: the words that a correct answer contains
             if metric == "cider":
                 correct = labels.get("references", correct)
+            compared = extract(hypothesis)
             stats = row_stats(
                 metric,
-                extract(hypothesis),
+                (compared, response.ended_by_length) if metric == "runaway" else compared,
                 correct,
                 answer_language(row),
                 options or sorted(classes.get(group(row), ())),
@@ -101,22 +105,23 @@ def score_responses(responses: Sequence[Response], raw_metrics: Sequence[str] = 
 
 def _options(labels: Labels) -> list[str]:
     """Return the options of a multiple-choice question (AIR-Bench, foundation part); empty for other rows."""
-    return [labels[key] for key in ("choice_a", "choice_b", "choice_c", "choice_d") if labels.get(key)]
+    return [labels[key] for letter in ascii_lowercase if labels.get(key := f"choice_{letter}")]
 
 
 def _metrics(row: Row) -> dict[str, Callable[[str], Any]]:
-    """Return the metrics of a row's task by name.
+    """Return the metrics of a row's task by name; error rates are followed by their details (`edits.DETAILS`).
 
     Each metric comes with a function that extracts from a text the part that the metric compares.
     """
     task = tasks.get_task(row.labels["task"])
-    metrics = (main_metric(row), *list(task.metrics)[1:])  # the first metric depends on the language
+    main = main_metric(row)  # depends on the language
+    metrics = (main, *(edits.DETAILS if main in edits.RATES else ()), *list(task.metrics)[1:])
     return {metric: partial(task.extract, metric=metric) for metric in metrics}
 
 
 def _predict_verification(response: Response) -> Prediction:
     """Return the prediction for the equal error rate: the log-odds of yes, and whether yes is the correct answer."""
-    row, _, log_odds = response
+    row, log_odds = response.row, response.yes_no_log_odds
     yes, _ = VerdictSamples.VERDICTS
     correct = row.labels["text"]
     stats = row_stats("eer", log_odds, correct.strip().lower() == yes, answer_language(row))
@@ -125,7 +130,7 @@ def _predict_verification(response: Response) -> Prediction:
 
 def _predict_preference(response: Response) -> Prediction:
     """Return the prediction for the metric `prefers`: whether the chosen answer is likelier than the rejected one."""
-    row, (chosen, rejected), _ = response
+    row, (chosen, rejected) = response.row, response.content
     stats = row_stats("prefers", rejected, chosen, answer_language(row))
     hypothesis = f"log p {chosen:.2f}, rejected {rejected:.2f}"
     return make_prediction(row, "prefers", stats, hypothesis, str(row.labels["chosen"]))

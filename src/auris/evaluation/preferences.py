@@ -147,7 +147,7 @@ def sample_pairs(config: Config, console: Console) -> Outcome:
             seeded_request = replace(request, seed=row_seed(config["seed"], draw, ""))
             responses, skipped = answer_share(model, seeded_request, rows, chunk)
             unusable |= skipped
-            for number, (text, _) in responses.items():
+            for number, (text, *_) in responses.items():
                 answers.setdefault(number, []).append(str(text))
         for number, texts in answers.items():
             try:
@@ -178,10 +178,8 @@ def _check_config(config: Config) -> None:
         if not is_valid:
             raise UserError(f"{key}={config[key]}: expected {expected}")
 
-    needs_judge, margin = config["metric"] == "judged", config["margin"]
-    expect("n_samples", config["n_samples"] in range(2, 10**6), "2 or more, because a pair has two answers")
+    needs_judge = config["metric"] == "judged"
     expect("metric", config["metric"] in METRICS, " or ".join(METRICS))
-    expect("margin", isinstance(margin, (int, float)) and margin >= 0, "0 or more")
     valid_judges = "judge=rule or judge=model with metric=judged, judge=null with any other metric"
     expect("judge", needs_judge == (config["judge"] is not None), valid_judges)
     if not config["data"]["test"]:

@@ -35,6 +35,7 @@ from auris.inference import load as pretrained
 from auris.inference.audio_model import AudioModel
 from auris.metrics import records
 from auris.metrics.judges.judge import Judge
+from auris.metrics.measures import table_position
 from auris.metrics.records import Prediction, ResultRow
 from auris.model.weights import checkpoint_dir
 from auris.model.weights.tensors import weights_digest
@@ -67,6 +68,9 @@ def evaluate(config: Config) -> list[ResultRow]:
 
     Returns:
         The result rows that were written; empty on ranks other than the first.
+
+    Raises:
+        UserError: No row could be scored.
     """
     with Preemption(_STOPPED), join_ranks(config["accelerator"]) as ranks:
         judge = configs.build(config["judge"]) if ranks.is_first else None
@@ -84,6 +88,8 @@ def evaluate(config: Config) -> list[ResultRow]:
         for benchmark in members:
             for audio in audio_kinds:
                 results += _evaluate(job, model, weights, benchmark, audio)
+        if ranks.is_first and not results:
+            raise UserError("no row could be scored; the reasons are listed above")
         for table_name in config["benchmark"].get("tables", ()) if ranks.is_first else ():
             summary.print_published(job.console, table_name, results)
         return results
@@ -199,7 +205,7 @@ def _score(job: _Job, run_dir: Path, name: str, evaluation: answer_cache.Evaluat
             skipped |= unrated
     official_scores = summary.official_scores(benchmark.script, evaluation.version, all_predictions, rows)
     all_predictions = predictions.split_by_subset(all_predictions, rows, benchmark.parts)
-    all_predictions.sort(key=lambda prediction: (prediction.group, prediction.metric))
+    all_predictions.sort(key=lambda prediction: (prediction.group, table_position(prediction.metric)))
     is_judged = any("judge" in prediction.metric for prediction in all_predictions)
     signatures = job.judge.signatures if job.judge and is_judged else {}
     n_resamples, seed = job.config["bootstrap"], job.config["seed"]
@@ -208,7 +214,8 @@ def _score(job: _Job, run_dir: Path, name: str, evaluation: answer_cache.Evaluat
     if evaluation.audio != audio_ablation.AS_IS:
         with_own_audio = records.read_records(_predictions_file(run_dir, name.rpartition("@")[0]), Prediction)
         results += summary.compute_drops(results, all_predictions, with_own_audio)
-    _write_results(run_dir, name, all_predictions, results)
+    if results:
+        _write_results(run_dir, name, all_predictions, results)
     if official_scores:
         write_jsonl(run_dir / "official" / f"{name}.jsonl", map(asdict, official_scores))
     judge_notes = [f"{metric}: {judge_signature}" for metric, judge_signature in signatures.items()]

@@ -19,7 +19,7 @@ from rich.table import Table
 
 from auris.data.rows import Row, answer_language
 from auris.evaluation.answer_cache import RunId
-from auris.metrics import measures, official, published, statistics, timestamps
+from auris.metrics import edits, measures, official, published, statistics, timestamps
 from auris.metrics.measures import signature
 from auris.metrics.records import Prediction, ResultRow
 from auris.text.console import print_plain
@@ -32,6 +32,7 @@ _DROP_NOTE = (
 _UNITS_NOTE = (
     "n: number of rows, and after the slash the number of speakers or recordings that the bootstrap resamples."
 )
+_UNDEFINED = "no row counts for this score: all references are empty, or no response was rated"
 _MAX_SKIPPED = 20  # largest number of skipped rows that are listed
 
 
@@ -61,7 +62,9 @@ def summarise(
         deviations: Deviations from the benchmark's prompt and decoding settings, which are appended to every signature.
     """
     results = []
-    for (group, metric), score_predictions in sorted(_group_by_score(predictions).items()):
+    scores = _group_by_score(predictions)
+    for group, metric in sorted(scores, key=lambda score: (score[0], measures.table_position(score[1]))):
+        score_predictions = scores[group, metric]
         stats = [prediction.stats for prediction in score_predictions]
         units = _find_units(score_predictions)  # the speakers, recordings or rows that are resampled as a whole
         provenances = {origin for prediction in score_predictions for origin in prediction.provenance.split("+")}
@@ -70,12 +73,13 @@ def summarise(
         low, high = statistics.percentile_interval(resampled_scores)
         detectable_difference = statistics.detectable_difference_from_one_system(resampled_scores)
         metric_signature = signatures.get(metric) or signature(metric, score_predictions[0].language)
+        value = measures.score(metric, stats)
         result = ResultRow(
             **identity,
             task=group,
             split="test",
             metric=metric,
-            value=measures.score(metric, stats),
+            value=value,
             low=low,
             high=high,
             n=len(score_predictions),
@@ -83,6 +87,7 @@ def summarise(
             detectable=None if math.isnan(detectable_difference) else detectable_difference,
             signature="|".join([metric_signature, *deviations]),
             provenance="+".join(sorted(provenances)),
+            reason=_UNDEFINED if math.isnan(value) else None,
         )
         results.append(result)
     return results
@@ -191,11 +196,14 @@ def print_results(
     """
     drops_by_score = {(row.task, row.metric): row for row in results if row.split == "drop"}
     results = [row for row in results if row.split != "drop"]
+    error_rows = measures.tabulate_errors((row.task, row.metric, row.value) for row in results)
     table = Table(title=benchmark, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for header in ("task", "metric", "score [95 %]", "n", "drop" if drops_by_score else "MDD"):
         table.add_column(header, no_wrap=header not in ("task", "metric"), overflow="fold")
     last_task = None
     for row in results:
+        if row.metric in edits.DETAILS:  # columns of a table of their own
+            continue
         value, low, high = (measures.format_value(row.metric, number) for number in (row.value, row.low, row.high))
         detectable = "-" if row.detectable is None else measures.format_value(row.metric, row.detectable)
         n_units, _, unit = row.units.partition(" ")
@@ -209,15 +217,29 @@ def print_results(
         )
         last_task = row.task
     console.print(table)
+    if error_rows:
+        console.print(_make_error_table(error_rows))
     audio_notes = [f"audio: {'; '.join(_format_provenances(results))}"] if results else []
     units_notes = [_UNITS_NOTE] if any(not row.units.endswith(" rows") for row in results) else []
     last_column_note = _DROP_NOTE if drops_by_score else statistics.DETECTABLE_NOTE
-    for note in (*audio_notes, *units_notes, last_column_note, *notes):
+    error_notes = [measures.ERROR_NOTE] if error_rows else []
+    for note in (*audio_notes, *units_notes, last_column_note, *error_notes, *notes):
         print_plain(console, note)
     if skipped:
         console.print(f"[yellow]rows that could not be used and are missing from the scores: {len(skipped)}[/yellow]")
         for row_id, reason in list(skipped.items())[:_MAX_SKIPPED]:
             print_plain(console, f"  {row_id}: {reason}")
+
+
+def _make_error_table(rows: Mapping[str, Sequence[str]]) -> Table:
+    """Return a table of the error rates of speech tasks and their details, given the cells of each task."""
+    table = Table(title="speech tasks, in %", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("task", overflow="fold")
+    for header in measures.ERROR_HEADINGS:
+        table.add_column(header, no_wrap=True, justify="right")
+    for task, cells in rows.items():
+        table.add_row(escape(task), *cells)
+    return table
 
 
 def _format_drop(row: ResultRow | None) -> str:

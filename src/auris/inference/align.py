@@ -171,7 +171,7 @@ class Aligner:
     def align(self, rows: Sequence[Row], batch: Pack) -> Iterator[tuple[int, Times | ValueError]]:
         """Yield the number of each row in a pack, with the times of its words or with an error if they are unknown."""
         for number, scores in zip(batch["rows"], self._scores(batch), strict=True):
-            row = self.samples.row_to_score(rows[number])
+            row = self.samples.row_to_score(rows[number])  # with the labels of a transcription row
             text = row.labels["text"]
             tokenizer, blank = self.model.tokenizer, self.objective.blank
             try:
@@ -191,8 +191,6 @@ class Aligner:
 def run(config: Config) -> None:
     """Run `auris align`: write the rows of `data.test` with word times to `out`, and compare them with known times."""
     console = Console()
-    if not isinstance(config["prior_scale"], (int, float)) or config["prior_scale"] < 0:
-        raise UserError(f"prior_scale={config['prior_scale']}: expected 0 or more (1: as published)")
     if not config["data"]["test"]:
         raise UserError(f"data.test={config['data']['test']}: expected [FILE.jsonl] with transcribed rows")
     model = pretrained.load(config["checkpoint"], which=config["which"], device=config["accelerator"])
@@ -257,7 +255,7 @@ def timing_errors(aligned: Iterable[tuple[Row, Times]]) -> dict[str, np.ndarray]
 
 
 def print_errors(errors: Mapping[str, np.ndarray], console: Console) -> None:
-    """Print a table of deviations in milliseconds, given in seconds by language."""
+    """Print a table of deviations in milliseconds. `errors` holds them in seconds, by language."""
     title = "errors of word starts and ends compared with the labels, in ms"
     headings = ("language", "times", "median error", "mean error", "90 % below", "median shift")
     table = numbers_table(*headings, title=title)

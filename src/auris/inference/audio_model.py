@@ -10,14 +10,13 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from auris import config as configs
-from auris.audio import MAX_SAMPLES, SAMPLE_RATE
+from auris.audio import MAX_SAMPLES, SAMPLE_RATE, Audio, has_rate, to_wave
 from auris.config import Config
 from auris.data.collate import collate
 from auris.data.long_audio import merge_transcripts, overlapping_windows
@@ -34,9 +33,6 @@ from auris.text.tokenizer import INCOMPLETE, Tokenizer
 if TYPE_CHECKING:
     from auris.model.audio_lm import AudioLM
     from auris.training.objectives.objective import Objective
-
-Audio = str | Path | np.ndarray | Tensor
-"""An audio file, or samples (L,) at 16 kHz."""
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -95,9 +91,10 @@ class AudioModel:
         """Respond to a prompt about audio. If audio or prompt is a list, the call is a batch and returns a list.
 
         Args:
-            audio: a file or samples (L,) at 16 kHz. A list has one entry per row; this entry is a list if the row has
-                several clips. All windows of a clip longer than 30 s go into one prompt. None for a prompt without
-                audio.
+            audio: a clip in one of the forms of `audio.to_wave`: a path, samples at 16 kHz, `(samples, rate)`,
+                `{array, sampling_rate}`, bytes and others. A list of clips has one entry per row; this entry is a list
+                if the row has several clips. All windows of a clip longer than 30 s go into one prompt. None for a
+                prompt without audio.
             prompt: text after the audio. For a base model, names of control tokens in it are encoded as these tokens.
                 For a chat model, it is the user's message, and all of it is plain text.
             seed: seed of the sampling, to reproduce responses.
@@ -108,7 +105,7 @@ class AudioModel:
         Raises:
             UserError: lists have different lengths, audio cannot be used, or settings contradict each other.
         """
-        is_batch = isinstance(audio, (list, tuple)) or isinstance(prompt, (list, tuple))
+        is_batch = _is_list(audio) or isinstance(prompt, (list, tuple))
         options: dict[str, Any] = {
             "seed": seed,
             "stream": stream,
@@ -135,7 +132,7 @@ class AudioModel:
             language: code of the language that is spoken.
             settings: `seed`, `stream`, `keep_control_tokens` and generation settings, as in `generate`.
         """
-        clips: list[Any] = list(audio) if isinstance(audio, (list, tuple)) else [audio]
+        clips: list[Any] = list(audio) if _is_list(audio) else [audio]
         windows_of_clips = [self._cut_windows(clip) for clip in clips]
         rows = [[window] for clip_windows in windows_of_clips for window in clip_windows]
         # The transcript "-" is a placeholder, because only the turns of the prompt are used.
@@ -145,10 +142,10 @@ class AudioModel:
         transcripts = [
             merge_transcripts([next(responses) for _ in clip_windows], language) for clip_windows in windows_of_clips
         ]
-        return transcripts if isinstance(audio, (list, tuple)) else transcripts[0]
+        return transcripts if _is_list(audio) else transcripts[0]
 
     def _cut_windows(self, clip: Audio) -> list[np.ndarray]:
-        wave = self._samples.read(clip)
+        wave = self._samples.read(_decode(clip))
         starts = [round(start * SAMPLE_RATE) for start, _ in overlapping_windows(len(wave) / SAMPLE_RATE)]
         return [wave[start : start + MAX_SAMPLES] for start in starts] or [wave]
 
@@ -161,9 +158,10 @@ class AudioModel:
 
         Args:
             messages: `{role, content}`; content is a string, or a list of `{type: audio, audio: ...}` and
-                `{type: text, text: ...}`. A file may have an `offset` and a `duration`, as in rows. ChatML in the text
-                of a message is treated as plain characters. For Qwen-Audio, the oldest exchanges of a dialogue of more
-                than `max_window_size` tokens are dropped, as in the released code.
+                `{type: text, text: ...}`. The audio has one of the forms that `generate` takes; a path may have an
+                `offset` and a `duration`, as in rows. ChatML in the text of a message is treated as plain characters.
+                For Qwen-Audio, the oldest exchanges of a dialogue of more than `max_window_size` tokens are dropped, as
+                in the released code.
             options: `seed`, `stream`, `keep_control_tokens` and generation settings, as in `generate`.
 
         Raises:
@@ -179,7 +177,7 @@ class AudioModel:
         """Return the device of the model."""
         return self.net.llm.device
 
-    def pack(self, turns: Sequence[list[Turn]], clips: Sequence[Sequence[Audio]]) -> Pack:
+    def pack(self, turns: Sequence[list[Turn]], clips: Sequence[Sequence[Audio | Clip]]) -> Pack:
         """Return a batch on the net's device.
 
         Args:
@@ -188,8 +186,8 @@ class AudioModel:
         """
         labels = {"task": "chat", "mode": "audio_analysis"}  # every sample has a task; it does not affect the response
         rows = [
-            # The clips may also be arrays, which `_PromptSamples.read` accepts.
-            Row(str(n), cast("tuple[Clip, ...]", tuple(row_clips)), {**labels, "turns": row_turns})
+            # `_PromptSamples.read` also accepts arrays.
+            Row(str(n), cast("tuple[Clip, ...]", tuple(map(_decode, row_clips))), {**labels, "turns": row_turns})
             for n, (row_turns, row_clips) in enumerate(zip(turns, clips, strict=True))
         ]
         samples = [self._samples.build(row, number, None) for number, row in enumerate(rows)]
@@ -219,14 +217,14 @@ class AudioModel:
         if not isinstance(self.dialogue, QwenAudioChat) or "max_window_size" not in self.generation:
             return messages
 
-        def count_tokens(turns: list[Turn], clips: list[Audio]) -> int:
+        def count_tokens(turns: list[Turn], clips: list[Audio | Clip]) -> int:
             return len(self.pack([turns], [clips])["ids"])
 
         return self.dialogue.drop_oldest(messages, count_tokens, max_window_size=self.generation["max_window_size"])
 
     def _respond(
         self,
-        clips: Sequence[Sequence[Audio]],
+        clips: Sequence[Sequence[Audio | Clip]],
         turns: Sequence[list[Turn]],
         *,
         chat: bool = False,
@@ -248,16 +246,9 @@ class _PromptSamples(AudioSamples):
     def _turns(self, row: Row, rng: np.random.Generator | None, prompt_only: bool) -> list[Turn]:
         return row.labels["turns"]
 
-    def read(self, clip: Audio | Clip) -> np.ndarray:
-        """Return the audio samples of a clip, a file or an array."""
-        if isinstance(clip, (str, Path)):
-            clip = Clip(Path(clip))
-        if isinstance(clip, Clip):
-            return super().read(clip)
-        wave = np.asarray(clip, dtype=np.float32)
-        if wave.ndim != 1 or not len(wave):
-            raise UserError(f"audio of shape {wave.shape}: expected samples (L,) of one channel at 16 kHz")
-        return self.apply_audio_policies(wave)
+    def read(self, clip: Clip | np.ndarray) -> np.ndarray:
+        """Return the audio samples of a clip, a segment of a file or 16 kHz samples (L,)."""
+        return super().read(clip) if isinstance(clip, Clip) else self.apply_audio_policies(clip)
 
     def apply_audio_policies(self, wave: np.ndarray) -> np.ndarray:
         """Apply the policies for silent and long audio, with a warning if audio is dropped."""
@@ -269,17 +260,17 @@ class _PromptSamples(AudioSamples):
 
 
 def _convert_segments(messages: Sequence[Message]) -> list[Message]:
-    """Replace each audio file that has an `offset` or a `duration` by a `Clip`.
+    """Replace each path by a `Clip` with its `offset` and `duration`, and audio in another form by its samples.
 
     Raises:
-        UserError: an array has an `offset` or a `duration`.
+        UserError: audio in another form has an `offset` or a `duration`, or cannot be used.
     """
     parts = iter(audio_parts(messages))
 
-    def convert(audio: Audio) -> Audio | Clip:
+    def convert(audio: Audio | Clip) -> Clip | np.ndarray:
         segment = parse_segment(next(parts))
         if not segment:
-            return audio
+            return _decode(audio)
         if not isinstance(audio, (str, Path)):
             raise UserError(
                 f"{segment} for an array: only files have an offset and a duration; slice the array instead"
@@ -302,17 +293,33 @@ def prompt_styles(config: Config) -> tuple[Prompt, Chat]:
     return style, (QwenAudioChat() if isinstance(style, TagPrompt) else Qwen2AudioChat())
 
 
+def _decode(audio: Audio | Clip) -> Clip | np.ndarray:
+    """Return a file as a `Clip`, which is read later, and audio in another form as 16 kHz samples (L,)."""
+    if isinstance(audio, Clip):
+        return audio
+    return Clip(Path(audio)) if isinstance(audio, (str, Path)) else to_wave(audio)
+
+
+def _is_list(audio: Any) -> TypeGuard[Sequence[Any]]:
+    """Return whether an argument is a list of clips, and not the samples of one clip."""
+    if not isinstance(audio, (list, tuple)) or has_rate(audio):
+        return False
+    return not audio or not isinstance(audio[0], (int, float))
+
+
 def _split_batch(
     audio: Audio | Sequence[Audio | Sequence[Audio]] | None, prompt: str | Sequence[str]
-) -> tuple[list[list[Audio]], list[str]]:
+) -> tuple[list[list[Audio | Clip]], list[str]]:
     """Return the clips and the prompt of every row. An argument that is not a list is used for all rows."""
     values: dict[str, Any] = {"audio": audio, "prompt": prompt}
-    sizes = {name: len(value) for name, value in values.items() if isinstance(value, (list, tuple))}
+    if audio is not None and not _is_list(audio):
+        values["audio"] = _decode(values["audio"])  # once for all rows: an open file can be read only once
+    sizes = {name: len(value) for name, value in values.items() if _is_list(value)}
     if len(set(sizes.values())) > 1 or 0 in sizes.values():
         raise UserError(f"a batch of {sizes}: expected lists of equal length, or a single value for all rows")
     n_rows = next(iter(sizes.values()), 1)
     entries, prompts = (list(value) if name in sizes else [value] * n_rows for name, value in values.items())
-    clips = [list(entry) if isinstance(entry, (list, tuple)) else [] if entry is None else [entry] for entry in entries]
+    clips = [list(entry) if _is_list(entry) else [] if entry is None else [entry] for entry in entries]
     return clips, prompts
 
 
@@ -340,7 +347,7 @@ class StreamingDecoder:
         return text
 
 
-def user_message(clips: Sequence[Audio], text: str) -> Message:
+def user_message(clips: Sequence[Audio | Clip], text: str) -> Message:
     """Return a user's message with the clips, then the text. In voice chat the text is empty and left out."""
     parts = [{"type": "text", "text": text}] if text else []
     return {"role": "user", "content": [*({"type": "audio", "audio": clip} for clip in clips), *parts]}

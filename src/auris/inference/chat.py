@@ -19,9 +19,10 @@ import torch
 from auris import audio
 from auris.config import Config
 from auris.data.importers import convert
+from auris.data.row_files import iterate_rows
 from auris.data.rows import FieldMap, Record, decode_record, parse_line
-from auris.errors import MissingFileError, UsageError, UserError
-from auris.files import append_jsonl
+from auris.errors import MissingFileError, UsageError, UserError, shorten
+from auris.files import append_jsonl, read_jsonl
 from auris.inference import load as pretrained
 from auris.inference.audio_model import AudioModel, StreamingDecoder, user_message
 from auris.text.answer_formats import Labels
@@ -161,7 +162,7 @@ def _execute(conversation: Conversation, line: str) -> None:
         case "/help", []:
             _note(HELP)
         case _:
-            raise UserError(f"{line!r}: unknown command or wrong arguments (/help lists the commands)")
+            raise UserError(f"{shorten(line)}: unknown command or wrong arguments (/help lists the commands)")
 
 
 def read_lines() -> Iterator[str]:
@@ -215,6 +216,8 @@ def answer_file(
     if out.exists():
         raise UserError(f"output={out} already exists: expected the name of a new file")
     rows = list(_read_rows(source).items())
+    if not rows:
+        raise UserError(f"input={source}: the file has no rows")
     for start in range(0, len(rows), batch_size):
         batch = rows[start : start + batch_size]
         usable = [row for _, row in batch if "problem" not in row]
@@ -231,14 +234,12 @@ def answer_file(
 def _read_rows(source: Path) -> dict[str, dict[str, Any]]:
     """Return the fields of each row by its id, or by its place (`FILE:LINE`) if an earlier row has the same id."""
     rows = {}
-    # `splitlines` would also split at Unicode line separators, which a message may contain.
-    for number, line in enumerate(source.read_bytes().split(b"\n"), start=1):
-        if line.strip():
-            record = parse_line(line, f"{source.name}:{number}", FieldMap())
-            key = record.id
-            if key in rows:
-                key, record = record.name, record._replace(problem=f"id {key!r} is used by an earlier row")
-            rows[key] = _read_fields(record, source.parent)
+    for number, line in iterate_rows(source):
+        record = parse_line(line, f"{source.name}:{number}", FieldMap())
+        key = record.id
+        if key in rows:
+            key, record = record.name, record._replace(problem=f"id {shorten(key)} is used by an earlier row")
+        rows[key] = _read_fields(record, source.parent)
     return rows
 
 
@@ -296,8 +297,6 @@ def run(config: Config) -> None:
         raise UsageError(
             f"{key}={config[key]} without {missing}: add {missing}=FILE.jsonl, or remove {key} for a conversation"
         )
-    if not isinstance(config["batch_size"], int) or config["batch_size"] < 1:
-        raise UsageError(f"batch_size={config['batch_size']}: expected 1 or more")
     options = {"which": config["which"], "device": config["accelerator"], "long_audio": config["long_audio"]}
     model = pretrained.load(config["checkpoint"], **options)
     model.check_can_respond()
@@ -318,3 +317,5 @@ def run(config: Config) -> None:
         _note(f"rows without a response: {len(problems)}")
         for row_key, problem in list(problems.items())[:_MAX_SHOWN]:
             _note(f"  {row_key}: {problem}")
+    if len(problems) == len(read_jsonl(out)):
+        raise UserError(f"input={source}: no row has a response")

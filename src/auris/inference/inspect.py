@@ -61,7 +61,7 @@ def examine(path: str, which: str = "last", *, token_budget: int = 8192, console
         model_config = {key: value for key, value in source.model.items() if key != "vocab_rows"}
         with torch.device("meta"):
             net = configs.build(model_config)(vocab_size=vocab_rows)
-        problems += loading.find_mismatches(net, tensors, source.layout)
+        problems += loading.find_mismatches(net, tensors, source.layout, label=path)
         if tokenizer is not None:
             _show_use(console, source, net, tokenizer, problems)
         workload = Workload.of_budget(token_budget, pool=net.geometry.pool)

@@ -130,7 +130,9 @@ def load_tokenizer(source: ModelSource) -> Tokenizer:
     """
     if source.tokenizer is None:
         raise UserError(f"{source.path} has no tokenizer: expected tokenizer.json or qwen.tiktoken next to its weights")
-    tokenizer = Tokenizer.load(source.tokenizer, add_control_tokens=source.kind in ("run", "checkpoint"))
+    is_run = source.kind in ("run", "checkpoint")
+    audio_pads = configs.build(source.config["prompt"]).audio_pads if is_run else ()
+    tokenizer = Tokenizer.load(source.tokenizer, audio_pads=audio_pads)
     if source.kind not in _VOCABULARY_FIELDS:
         return tokenizer
     file = source.path / "config.json"

@@ -1,15 +1,29 @@
-"""Edits between two normalised texts, for word and character error rates. The texts are aligned by jiwer."""
+"""Edits between two normalised texts, for word and character error rates, and signs of hallucinated transcripts.
+
+The texts are aligned by jiwer.
+"""
 
 from __future__ import annotations
 
+import zlib
+from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from auris.metrics import normalize as norm
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import jiwer
 
 RATES = ("wer", "cer")  # metrics that count edits
+
+# Metrics that are computed together with an error rate. The first three add up to it.
+DETAILS = ("insertions", "deletions", "substitutions", "empty", "runaway")
+
+# Ratio of a text's size to its compressed size above which a text is repetitive. Whisper treats such a transcript as a
+# failure of decoding (compression_ratio_threshold in whisper/transcribe.py; Radford et al. 2022, section 4.5).
+MAX_COMPRESSION_RATIO = 2.4
 
 
 def unit_of(metric: str, language: str) -> str:
@@ -31,7 +45,9 @@ class Edit(NamedTuple):
     hypothesis: str
 
 
-def count_edits(hypothesis: str, reference: str, language: str, *, unit: str) -> list[float]:
+def count_edits(
+    hypothesis: str, reference: str, language: str, *, unit: str, kinds: Sequence[str] = DETAILS[:3]
+) -> list[float]:
     """Return the number of edits and the length of the reference, in words or characters.
 
     If the reference is empty, its length is 0 and every word of the hypothesis is an insertion, as in the script
@@ -42,10 +58,17 @@ def count_edits(hypothesis: str, reference: str, language: str, *, unit: str) ->
         reference: The correct text.
         language: The language of the hypothesis and the reference.
         unit: `word` or `char`.
+        kinds: The kinds of edits to count: insertions, deletions, substitutions.
     """
     output = _process(hypothesis, reference, language, unit)
-    errors = output.substitutions + output.deletions + output.insertions
-    return [float(errors), float(output.hits + output.substitutions + output.deletions)]
+    n_edits = sum(getattr(output, kind) for kind in kinds)
+    return [float(n_edits), float(output.hits + output.substitutions + output.deletions)]
+
+
+def is_repetitive(text: str) -> bool:
+    """Return whether a text repeats itself so often that it compresses by more than MAX_COMPRESSION_RATIO."""
+    content = text.encode()
+    return len(content) > MAX_COMPRESSION_RATIO * len(zlib.compress(content))
 
 
 def align_texts(hypothesis: str, reference: str, language: str, *, unit: str) -> list[Edit]:
@@ -62,6 +85,7 @@ def align_texts(hypothesis: str, reference: str, language: str, *, unit: str) ->
     return edits
 
 
+@lru_cache(maxsize=1)  # several metrics count the edits of the same row one after another
 def _process(hypothesis: str, reference: str, language: str, unit: str) -> jiwer.WordOutput | jiwer.CharacterOutput:
     import jiwer
 

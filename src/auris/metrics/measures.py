@@ -9,20 +9,23 @@ computed. Scores are comparable if their signatures are equal.
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-from auris.errors import UserError
+from auris.errors import UserError, shorten
 from auris.files import read_yaml
-from auris.metrics import captions, events, formulas, optional_packages
+from auris.metrics import captions, edits, events, formulas, optional_packages
 from auris.metrics import normalize as norm
 from auris.metrics import row_stats as row_functions
 from auris.metrics.formulas import Scorer
+
+Key = TypeVar("Key", bound=Hashable)
 
 # The panels of the bar figure (`results.figures.plot_bars`), from top to bottom.
 ACCURACY_PANEL = "Accuracy and F1 (%)"
@@ -36,6 +39,7 @@ PLACEHOLDERS: Mapping[str, Callable[[str], str]] = {
     "bleu": row_functions.describe_bleu,
     "captions": captions.describe_tokenizer,
     "collars": lambda _: events.COLLARS,
+    "compression": lambda _: str(edits.MAX_COMPRESSION_RATIO),
     "jiwer": lambda _: optional_packages.describe_version("jiwer"),
     "pyannote": lambda _: optional_packages.describe_version("pyannote.metrics"),
 }
@@ -86,8 +90,13 @@ def find_measure(metric: str) -> Measure:
         UserError: No metric has this name; the message lists the valid names.
     """
     if metric not in MEASURES:
-        raise UserError(f"unknown metric {metric!r}; choose from {', '.join(MEASURES)}")
+        raise UserError(f"unknown metric {shorten(metric)}; choose from {', '.join(MEASURES)}")
     return MEASURES[metric]
+
+
+def table_position(metric: str) -> int:
+    """Return the position of a metric in the table of metrics, in whose order metrics are shown; others come last."""
+    return list(MEASURES).index(metric) if metric in MEASURES else len(MEASURES)
 
 
 def row_stats(
@@ -136,6 +145,31 @@ def format_value(metric: str, value: float, sign: str = "") -> str:
     """Format a score without its unit, for example 0.089 as `8.9` (%); `sign="+"` gives positive numbers a sign."""
     entry = find_measure(metric)
     return f"{entry.scale * value:{sign}.{entry.digits}f}"
+
+
+ERROR_HEADINGS = ("WER, CER", "ins.", "del.", "sub.", "empty", "runaway")
+ERROR_NOTE = (
+    "ins., del., sub.: insertions, deletions and substitutions per word or character of the references; empty: "
+    "responses without words; runaway: responses that ended by length, or that compress by more than "
+    f"{edits.MAX_COMPRESSION_RATIO} (Whisper's threshold for repetition)."
+)
+
+
+def tabulate_errors(scores: Iterable[tuple[Key, str, float | None]]) -> dict[Key, list[str]]:
+    """Return the error rates of speech tasks next to their details, as texts in the order of ERROR_HEADINGS.
+
+    Args:
+        scores: For each score a key (such as the task and the system), the metric and the value. Scores of other
+            metrics and undefined scores are left out.
+    """
+    columns = ("rate", *edits.DETAILS)
+    texts: dict[Key, dict[str, str]] = {}
+    for key, metric, value in scores:
+        column = "rate" if metric in edits.RATES else metric
+        if column in columns and value is not None and not math.isnan(value):
+            texts.setdefault(key, {})[column] = format_value(metric, value)
+    with_details = {key: row for key, row in texts.items() if row.keys() & set(edits.DETAILS)}
+    return {key: [row.get(column, "-") for column in columns] for key, row in with_details.items()}
 
 
 # --- scores ---------------------------------------------------------------------------------------------------------

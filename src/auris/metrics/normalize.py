@@ -1,12 +1,8 @@
 """Text normalisation before error rates are computed, as in Qwen2-Audio's script eval_audio/evaluate_asr.py.
 
-English is normalised by both of Whisper's normalisers. All other languages are normalised only by the basic one, which
-keeps diacritics. As in the official script, zhconv first converts Cantonese to simplified characters.
-
-For Chinese, the result is approximate. The official script spells numbers out with cn_tn, which is not on any package
-index, so cn2an is used instead. cn_tn reads a number digit by digit if it has four or more digits and no measure
-word. Here, only numbers of seven or more digits and numbers with a leading zero are read digit by digit. zhconv and
-cn2an are optional packages, needed only for Cantonese and for Chinese text that contains digits.
+English is normalised by both of Whisper's normalisers, Chinese as by cn_tn (`auris.metrics.chinese`). All other
+languages are normalised only by Whisper's basic normaliser, which keeps diacritics. As in the official script, zhconv,
+an optional package, first converts Cantonese to simplified characters.
 """
 
 from __future__ import annotations
@@ -18,10 +14,11 @@ from functools import cache
 
 from auris.errors import UserError
 from auris.metrics import optional_packages
+from auris.metrics.chinese import normalize_chinese
 
 # Languages that are written without spaces and scored by characters. The official script does this only for zh and yue.
 CHARACTER_LANGUAGES = ("zh", "yue", "ja")
-_PACKAGES = {"zh": "cn2an", "yue": "zhconv"}
+_CANTONESE_PACKAGE = "zhconv"
 
 
 def base_language(language: str) -> str:
@@ -46,11 +43,11 @@ def normalize(text: str, language: str) -> str:
     """Return the normalised form of a transcript, in which transcripts are compared.
 
     Words are separated by single spaces. In languages whose `counted_unit` is `char`, all spaces are removed.
-    The result equals the official normalisation except for some numbers in zh, and for ja: the official script has no
-    rule for ja and compares whole sentences as words.
+    The result equals the official normalisation except for ja: the official script has no rule for ja and compares
+    whole sentences as words.
 
     Raises:
-        UserError: The package that zh or yue needs is not installed.
+        UserError: The package that yue needs is not installed.
     """
     text = normalize_words(text, language).strip()
     return re.sub(r"\s", "", text) if counted_unit(language) == "char" else text
@@ -70,30 +67,13 @@ def contains(text: str, key: str, language: str) -> bool:
 def normalize_words(text: str, language: str) -> str:
     """Return a text normalised as by `normalize`, but keep the spaces that `normalize` removes in some languages."""
     text = remove_tags(text)
+    if base_language(language) == "zh":
+        return normalize_chinese(re.sub(r"\s", "", text))
     if base_language(language) == "en":
         text = _english()(text)
-    elif base_language(language) == "zh":
-        text = _spell_numbers(re.sub(r"\s", "", text))
     elif base_language(language) == "yue":
-        text = optional_packages.import_package("zhconv", "a Cantonese text").convert(text, "zh-cn")
+        text = optional_packages.import_package(_CANTONESE_PACKAGE, "a Cantonese text").convert(text, "zh-cn")
     return _basic()(text)
-
-
-_CHINESE_DIGITS = "零一二三四五六七八九"
-_READ_BY_DIGIT = re.compile(r"(?<![\d.])(?:0\d+|\d{7,})(?![\d.])")  # matches numbers that are read digit by digit
-
-
-def _spell_numbers(text: str) -> str:
-    """Spell out the numbers in a Chinese text.
-
-    As in the official script, a plus or minus sign before a number is treated as punctuation.
-    """
-    if not re.search(r"\d", text):
-        return text
-    text = _READ_BY_DIGIT.sub(lambda match: "".join(_CHINESE_DIGITS[int(digit)] for digit in match[0]), text)
-    return optional_packages.import_package("cn2an", "a Chinese text with digits").transform(
-        re.sub(r"[-+](?=\d)", " ", text), "an2cn"
-    )
 
 
 def canonical_form(answer: str) -> str:
@@ -107,15 +87,12 @@ def canonical_form(answer: str) -> str:
 
 def describe_normalizer(language: str) -> str:
     """Return the part of a signature that describes the normaliser, such as `whisper_en+basic|word`."""
-    if base_language(language) == "en":
-        return "whisper_en+basic|word"
-    package = (
-        optional_packages.describe_version(_PACKAGES[base_language(language)])
-        if base_language(language) in _PACKAGES
-        else ""
-    )
-    approximate = "(approximate)" if base_language(language) == "zh" else ""
-    return f"{package + '+' if package else ''}whisper_basic{approximate}|{counted_unit(language)}"
+    normalizers = {
+        "en": "whisper_en+basic",
+        "zh": "cn_tn",
+        "yue": "+".join(filter(None, (optional_packages.describe_version(_CANTONESE_PACKAGE), "whisper_basic"))),
+    }
+    return f"{normalizers.get(base_language(language), 'whisper_basic')}|{counted_unit(language)}"
 
 
 def check_packages(language: str) -> None:
@@ -124,8 +101,8 @@ def check_packages(language: str) -> None:
     Raises:
         UserError: The package is not installed.
     """
-    if package := _PACKAGES.get(base_language(language)):
-        optional_packages.import_package(package, f"a text score in language {language!r}")
+    if base_language(language) == "yue":
+        optional_packages.import_package(_CANTONESE_PACKAGE, f"a text score in language {language!r}")
 
 
 def remove_tags(text: str) -> str:

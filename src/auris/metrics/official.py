@@ -5,15 +5,13 @@ and returns the number that the script would print, or raises `ScriptError` if t
 scores of `auris.metrics.measures` include all rows and count failures. The docstrings here mention the faults of the
 scripts.
 
-The functions are tested against stored outputs of the scripts (tests/metrics/test_official.py). The only known
-difference concerns Chinese numbers (`auris.metrics.normalize`).
+The functions are tested against stored outputs of the scripts (tests/metrics/test_official.py).
 """
 
 from __future__ import annotations
 
 import math
 import re
-import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -133,16 +131,11 @@ def split_text(text: str, language: str, version: str) -> list[str]:
     zh and yue. In all other languages the script compares words, even if they are written without spaces.
     """
     if version == "v2":
-        text, character_languages = _without_punctuation(normalize_words(text, language)), ("zh", "yue")
+        text, character_languages = normalize_words(text, language), ("zh", "yue")
     else:
         text, character_languages = remove_tags(text), ("zh",)
     words = text.lower().split()
     return list("".join(words)) if language in character_languages else words
-
-
-def _without_punctuation(text: str) -> str:
-    """Remove words that consist only of punctuation."""
-    return " ".join(word for word in text.split() if not all(unicodedata.category(c)[0] == "P" for c in word))
 
 
 def _count_edits(true: Sequence[str], predicted: Sequence[str]) -> int:

@@ -10,7 +10,6 @@ from auris.errors import UserError
 
 # For each package, the extra in pyproject.toml that installs it.
 EXTRAS = {
-    "cn2an": "chinese",
     "zhconv": "chinese",
     "pyannote": "speakers",
     "scipy": "speakers",

@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from auris.errors import UserError
+from auris.errors import UserError, shorten
 from auris.files import read_yaml
 from auris.metrics.records import ResultRow
 from auris.text.tasks import is_synthetic
@@ -157,7 +157,7 @@ def table_lines(results: Iterable[ResultRow], table: str) -> list[Line]:
         UserError: No table has this name; the message lists the valid names.
     """
     if table not in table_names():
-        raise UserError(f"there is no published table {table!r}; choose from {', '.join(table_names())}")
+        raise UserError(f"there is no published table {shorten(table)}; choose from {', '.join(table_names())}")
     our_rows = {(row.benchmark, row.task.rpartition(" ")[2], _merge_cer_and_wer(row.metric)): row for row in results}
     by_line: dict[tuple[str, str, str], list[PublishedScore]] = {}
     for cell in published_scores():

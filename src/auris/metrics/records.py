@@ -96,9 +96,10 @@ class ResultRow(_Record):
             library version.
         provenance: The provenances of the rows, joined by `+`.
         p: Only if `split` is `drop`: the p value of the drop.
+        reason: Only if `value` is NaN (null in the file): why the score is undefined.
     """
 
-    OMITTED_IF_NONE = ("p",)
+    OMITTED_IF_NONE = ("p", "reason")
 
     study: str
     arm: str
@@ -116,6 +117,7 @@ class ResultRow(_Record):
     signature: str
     provenance: str
     p: float | None = None
+    reason: str | None = None
 
 
 Record = TypeVar("Record", Prediction, ResultRow)
@@ -131,11 +133,21 @@ def read_records(path: Path, kind: type[Record]) -> list[Record]:
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
             try:
-                records.append(kind(**json.loads(line)))
+                records.append(kind(**_restore_nan(json.loads(line))))
             except (json.JSONDecodeError, TypeError) as error:  # TypeError: a field is missing or unknown
                 message = f"{path}, line {number} is not a valid {kind.__name__} ({error}); evaluate the run again"
                 raise UserError(message) from None
     return records
+
+
+def _restore_nan(fields: dict[str, Any]) -> dict[str, Any]:
+    """Replace null by NaN in the fields whose numbers may be undefined."""
+    restored: dict[str, Any] = {
+        name: math.nan for name in ("value", "low", "high", "audio_seconds") if fields.get(name, 0) is None
+    }
+    if None in fields.get("stats", ()):
+        restored["stats"] = [math.nan if stat is None else stat for stat in fields["stats"]]
+    return fields | restored
 
 
 def write_records(path: Path, records: Iterable[Prediction | ResultRow]) -> None:

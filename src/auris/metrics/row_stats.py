@@ -47,6 +47,40 @@ def character_errors(hypothesis: str, reference: str, language: str, _: Classes)
     return edits.count_edits(hypothesis, reference, language, unit="char")
 
 
+def _edits_of_kind(kind: str, hypothesis: str, reference: str, language: str, _: Classes) -> list[float]:
+    """Count the edits of one kind, in the units of `word_errors`."""
+    return edits.count_edits(hypothesis, reference, language, unit=norm.counted_unit(language), kinds=[kind])
+
+
+insertions, deletions, substitutions = (
+    partial(_edits_of_kind, kind) for kind in ("insertions", "deletions", "substitutions")
+)
+
+
+def empty(hypothesis: str, reference: str, language: str, _: Classes) -> list[float]:
+    """Check whether nothing is left of the hypothesis after normalisation.
+
+    A row whose reference is empty as well, such as silence, is not counted.
+    """
+    if not norm.normalize(reference, language):
+        return [0.0, 0.0]
+    return _correct_and_total(not norm.normalize(hypothesis, language))
+
+
+def runaway(hypothesis: tuple[str, bool], reference: str, *_: Any) -> list[float]:
+    """Check whether a response did not end by itself.
+
+    It ended by length, without a stop token, or it is repetitive (`edits.is_repetitive`) although the reference is not.
+
+    Args:
+        hypothesis: The response, and whether it ended by length.
+        reference: The correct text.
+        *_: Not used.
+    """
+    text, ended_by_length = hypothesis
+    return _correct_and_total(ended_by_length or (edits.is_repetitive(text) and not edits.is_repetitive(reference)))
+
+
 def bleu(hypothesis: str, reference: str, language: str, _: Classes) -> list[float]:
     """Count the n-grams of texts that are not normalised; `language` is the target language."""
     result = sentence_bleu(language).sentence_score(hypothesis, [reference])

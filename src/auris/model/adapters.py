@@ -165,10 +165,6 @@ def _attach_lora(llm: PreTrainedModel, lora: LoraSettings | None) -> None:
     layers -= {"lm_head"}
     if not lora["targets"] or not set(lora["targets"]) <= layers:
         raise UserError(f"lora.targets={list(lora['targets'])}: expected one or more of {', '.join(sorted(layers))}")
-    if lora["rank"] < 1:
-        raise UserError(f"lora.rank={lora['rank']}: expected 1 or more")
-    if not lora["alpha"] > 0:
-        raise UserError(f"lora.alpha={lora['alpha']}: expected a number above 0, otherwise nothing is learned")
     # No dropout, because frozen parts are in eval mode.
     alpha: Any = lora["alpha"]  # peft annotates an int but takes any number
     config = LoraConfig(r=lora["rank"], lora_alpha=alpha, target_modules=list(lora["targets"]))

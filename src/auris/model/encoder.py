@@ -18,7 +18,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from auris.audio import Geometry, n_encoder_frames
-from auris.errors import UserError
+from auris.errors import UserError, shorten
 from auris.model import attention
 
 STEM_GAIN = 1.5  # measured on speech: the stem's output then varies over time about as much as the positions
@@ -62,7 +62,7 @@ class Encoder(nn.Module):
                 f"model.encoder.width={width}: expected an even multiple of model.encoder.n_heads={n_heads}"
             )
         if clip_end not in ("silence", "zero"):
-            raise UserError(f"model.encoder.clip_end={clip_end!r}: expected silence or zero")
+            raise UserError(f"model.encoder.clip_end={shorten(clip_end)}: expected silence or zero")
         ffn = ffn or 4 * width
         self.n_mels, self.width, self.n_layers, self.n_heads, self.ffn = n_mels, width, n_layers, n_heads, ffn
         self.max_positions, self.clip_end = max_positions, clip_end

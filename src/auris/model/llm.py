@@ -7,6 +7,7 @@ the head, K key-value heads, Dh channels of a head.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -31,6 +32,12 @@ from auris.model.vocabulary import input_table
 
 # Config entries that scale or cap logits after the output matrix. `AudioLM.head` would silently skip them.
 _LOGIT_TRANSFORMS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+# Config entries that do not change what a model with given weights computes at inference. `layer_types` follows from
+# `max_window_layers` and is compared instead.
+_NO_FUNCTION = re.compile(
+    r"vocab_size|max_position_embeddings|initializer_range|use_cache|pretraining_tp|is_decoder|\w+_token_id|"
+    r"\w*(dropout|pdrop)|router_aux_loss_coef|output_router_logits|max_window_layers"
+)
 # Parts of a decoder layer whose output at a token affects only the hidden state of this token. The projections of keys
 # and values are not among them, because later tokens attend to keys and values.
 _TOKENWISE = ("self_attn.q_proj", "self_attn.o_proj", "mlp")
@@ -52,27 +59,7 @@ def build_llm(config: Mapping[str, Any], vocab_size: int, train_length: int | No
     """
     # The tokenizer and `generate` handle special tokens. torch does not train the embedding of a pad id, so the pad id
     # of another vocabulary would freeze the embedding of an ordinary token.
-    overrides: dict[str, Any] = {
-        "vocab_size": vocab_size,
-        "pad_token_id": None,
-        "bos_token_id": None,
-        "eos_token_id": None,
-    }
-    fields = {name: value for name, value in config.items() if name != "path"}
-    if config.get("path") is not None:
-        path = Path(config["path"])
-        if not (path / "config.json").is_file():
-            raise MissingFileError(
-                f"{path}: expected a transformers directory with a config.json (model.llm.config.path=DIR)"
-            )
-        hf_config = AutoConfig.from_pretrained(path, local_files_only=True, **overrides)
-    elif "model_type" in fields:
-        hf_config = AutoConfig.for_model(**{**fields, **overrides})
-    else:
-        raise UserError(
-            f"model.llm.config has only {sorted(config)}: expected model_type (for example "
-            "model.llm.config.model_type=qwen2) or path"
-        )
+    hf_config = read_config(config, vocab_size=vocab_size, pad_token_id=None, bos_token_id=None, eos_token_id=None)
     _require_packable(hf_config)
     # The config's dtype is ignored: training strategies and `inference.load` choose the precision.
     llm = AutoModelForCausalLM.from_config(hf_config, attn_implementation="packed", dtype=torch.get_default_dtype())
@@ -84,6 +71,46 @@ def build_llm(config: Mapping[str, Any], vocab_size: int, train_length: int | No
             )
         decoder.rotary_emb = LongRotary(cast("nn.Module", decoder.rotary_emb), train_length)
     return llm
+
+
+def read_config(config: Mapping[str, Any], **fields: Any) -> PreTrainedConfig:
+    """Return the transformers config that `config`, an argument of `build_llm`, describes.
+
+    Args:
+        config: see `build_llm`.
+        fields: replace fields of the config.
+
+    Raises:
+        UserError: `config` has neither `path` nor `model_type`.
+        MissingFileError: the directory has no config.json.
+    """
+    if config.get("path") is not None:
+        path = Path(config["path"])
+        if not (path / "config.json").is_file():
+            raise MissingFileError(
+                f"{path}: expected a transformers directory with a config.json (model.llm.config.path=DIR)"
+            )
+        return AutoConfig.from_pretrained(path, local_files_only=True, **fields)
+    if "model_type" not in config:
+        raise UserError(
+            f"model.llm.config has only {sorted(config)}: expected model_type (for example "
+            "model.llm.config.model_type=qwen2) or path"
+        )
+    return AutoConfig.for_model(**{name: value for name, value in config.items() if name != "path"} | fields)
+
+
+def function_fields(config: PreTrainedConfig) -> dict[str, Any]:
+    """Return the fields of a config that determine the function of a model with given weights.
+
+    The base of the rotary embedding has its own entry, `rope_theta`, as in the configs of auris.
+    """
+    own_fields = type(config)().to_dict().keys() - PreTrainedConfig().to_dict().keys()
+    values = {name: value for name, value in config.to_dict().items() if name in own_fields}
+    rope = dict(values.get("rope_parameters") or {})
+    if "rope_theta" in rope:
+        values |= {"rope_theta": rope.pop("rope_theta"), "rope_parameters": rope}
+    fields = {name: value for name, value in values.items() if not _NO_FUNCTION.fullmatch(name)}
+    return {"model_type": config.model_type, **fields}
 
 
 def _require_packable(config: PreTrainedConfig) -> None:

@@ -98,7 +98,7 @@ class Attention(nn.Module):
         if width % n_heads:
             raise UserError(f"model.pooling.n_heads={n_heads}: expected a divisor of the encoder's width, {width}")
         self.k, self.vectors_per_token = k, 1
-        self.weight_uses = k  # how often each weight is used per token, because keys are computed for every frame
+        self.weight_uses = k  # the matrix of the keys is used k times per token, once per frame
         self.query = nn.Parameter(torch.empty(n_heads, width // n_heads))
         self.key = nn.Linear(width, width, bias=False)
         self.reset_parameters()

@@ -16,7 +16,7 @@ from matplotlib.patches import Patch
 from matplotlib.style import context as style_context
 
 from auris.errors import UserError
-from auris.metrics.measures import ACCURACY_PANEL, MEASURES, PANELS, format_value
+from auris.metrics.measures import ACCURACY_PANEL, MEASURES, PANELS, format_value, table_position
 from auris.results.cells import frame_rows
 from auris.results.runs import collect, curves, join, list_runs, sort_arms
 from auris.results.tables import table
@@ -197,7 +197,7 @@ def plot_curves(root: str | Path, arms: Sequence[str] | None = None, x: str = "s
     points = _add_x(x, points[points["arm"].isin(arms)], scalars)
     colours = assign_colours(arms, ADVICE)  # the same colours as in `plot_bars`
     colours = {arm: colour for arm, colour in colours.items() if arm in logged}
-    tags = sorted(points["tag"].unique(), key=lambda tag: (tag != "train/loss", tag != "val/loss", _rank(tag), tag))
+    tags = sorted(points["tag"].unique(), key=_tag_order)
     n_columns = min(len(tags), max(3, round((len(tags) / 1.4) ** 0.5)))  # the figure has the proportions of a page
     n_rows = -(-len(tags) // n_columns)
     with style_context(STYLE):
@@ -232,6 +232,11 @@ AXES = {
     "hours": ("hours of audio processed, repeated rows included", "train/audio_hours"),
     "flops": ("useful floating-point operations", "train/flops"),
 }
+
+
+def _tag_order(tag: str) -> tuple[bool, bool, int, str]:
+    """Return the sort key of a scalar: losses first, then metrics in the order of the table of metrics."""
+    return tag != "train/loss", tag != "val/loss", table_position(tag.rpartition("/")[2]), tag
 
 
 def _add_x(x: str, points: pd.DataFrame, scalars: pd.DataFrame) -> pd.DataFrame:
@@ -271,11 +276,6 @@ def _draw_curves(axis: Axes, tag: str, points: pd.DataFrame, colours: dict[str, 
         axis.set_ylim(0, 104 if measure.panel == ACCURACY_PANEL else max(1.08 * axis.dataLim.ymax, 1e-3))
     else:
         axis.set_title(TITLES.get(tag, tag))
-
-
-def _rank(tag: str) -> int:
-    """Return the position of a scalar's metric in the table of metrics, for sorting; other scalars come last."""
-    return list(MEASURES).index(name) if (name := tag.rpartition("/")[2]) in MEASURES else len(MEASURES)
 
 
 def save_figure(figure: Figure, path: str | Path) -> list[Path]:

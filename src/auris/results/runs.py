@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from auris.errors import MissingFileError, UserError
+from auris.errors import MissingFileError, UserError, shorten
 from auris.files import read_metadata
 from auris.metrics import records
 from auris.metrics.measures import find_measure
@@ -68,12 +68,12 @@ def read_predictions(run: str | Path, arm: str, seed: int) -> list[RunPrediction
         for row in records.read_records(path, Prediction):
             key = (row.group, row.metric, row.id)
             if key in keys:
-                raise UserError(f"{path}: row {row.id!r} ({row.group}, {row.metric}) occurs more than once")
+                raise UserError(f"{path}: row {shorten(row.id)} ({row.group}, {row.metric}) occurs more than once")
             stat_names = find_measure(row.metric).stats
             if len(row.stats) != len(stat_names):
                 raise UserError(
-                    f"{path}: {row.metric} needs the statistics {stat_names}, but the row {row.id!r} has the values "
-                    f"{row.stats}"
+                    f"{path}: {row.metric} needs the statistics {stat_names}, but the row {shorten(row.id)} has the "
+                    f"values {row.stats}"
                 )
             keys.add(key)
             predictions.append(RunPrediction(arm, seed, path.stem, row))

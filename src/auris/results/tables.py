@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 
 from auris.errors import UserError
-from auris.metrics import statistics
+from auris.metrics import edits, statistics
 from auris.metrics.formulas import Scorer
-from auris.metrics.measures import MEASURES, score, scorer
+from auris.metrics.measures import ERROR_HEADINGS, ERROR_NOTE, MEASURES, score, scorer, tabulate_errors
 from auris.metrics.statistics import bootstrap_interval, difference_scorer, percentile_interval, resample_scores
 from auris.results import cells
 from auris.results.cells import frame_rows
@@ -230,22 +230,55 @@ def format_markdown(frame: pd.DataFrame, differences: pd.DataFrame) -> str:
         frame: The `table`.
         differences: The `verdicts` on the same arms.
     """
-    texts = format_table(frame).reset_index()[["benchmark", "task", "metric", "n", *frame.attrs["arms"]]]
+    arms = frame.attrs["arms"]
+    error_rows = tabulate_errors_of_arms(frame)
+    frame, differences = without_details(frame), without_details(differences)
+    texts = format_table(frame).reset_index()[["benchmark", "task", "metric", "n", *arms]]
     positions = {key: position for position, key in enumerate(zip(*(frame[key] for key in KEY), strict=True))}
     marks = {"better": " ▲", "worse": " ▼"}
     for row in frame_rows(differences[differences["verdict"].isin(list(marks))]):
         texts.loc[positions[tuple(row[key] for key in KEY)], row["arm"]] += marks[row["verdict"]]
     if frame["benchmark"].nunique() == 1:
         texts = texts.drop(columns="benchmark")
-    n_number_columns = len(frame.attrs["arms"]) + 1
-    alignment = ["---"] * (texts.shape[1] - n_number_columns) + ["--:"] * n_number_columns
-    rows: list[list[str]] = [list(map(str, texts)), alignment, *texts.astype(str).values.tolist()]
+    lines = _markdown_table(list(map(str, texts)), texts.astype(str).values.tolist(), n_number_columns=len(arms) + 1)
     legend = (
         "Brackets: 95 % bootstrap interval over rows (or speakers, recordings); ±: standard deviation over seeds. "
-        f"▲ better, ▼ worse than {frame.attrs['arms'][0]}: the difference exceeds the variation over rows and over "
+        f"▲ better, ▼ worse than {arms[0]}: the difference exceeds the variation over rows and over "
         "seeds. Unmarked: no such difference was shown."
     )
-    return "\n".join([*(f"| {' | '.join(row)} |" for row in rows), "", legend, ""])
+    lines += ["", legend, ""]
+    if error_rows:
+        head = ["benchmark", "task", "arm", *ERROR_HEADINGS]
+        rows = [[*key, *cells] for key, cells in error_rows.items()]
+        lines += [
+            "Speech tasks, in %:",
+            "",
+            *_markdown_table(head, rows, n_number_columns=len(ERROR_HEADINGS)),
+            "",
+            ERROR_NOTE,
+            "",
+        ]
+    return "\n".join(lines)
+
+
+def _markdown_table(head: list[str], rows: list[list[str]], n_number_columns: int) -> list[str]:
+    """Return the lines of a table in Markdown, whose last `n_number_columns` columns are aligned to the right."""
+    alignment = ["---"] * (len(head) - n_number_columns) + ["--:"] * n_number_columns
+    return [f"| {' | '.join(row)} |" for row in (head, alignment, *rows)]
+
+
+def without_details(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return a table without the details of error rates, which `tabulate_errors_of_arms` shows as columns."""
+    return frame[~frame["metric"].isin(edits.DETAILS)].reset_index(drop=True)
+
+
+def tabulate_errors_of_arms(frame: pd.DataFrame) -> dict[tuple[str, str, str], list[str]]:
+    """Return the error rates of speech tasks and their details by benchmark, task and arm (`tabulate_errors`)."""
+    return tabulate_errors(
+        ((line["benchmark"], line["group"], arm), line["metric"], line[arm])
+        for line in frame_rows(frame)
+        for arm in frame.attrs["arms"]
+    )
 
 
 # Two-sided 5 % quantiles of Student's t by degrees of freedom. For more degrees of freedom the last one is used, which

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +15,21 @@ from rich.text import Text
 
 from auris.files import write_text
 from auris.metrics import statistics
-from auris.metrics.measures import MEASURES, format_value
+from auris.metrics.measures import ERROR_HEADINGS, ERROR_NOTE, MEASURES, format_value
 from auris.results import cells
 from auris.results.cells import Line, frame_rows
 from auris.results.figures import describe_provenance, plot_bars, plot_curves, save_figure
 from auris.results.runs import costs, curves, join, list_runs, question, unevaluated, write_hparams
-from auris.results.tables import BEYOND_NOISE, DROP_NOTE, format_markdown, table, verdicts, verdicts_in
+from auris.results.tables import (
+    BEYOND_NOISE,
+    DROP_NOTE,
+    format_markdown,
+    table,
+    tabulate_errors_of_arms,
+    verdicts,
+    verdicts_in,
+    without_details,
+)
 from auris.text.console import print_plain
 
 UNBOUNDED = 10_000  # width of an imaginary terminal in which no table is wrapped
@@ -92,7 +101,8 @@ def show_table(console: Console, frame: pd.DataFrame, study: str) -> None:
     """Print a table for each benchmark of a study, followed by a legend and notes."""
     all_arms = frame.attrs["arms"]
     has_drops = False
-    for benchmark, rows in frame.groupby("benchmark", sort=False):
+    error_rows = tabulate_errors_of_arms(frame)
+    for benchmark, rows in without_details(frame).groupby("benchmark", sort=False):
         arms = [arm for arm in all_arms if rows[arm].notna().any()]
         arms_with_drop = [arm for arm in arms if f"{arm} drop" in frame and rows[f"{arm} drop"].notna().any()]
         has_drops |= bool(arms_with_drop)
@@ -100,6 +110,8 @@ def show_table(console: Console, frame: pd.DataFrame, study: str) -> None:
         wide_table = _build_wide_table(*arguments)
         fits = Measurement.get(console, console.options.update(width=UNBOUNDED), wide_table).maximum <= console.width
         console.print(wide_table if fits else _build_narrow_table(*arguments))
+        if any(name == benchmark for name, _, _ in error_rows):
+            console.print(_build_error_table(f"Speech tasks of {benchmark}, in %", error_rows, str(benchmark)))
     has_deviations = bool(frame[[f"{arm} sd" for arm in all_arms]].notna().to_numpy().any())
     deviations = "; ± standard deviation over seeds" if has_deviations else ""
     units = {metric: MEASURES[metric].unit for metric in frame["metric"]}
@@ -109,10 +121,12 @@ def show_table(console: Console, frame: pd.DataFrame, study: str) -> None:
         f"Scores in %{other_units} [95 % bootstrap interval over {resampled}]{deviations}; ↑ higher is better, ↓ lower."
     )
     drops = [DROP_NOTE] if has_drops else []
+    errors = [ERROR_NOTE] if error_rows else []
     notes = (f"note: {note}" for note in frame.attrs["notes"])
     for line in (
         legend,
         *drops,
+        *errors,
         *_significance(frame),
         *_judges(frame),
         *_win_rates(frame),
@@ -144,6 +158,20 @@ def _build_narrow_table(
             difference = "" if arm == first else _format_cell(line, f"{arm} - {first}")
             drop = [_format_cell(line, f"{arm} drop") if arm in arms_with_drop else ""] if arms_with_drop else []
             table.add_row(f"  {arm}", _format_cell(line, arm), difference, *drop)
+    return table
+
+
+def _build_error_table(title: str, error_rows: Mapping[tuple[str, str, str], Sequence[str]], benchmark: str) -> Table:
+    """Return a table of error rates and their details with a row for each arm, grouped by task."""
+    table = _build_empty_table(title, *ERROR_HEADINGS)
+    last_task = ""
+    for (name, task, arm), texts in error_rows.items():
+        if name != benchmark:
+            continue
+        if task != last_task:
+            table.add_row(task)
+        table.add_row(f"  {arm}", *texts)
+        last_task = task
     return table
 
 

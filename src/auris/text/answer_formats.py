@@ -17,6 +17,8 @@ from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Protocol
 
+from auris.errors import shorten
+
 # Languages of Qwen-Audio and Qwen2-Audio: code and name in prompts.
 LANGUAGES = {
     "en": "English",
@@ -168,11 +170,11 @@ class Slots(AnswerFormat):
         for name, value in slots.items():
             yield from _piece_problems("a name of label `slots`", name, without=":;")
             if name != name.strip():
-                yield f"a name of label `slots` is {name!r:.40}, expected no spaces around it"
+                yield f"a name of label `slots` is {shorten(name)}, expected no spaces around it"
             if not isinstance(value, (str, int, float)) or isinstance(value, bool):
-                yield f"`slots.{name}` is {value!r:.40}, expected a string"
+                yield f"`slots.{name}` is {shorten(value)}, expected a string"
             if ";" in str(value):
-                yield f"`slots.{name}` is {value!r:.40}, expected text without {_RESERVED[';']}"
+                yield f"`slots.{name}` is {shorten(value)}, expected text without {_RESERVED[';']}"
 
 
 class Entities(AnswerFormat):
@@ -203,11 +205,11 @@ class Entities(AnswerFormat):
         """Yield the reasons why the entities cannot be written."""
         expected = "expected a list of {type, value}"
         if not isinstance(labels["entities"], list):
-            yield f"label `entities` is {labels['entities']!r:.40}, {expected}"
+            yield f"label `entities` is {shorten(labels['entities'])}, {expected}"
         for number, entity in enumerate(labels["entities"]):
             name = f"`entities[{number}]`"
             if not isinstance(entity, Mapping):
-                yield f"{name} is {entity!r:.80}, {expected}"
+                yield f"{name} is {shorten(entity)}, {expected}"
             yield from _piece_problems(f"`type` of {name}", entity.get("type"), without="<;:")
             yield from _piece_problems(f"`value` of {name}", entity.get("value"), without="<;")
 
@@ -286,9 +288,9 @@ class Events(AnswerFormat):
         """Yield the reasons why the spans cannot be written."""
         entries, expected = labels[self.label], f"expected a list of {{{self.key}, start, end}} with times in seconds"
         if not isinstance(entries, list) or not (entries or self.may_be_empty):
-            yield f"label `{self.label}` is {entries!r:.40}, {expected}"
+            yield f"label `{self.label}` is {shorten(entries)}, {expected}"
         for number, entry in enumerate(entries):
-            finding = f"`{self.label}[{number}]` is {entry!r:.80}"
+            finding = f"`{self.label}[{number}]` is {shorten(entry)}"
             if not isinstance(entry, Mapping) or not all(_is_number(entry.get(key), float) for key in ("start", "end")):
                 yield f"{finding}, {expected}"
             text = entry.get(self.key)
@@ -368,7 +370,7 @@ class Words(Events):
         yield from super().problems(labels)
         now = 0
         for number, (word, start, end) in enumerate(self._spans(labels)):
-            finding = f"`words[{number}]` is {labels['words'][number]!r:.80}"
+            finding = f"`words[{number}]` is {shorten(labels['words'][number])}"
             if start < now:
                 yield f"{finding}: expected words that do not overlap, in order"
             if labels.get("language") in ("zh", "yue") and len(_HAN.findall(word)) > 1:
@@ -443,14 +445,14 @@ class Notes(AnswerFormat):
         """Yield the reasons why the notes cannot be written."""
         notes = labels["notes"]
         if not isinstance(notes, Mapping):
-            yield f"label `notes` is {notes!r:.40}, expected an object {{pitch, velocity, instrument, sonic}}"
+            yield f"label `notes` is {shorten(notes)}, expected an object {{pitch, velocity, instrument, sonic}}"
         for key in ("pitch", "velocity"):
             if not _is_number(notes.get(key), int) or not 0 <= notes[key] <= _LAST_MIDI:
-                yield f"`notes.{key}` is {notes.get(key)!r}, expected a MIDI number from 0 to {_LAST_MIDI}"
+                yield f"`notes.{key}` is {shorten(notes.get(key))}, expected a MIDI number from 0 to {_LAST_MIDI}"
         yield from _piece_problems("`notes.instrument`", notes.get("instrument"), without="<;")
         qualities = notes.get("sonic", [])
         if not isinstance(qualities, list):
-            yield f"`notes.sonic` is {qualities!r:.40}, expected a list of words"
+            yield f"`notes.sonic` is {shorten(qualities)}, expected a list of words"
         for name in qualities:
             yield from _piece_problems("a word of `notes.sonic`", name, without="<;,")
 
@@ -511,7 +513,7 @@ def _list_problems(name: str, labels: Labels, *, expected: str, min_count: int =
     """Yield the reasons why a list of texts cannot be used. The texts must not contain the characters `without`."""
     texts = labels[name]
     if not isinstance(texts, list) or len(texts) < min_count:
-        yield f"label `{name}` is {texts!r:.40}, expected a list of {expected}"
+        yield f"label `{name}` is {shorten(texts)}, expected a list of {expected}"
     for number, text in enumerate(texts):
         yield from _piece_problems(f"`{name}[{number}]`", text, without=without)
 
@@ -525,13 +527,13 @@ def _piece_problems(name: str, text: object, *, without: str = "") -> Iterator[s
         without: Characters that the piece must not contain, because they are separators of the answer.
     """
     if not isinstance(text, str):
-        yield f"{name} is {text!r:.40}, expected a string"
+        yield f"{name} is {shorten(text)}, expected a string"
         return
     if not text.strip():
-        yield f"{name} is {text!r:.40}, expected a string that is not empty"
+        yield f"{name} is {shorten(text)}, expected a string that is not empty"
     for separator in without:
         if separator in text:
-            yield f"{name} is {text!r:.40}, expected text without {_RESERVED[separator]}"
+            yield f"{name} is {shorten(text)}, expected text without {_RESERVED[separator]}"
 
 
 def _is_number(value: object, number_type: type) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
-from auris.errors import UserError
+from auris.errors import UserError, shorten
 from auris.files import digest
 from auris.text.audio_marks import escape_marks
 from auris.text.prompts import END_OF_TEXT, IM_END, IM_START, Control, NaturalPrompt, TagPrompt, Turn, merge_turns
@@ -105,6 +105,11 @@ class Chat:
     restarts_numbering: bool
     header: Control
 
+    @property
+    def audio_pads(self) -> tuple[str, ...]:
+        """A tuple of only the audio pad of this format."""
+        return (self.audio_pad,)
+
     def fingerprint(self) -> str:
         """Return a digest of everything that determines how dialogues are written."""
         return digest([type(self).__name__, repr(self.turns(_FINGERPRINT_DIALOGUE, supervise=True))])
@@ -114,9 +119,9 @@ class Chat:
 
         Args:
             messages: Messages. If the first message is not a system message, the default system message is added.
-            supervise: Whether to train the model on the messages of the assistant and their end tokens. The last
-                message must then be from the assistant. Otherwise, a dialogue that does not end with the assistant is
-                followed by the beginning of the assistant's next message.
+            supervise: Whether to train the model on the messages of the assistant and their end tokens, except for
+                messages with `loss: false`. The last message must then be from the assistant. Otherwise, a dialogue
+                that does not end with the assistant is followed by the beginning of the assistant's next message.
 
         Raises:
             UserError: The messages have an unknown structure, or `supervise` is set and the last message is not from
@@ -137,7 +142,7 @@ class Chat:
         before, after = self.clip_template.split("{audio}")
         clip_number = 0
         for index, message in enumerate(messages):
-            is_trained = supervise and message["role"] == "assistant"
+            is_trained = supervise and message["role"] == "assistant" and message.get("loss", True)
             role = "answer" if is_trained and index + 1 == len(messages) else "prompt"
             clip_number = 0 if self.restarts_numbering else clip_number
             turns = self._open(message["role"])
@@ -176,7 +181,7 @@ class QwenAudioChat(Chat):
 
     def __init__(self, *, spacing: str = "released"):
         if spacing not in self.SPACINGS:
-            raise UserError(f"spacing={spacing!r}: expected {', '.join(self.SPACINGS)}")
+            raise UserError(f"spacing={shorten(spacing)}: expected {', '.join(self.SPACINGS)}")
         self.clip_template = self.SPACINGS[spacing]
 
     def drop_oldest(
@@ -229,7 +234,7 @@ class Qwen2AudioChat(Chat):
 def _check_roles(messages: Sequence[Message]) -> None:
     for number, message in enumerate(messages):
         if not isinstance(message, Mapping) or message.get("role") not in _ROLES:
-            raise UserError(f"messages[{number}] is {message!r:.80}, expected a `role` of {', '.join(_ROLES)}")
+            raise UserError(f"messages[{number}] is {shorten(message)}, expected a `role` of {', '.join(_ROLES)}")
 
 
 def _add_system_message(messages: Sequence[Message]) -> list[Message]:
@@ -246,19 +251,19 @@ def _parse_content(message: Message) -> list[tuple[str, Any]]:
     if isinstance(content, str):
         return [("text", content)]
     if not isinstance(content, Sequence):
-        raise UserError(f"the content of {message_name} is {content!r:.80}, expected a string or a list")
+        raise UserError(f"the content of {message_name} is {shorten(content)}, expected a string or a list")
     parts: list[tuple[str, Any]] = []
     for part in content:
         clips = [part[key] for key in _AUDIO_KEYS if key in part] if isinstance(part, Mapping) else []
         if clips and message["role"] == "user":
             parts.append(("audio", clips[0]))
         elif clips:
-            raise UserError(f"{message_name} contains audio ({clips[0]!r:.80}), but only messages of the user may")
+            raise UserError(f"{message_name} contains audio ({shorten(clips[0])}), but only messages of the user may")
         elif isinstance(part, Mapping) and isinstance(part.get("text"), str):
             parts.append(("text", part["text"]))
         else:
             raise UserError(
-                f"{message_name} contains {part!r:.80}, expected {{type: audio, audio: ...}} or "
+                f"{message_name} contains {shorten(part)}, expected {{type: audio, audio: ...}} or "
                 "{type: text, text: ...}"
             )
     return parts

@@ -103,6 +103,11 @@ class PromptStyle(Protocol):
         """Control tokens that end an answer."""
         ...
 
+    @property
+    def audio_pads(self) -> tuple[str, ...]:
+        """Tokens that stand for the audio of a clip. They determine the control tokens that a vocabulary needs."""
+        ...
+
     def fingerprint(self) -> str:
         """Return a digest of everything that determines how rows or dialogues are written."""
         ...
@@ -163,6 +168,11 @@ class Prompt(ABC):
     def prompts(self) -> tuple[Prompt, ...]:
         """A tuple of only this style."""
         return (self,)
+
+    @property
+    def audio_pads(self) -> tuple[str, ...]:
+        """A tuple of only the audio pad of this style."""
+        return (self.audio_pad,)
 
     def with_wording(self, wording: str) -> Self:
         """Return a copy of this style that uses `wording`, for instance a benchmark's, for all tasks."""
@@ -295,6 +305,7 @@ class BothPrompts:
     """
 
     stop: tuple[str, ...] = Prompt.stop
+    audio_pads: tuple[str, ...] = (TagPrompt.audio_pad, NaturalPrompt.audio_pad)
 
     def __init__(self, *, supervise_tags: bool = True, wordings: str = "all"):
         natural = NaturalPrompt(supervise_tags=supervise_tags, wordings=wordings)

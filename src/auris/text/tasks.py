@@ -11,7 +11,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
-from auris.errors import UserError
+from auris.errors import UserError, shorten
 from auris.files import read_yaml
 from auris.text.answer_formats import FORMATS, LANGUAGES, AnswerFormat, Labels, Text, label_problems
 
@@ -59,6 +59,7 @@ class Task:
         uses: Further labels, which the metrics use if a row has them.
         answer: Format of the answer.
         metrics: The part of an answer that each metric compares; see `AnswerFormat.extract`.
+        closed: Whether the answer is one of a known set of answers.
         grade: Grade of the best existing evaluation data, a key of GRADES.
         synthetic_grade: Grade of the data of the synthetic corpus (`auris corpus`), a key of GRADES.
     """
@@ -112,6 +113,7 @@ class Task:
         return self.answer.extract(answer, part)
 
 
+# Who wrote a prompt; `tasks.yaml` explains the values.
 _PROMPT_SOURCES = ("published", "published (as read by third parties)", "ours")
 
 
@@ -138,25 +140,25 @@ def _parse_task(code: str, family: str, entry: Mapping[str, Any]) -> Task:
     valid = [attribute.name for attribute in fields(Task)]
     required = [a.name for a in fields(Task) if a.default is a.default_factory is MISSING]
     for name in values.keys() - valid:
-        fail(f"unknown field {name!r}; valid fields: {', '.join(valid)}")
+        fail(f"unknown field {shorten(name)}; valid fields: {', '.join(valid)}")
     if missing := [name for name in required if name not in values]:
         fail(f"required fields are missing: {', '.join(missing)}")
     answer = values.get("answer", "text")
     if answer not in FORMATS:
-        fail(f"unknown answer format {answer!r}; valid formats: {', '.join(FORMATS)}")
+        fail(f"unknown answer format {shorten(answer)}; valid formats: {', '.join(FORMATS)}")
     arguments: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
     }
     task = Task(**arguments | {"answer": FORMATS[answer]})
     for item in (*task.needs, *task.uses, *task.paraphrases, *task.choices):
         if not isinstance(item, str):
-            fail(f"{item!r} is not a string; put it in quotes to make it one")
+            fail(f"{shorten(item)} is not a string; put it in quotes to make it one")
     for source in (task.tags_source, task.natural_source):
         if source not in _PROMPT_SOURCES:
-            fail(f"unknown source {source!r}; valid sources: {', '.join(_PROMPT_SOURCES)}")
+            fail(f"unknown source {shorten(source)}; valid sources: {', '.join(_PROMPT_SOURCES)}")
     for grade in (task.grade, task.synthetic_grade):
         if grade not in ("", *GRADES):
-            fail(f"unknown grade {grade!r}; valid grades: {', '.join(GRADES)}")
+            fail(f"unknown grade {shorten(grade)}; valid grades: {', '.join(GRADES)}")
     for metric, part in task.metrics.items():
         try:
             task.answer.extract("", part)
@@ -175,7 +177,7 @@ def get_task(code: str) -> Task:
         UserError: There is no such task; the message lists the valid codes.
     """
     if code not in TASKS:
-        raise UserError(f"unknown task {code!r}; valid tasks: {', '.join(TASKS)}")
+        raise UserError(f"unknown task {shorten(code)}; valid tasks: {', '.join(TASKS)}")
     return TASKS[code]
 
 
@@ -243,7 +245,7 @@ def find_problem(labels: Labels) -> str | None:
     if "task" not in labels:
         return "no `task` field"
     if not isinstance(labels["task"], str) or labels["task"] not in TASKS:
-        return f"unknown task {labels['task']!r}; valid tasks: {', '.join(TASKS)}"
+        return f"unknown task {shorten(labels['task'])}; valid tasks: {', '.join(TASKS)}"
     task = TASKS[labels["task"]]
     for name in task.needs:
         if labels.get(name) is None:
@@ -261,6 +263,6 @@ def _problems(task: Task, name: str, labels: Labels) -> Iterator[str]:
     value = labels[name]
     noun, valid = _CLOSED_LABELS.get(name, ("", ()))
     if noun and value not in valid:
-        yield f"label `{name}` is {value!r}; valid {noun}: {', '.join(valid)}"
+        yield f"label `{name}` is {shorten(value)}; valid {noun}: {', '.join(valid)}"
     if name == "text" and task.choices and value not in task.choices:
-        yield f"label `text` is {value!r:.40}; valid answers of task {task.code!r}: {', '.join(task.choices)}"
+        yield f"label `text` is {shorten(value)}; valid answers of task {task.code!r}: {', '.join(task.choices)}"

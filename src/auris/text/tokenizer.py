@@ -2,14 +2,15 @@
 
 The tokenizer encodes turns, which are pieces of prompts and answers (`prompts.Turn`). A vocabulary is read from a local
 directory or the hub, or is built from Qwen-Audio's `qwen.tiktoken`. A vocabulary with an audio token is used unchanged;
-to the vocabulary of a plain language model, control tokens are added. The synthetic corpus that `auris corpus` writes
-has a byte-level BPE that is trained on its text. Its control tokens follow its text tokens, as in Qwen's vocabularies.
+to the vocabulary of a plain language model, the control tokens of the prompt style are added. The synthetic corpus
+that `auris corpus` writes has a byte-level BPE that is trained on its text. Its control tokens follow its text tokens,
+as in Qwen's vocabularies.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -19,7 +20,7 @@ import numpy as np
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as FastTokenizer
 
-from auris.errors import MissingFileError, UserError, count
+from auris.errors import MissingFileError, UserError, count, shorten
 from auris.text import byte_level
 from auris.text.prompts import (
     END_OF_TEXT,
@@ -38,26 +39,23 @@ if TYPE_CHECKING:
 
 INCOMPLETE = "\ufffd"  # what `decode` returns for an incomplete character, of which only the first bytes are decoded
 
-_AUDIO_PADS = (NaturalPrompt.audio_pad, TagPrompt.audio_pad)
+AUDIO_PADS = (NaturalPrompt.audio_pad, TagPrompt.audio_pad)
 # Text that looks like a control token, whether or not the vocabulary has it.
 _BRACKETED = re.compile(r"(<\|[^|<>]*\|>|</?audio>|\[\[\[AUDIO:modality\]\]\])")
 
 
-def control_tokens() -> list[str]:
-    """Return every control token of Qwen-Audio and Qwen2-Audio.
+def control_tokens(audio_pads: Collection[str] = AUDIO_PADS) -> list[str]:
+    """Return the control tokens of prompts with these audio pads; by default, every one of both systems.
 
-    These are ChatML tokens, tags, languages, 10 ms timestamps, MIDI notes and the tokens for audio. Qwen-Audio's tokens
-    come first, in the order of its released vocabulary, followed by the tokens that Qwen2-Audio adds.
+    Every prompt may have ChatML tokens. Prompts of Qwen-Audio have its tags, languages, 10 ms timestamps, MIDI notes
+    and tokens for audio, in the order of its released vocabulary. Prompts of Qwen2-Audio only add tokens for audio.
     """
-    return [
-        END_OF_TEXT,
-        IM_START,
-        IM_END,
-        *_qwen_audio_tokens(),
-        NaturalPrompt.audio_pad,
-        NaturalPrompt.audio_begin,
-        NaturalPrompt.audio_end,
-    ]
+    tokens = [END_OF_TEXT, IM_START, IM_END]
+    if TagPrompt.audio_pad in audio_pads:
+        tokens += _qwen_audio_tokens()
+    if NaturalPrompt.audio_pad in audio_pads:
+        tokens += [NaturalPrompt.audio_pad, NaturalPrompt.audio_begin, NaturalPrompt.audio_end]
+    return tokens
 
 
 def _qwen_audio_tokens() -> list[str]:
@@ -84,10 +82,12 @@ class Tokenizer:
     """Fast tokenizer of transformers with the control tokens of Qwen-Audio, Qwen2-Audio or both.
 
     A vocabulary with an audio token belongs to a model that was trained with it, and is not changed. To any other
-    vocabulary, all missing control tokens are added.
+    vocabulary, the missing control tokens are added. Each of them takes a little probability from the tokens with which
+    a language model was trained, so none is added that the prompts do not need.
 
     Args:
         fast: The tokenizer of transformers.
+        audio_pads: Audio pads of the prompts (`PromptStyle.audio_pads`), which determine the control tokens.
 
     Attributes:
         end: Id of the token that ends an answer.
@@ -96,14 +96,14 @@ class Tokenizer:
         ids: Function that takes a text and a `Control` and returns token ids. It has a cache.
     """
 
-    def __init__(self, fast: PreTrainedTokenizerFast):
+    def __init__(self, fast: PreTrainedTokenizerFast, *, audio_pads: Collection[str] = AUDIO_PADS):
         self.fast = fast
         if not _has_audio_token(fast):
             added_tokens = fast.get_added_vocab()
-            missing = [token for token in control_tokens() if token not in added_tokens]
+            missing = [token for token in control_tokens(audio_pads) if token not in added_tokens]
             fast.add_special_tokens({"additional_special_tokens": missing}, replace_extra_special_tokens=False)
         self.end = self.id(END_OF_TEXT)
-        self.pads = frozenset(self.id(pad) for pad in _AUDIO_PADS if self._has(pad))
+        self.pads = frozenset(self.id(pad) for pad in AUDIO_PADS if self._has(pad))
         # A tokenizer without added tokens, because `split_special_tokens` of the fast tokenizer is not enough: it still
         # finds added tokens that are not marked as special.
         self.text_encoder = FastTokenizer(fast.backend_tokenizer.model)
@@ -116,23 +116,22 @@ class Tokenizer:
         self._count_pads = lru_cache(maxsize=10_000)(self._count_pads)
 
     @classmethod
-    def load(cls, path: str | Path, *, add_control_tokens: bool = True) -> Tokenizer:
+    def load(cls, path: str | Path, *, audio_pads: Collection[str] = AUDIO_PADS) -> Tokenizer:
         """Load a tokenizer.
 
         Args:
             path: A local directory, a hub name (if transformers can reach the hub), or Qwen-Audio's `qwen.tiktoken`.
-            add_control_tokens: Whether to add control tokens to a vocabulary without an audio token.
+            audio_pads: Audio pads of the prompts (`PromptStyle.audio_pads`). Their control tokens are added to a
+                vocabulary without an audio token; if there are no pads, such a vocabulary is refused.
 
         Raises:
-            UserError: The tokenizer cannot be read, or its vocabulary has no audio token and `add_control_tokens` is
-                False.
+            UserError: The tokenizer cannot be read, or its vocabulary has no audio token and `audio_pads` is empty.
         """
-        ranks = byte_level.find_ranks(Path(path))
-        fast = _from_pretrained(path) if ranks is None else _add_released_tokens(byte_level.from_ranks(ranks))
-        if not add_control_tokens and not _has_audio_token(fast):
-            raise UserError(f"tokenizer={path}: the vocabulary has no audio token, expected {' or '.join(_AUDIO_PADS)}")
+        fast = _read(path)
+        if not audio_pads and not _has_audio_token(fast):
+            raise UserError(f"tokenizer={path}: the vocabulary has no audio token, expected {' or '.join(AUDIO_PADS)}")
         try:
-            return cls(fast)
+            return cls(fast, audio_pads=audio_pads)
         except ValueError as error:
             raise UserError(f"tokenizer={path}: {error}") from error
 
@@ -173,7 +172,7 @@ class Tokenizer:
         """
         token_id = self.fast.backend_tokenizer.token_to_id(token)
         if token_id is None:
-            raise UserError(f"{token!r} is not a token of this vocabulary")
+            raise UserError(f"{shorten(token)} is not a token of this vocabulary")
         return token_id
 
     def _has(self, token: str) -> bool:
@@ -212,7 +211,7 @@ class Tokenizer:
     def audio_pad_id(self, turns: Sequence[Turn]) -> int:
         """Return the id of the audio pad in these turns. If they contain no audio, return any pad of the vocabulary."""
         text = "".join(turn.text for turn in turns if turn.control is Control.ALL)
-        pads = [pad for pad in _AUDIO_PADS if pad in text]
+        pads = [pad for pad in AUDIO_PADS if pad in text]
         return self.id(pads[0]) if pads else min(self.pads)
 
     def encode_plain(self, text: str) -> tuple[int, ...]:
@@ -276,7 +275,21 @@ _REQUIRED_TOKENS = frozenset(control_tokens()) - {f"<|{code}|>" for code in LANG
 
 
 def _has_audio_token(fast: PreTrainedTokenizerFast) -> bool:
-    return any(fast.backend_tokenizer.token_to_id(pad) is not None for pad in _AUDIO_PADS)
+    return any(fast.backend_tokenizer.token_to_id(pad) is not None for pad in AUDIO_PADS)
+
+
+def read_vocabulary(path: str | Path) -> dict[str, int]:
+    """Return the id of each token of a stored tokenizer, without control tokens that auris would add.
+
+    Raises:
+        UserError: The tokenizer cannot be read.
+    """
+    return _read(path).get_vocab()
+
+
+def _read(path: str | Path) -> PreTrainedTokenizerFast:
+    ranks = byte_level.find_ranks(Path(path))
+    return _from_pretrained(path) if ranks is None else _add_released_tokens(byte_level.from_ranks(ranks))
 
 
 def _from_pretrained(path: str | Path) -> PreTrainedTokenizerFast:

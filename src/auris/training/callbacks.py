@@ -22,7 +22,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from auris import audio, files
 from auris.data.loader import LoaderError
 from auris.data.rows import group
-from auris.errors import AudioError, RowError, RunStopped, UserError
+from auris.errors import AudioError, RowError, RunStopped
 from auris.model.distributed import gather
 from auris.model.weights import checkpoint_dir, checkpoint_io
 from auris.text import tasks
@@ -158,15 +158,10 @@ class UnusableRows(L.Callback):
 
     Args:
         run_dir: Directory of the run.
-        max_unusable: Largest acceptable share of unusable rows among WINDOW_ROWS consecutive training rows.
-
-    Raises:
-        UserError: `max_unusable` is not between 0 and 1.
+        max_unusable: Largest acceptable share of unusable rows among WINDOW_ROWS consecutive training rows, 0 to 1.
     """
 
     def __init__(self, run_dir: str | Path, max_unusable: float = 1.0):
-        if not 0 <= max_unusable <= 1:
-            raise UserError(f"data.max_unusable={max_unusable}: expected a share of the rows, 0 to 1")
         self.path, self.max_unusable = Path(run_dir) / "unusable_rows.jsonl", max_unusable
         self.reasons: dict[str, str] = {}  # row id -> why the row is unusable
         self.counts: Counter[str] = Counter()  # row id -> number of times that the row was reported as unusable
@@ -260,14 +255,9 @@ class Faults(L.Callback):
         run_dir: Directory of the run.
         nonfinite: "skip" counts a step whose loss or gradient is not finite, and stops the run after
             MAX_CONSECUTIVE_SKIPS consecutive ones; "stop" stops the run at the first such step.
-
-    Raises:
-        UserError: `nonfinite` has another value.
     """
 
     def __init__(self, run_dir: str | Path, nonfinite: str = "skip"):
-        if nonfinite not in ("skip", "stop"):
-            raise UserError(f"nonfinite={nonfinite}: expected skip or stop")
         self.run_dir, self.nonfinite = Path(run_dir), nonfinite
         self.counts = dict.fromkeys(("skipped_steps", "unusable_rows", "lost_workers"), 0)
         self.consecutive_skips = 0
@@ -277,8 +267,8 @@ class Faults(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any = None, batch_idx: int = 0
     ) -> None:
         """Count and log the faults of a step; record the step if its loss or gradient is not finite."""
-        loss, norm = float(outputs["loss"]), float(outputs["grad_norm"])
-        is_finite = math.isfinite(loss) and math.isfinite(norm)
+        loss, norm, update = (float(outputs[name]) for name in ("loss", "grad_norm", "update_norm"))
+        is_finite = all(map(math.isfinite, (loss, norm, update)))
         self.consecutive_skips = 0 if is_finite else self.consecutive_skips + 1
         self.counts["skipped_steps"] += not is_finite
         self.counts["unusable_rows"] += round(float(outputs["rows_unusable"]))
@@ -286,7 +276,7 @@ class Faults(L.Callback):
         for kind, count in self.counts.items():
             pl_module.log(f"faults/{kind}", float(count))
         if not is_finite:
-            reason = f"the loss is {loss} and the gradient norm is {norm}"
+            reason = f"the loss is {loss}, the gradient norm is {norm} and the norm of the update is {update}"
             self._handle_nonfinite(trainer, pl_module, trainer.global_step - 1, reason)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:

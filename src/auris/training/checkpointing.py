@@ -15,7 +15,8 @@ from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from auris import compat
-from auris.errors import UserError
+from auris.errors import RunStopped
+from auris.model import dtensor
 from auris.model.weights import checkpoint_dir, checkpoint_io
 from auris.training.event_files import ResumableTensorBoardLogger
 from auris.training.lightning_types import audio_module, trainer_callbacks
@@ -46,15 +47,9 @@ class CheckpointCallback(L.Callback):
             whose loss is the smallest so far.
         keep: Number of newest checkpoints to keep, in addition to the best checkpoint.
         preemption: Tells after every step whether the run has been preempted.
-
-    Raises:
-        UserError: `every` or `keep` is below 1.
     """
 
     def __init__(self, folder: str | Path, *, every: int, keep: int, preemption: Preemption) -> None:
-        for name, value in (("every", every), ("keep", keep)):
-            if value < 1:
-                raise UserError(f"checkpoint_{name}={value}: expected 1 or more")
         self.folder, self.every, self.keep, self.preemption = Path(folder), every, keep, preemption
         self.saved_step: int | None = None  # step of the newest complete checkpoint
         self.n_failed = 0  # number of checkpoints that could not be saved
@@ -165,9 +160,13 @@ class CheckpointCallback(L.Callback):
             module: The LightningModule.
             step: Number of steps taken.
             repeat_validation: Whether the validation after this step was interrupted, so that a resumed run repeats it.
+
+        Raises:
+            RunStopped: A weight is not finite.
         """
         if self.saved_step == step:
             return True
+        self._check_weights(trainer, module, step)
         for logger in _event_files(trainer):
             logger.flush()  # a run that resumes from this checkpoint does not log the steps before it again
         state = {
@@ -192,6 +191,19 @@ class CheckpointCallback(L.Callback):
             except OSError as error:
                 self._record_failure(trainer, f"old checkpoints in {self.folder} could not be deleted ({error})")
         return True
+
+    def _check_weights(self, trainer: L.Trainer, module: L.LightningModule, step: int) -> None:
+        """Raise RunStopped on all processes if a weight on one of them is not finite."""
+        nonfinite = [
+            name for name, weight in module.named_parameters() if not dtensor.local_part(weight)[0].isfinite().all()
+        ]
+        if trainer.strategy.reduce_boolean_decision(bool(nonfinite), all=False):
+            newest = f"the same command continues from step {self.saved_step}" if self.saved_step else "none was saved"
+            where = f", for example {nonfinite[0]}" if nonfinite else ""
+            raise RunStopped(
+                f"weights are not finite after step {step}{where}, so no checkpoint of them is saved; {newest}. Try a "
+                "lower optim.lr"
+            )
 
     def _record_failure(self, trainer: L.Trainer, message: str) -> None:
         self.n_failed += 1

@@ -49,7 +49,10 @@ def print_report(console: Console, module: AudioLMModule, data: AudioDataModule,
     processes = Processes.from_config(config["trainer"])
     print_plain(console, f"planned for {processes}")
     net, tokenizer = module.net, module.tokenizer
+    # As a run does it, so that a setting which a run refuses is refused here too.
     adapters.attach(net, config["trainable"], token_ids=tokenizer.added_ids, lora=config["lora"])
+    optim.freeze(net, config["trainable"])
+    module.configure_optimizers()
     stage = Stage.of(module.objective, module.trainable)
     assert data.plan is not None  # the data is set up
     # The first step as a single process would compute it.

@@ -171,8 +171,8 @@ class AudioLMModule(L.LightningModule):
         """Take an optimizer step on the packs of this rank.
 
         Metrics are logged. The returned values are sums over all ranks, with these exceptions: `loss` is a mean,
-        `grad_norm` is the norm of the mean gradient, `waited` and `peak_bytes` have one value for each rank, and `rows`
-        and `skipped` list rows of this rank only.
+        `grad_norm` is the norm of the mean gradient, `update_norm` is the learning rate times the clipped norm,
+        `waited` and `peak_bytes` have one value for each rank, and `rows` and `skipped` list rows of this rank only.
         """
         sums = {name: torch.zeros((), device=self.device) for name in ("loss", "count")}
         for pack_number, pack in enumerate(packs):
@@ -193,22 +193,24 @@ class AudioLMModule(L.LightningModule):
         sums["waited"] = self._per_rank(self._data.pop_wait_seconds())
         sums["peak_bytes"] = self._per_rank(cost.measure_peak_bytes(self.device))
         sums = self._sum_over_ranks(sums)
-        norm = self._update(sums["count"].clamp(min=1), sums["loss"])
+        norm, update = self._update(sums["count"].clamp(min=1), sums["loss"])
         loss = self._log_sums("train", sums)
         self.log("train/lr", self._schedule.get_last_lr()[-1])
         return {
             **{name: sums[name] for name in _CALLBACK_SUMS & sums.keys()},
             "loss": loss,
             "grad_norm": norm,
+            "update_norm": update,
             "skipped": [row for pack in packs for row in pack["skipped"] if self._is_reporter],
             "rows": [row for pack in packs for row in pack["rows"]],
         }
 
-    def _update(self, count: Tensor, loss: Tensor) -> Tensor:
-        """Take an optimizer step on the mean gradient; return the norm of the gradient.
+    def _update(self, count: Tensor, loss: Tensor) -> tuple[Tensor, Tensor]:
+        """Take an optimizer step on the mean gradient; return its norm, and the learning rate times the clipped norm.
 
-        If the summed loss or the norm, which are equal on all ranks, is not finite, gradients are removed before the
-        step. No weight changes then, but the position of the run advances, because it is the number of optimizer steps.
+        If the summed loss or one of these norms is not finite, gradients are removed before the step. All three are
+        equal on all ranks. No weight changes then, but the position of the run advances, because it is the number of
+        optimizer steps.
 
         Args:
             count: Number by which the summed gradient is divided.
@@ -220,12 +222,15 @@ class AudioLMModule(L.LightningModule):
         sum_factor = 1 if self._is_sharded else self.trainer.world_size
         norm = sharding.clip_gradients(self._trained_parameters(), self.optim["clip"], scale=sum_factor / count)
         self.log("train/grad_norm", norm)
-        if not torch.isfinite(loss) or not torch.isfinite(norm):
+        # The gradient may be finite and what is applied to the weights not, if a user's schedule fails.
+        clipped_norm = norm.clamp(max=self.optim["clip"]) if self.optim["clip"] else norm
+        update = clipped_norm * max(group["lr"] for group in optimizer.param_groups)
+        if not torch.isfinite(torch.stack([loss, norm, update])).all():
             optimizer.zero_grad()
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
-        return norm
+        return norm, update
 
     def _log_sums(self, split: str, sums: Mapping[str, Tensor]) -> Tensor:
         """Log the loss and the metrics of the objective, divided by the objective's count; return the mean loss.

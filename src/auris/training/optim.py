@@ -16,7 +16,7 @@ from torch.optim import AdamW
 from torch.optim.adamw import adamw as adamw_update
 
 from auris.config import Config
-from auris.errors import UserError
+from auris.errors import UserError, shorten
 
 if TYPE_CHECKING:
     from auris.model.audio_lm import AudioLM
@@ -53,8 +53,8 @@ def find_parts(net: nn.Module, trainable: Iterable[str]) -> list[nn.Module | nn.
         else:
             children = ", ".join(child for child, _ in net.named_children())
             raise UserError(
-                f"trainable={name!r} matches no part of the model: expected {children}, or the name of a module or "
-                "parameter in one of them"
+                f"trainable={shorten(name)} matches no part of the model: expected {children}, or the name of a module "
+                "or parameter in one of them"
             )
     return parts
 
@@ -223,15 +223,10 @@ def cosine_schedule(
 
     Args:
         optimizer: The optimizer. Its learning rates are the peak of the schedule.
-        warmup_steps: Number of steps of the warm-up.
+        warmup_steps: Number of steps of the warm-up, less than `max_steps`.
         max_steps: Step at which the cosine ends.
         floor: Learning rate at the end as a fraction of the peak.
-
-    Raises:
-        UserError: The warm-up is not shorter than the run.
     """
-    if warmup_steps >= max_steps:
-        raise UserError(f"optim.warmup_steps={warmup_steps} must be less than max_steps={max_steps}")
 
     def factor(step: int) -> float:
         if step < warmup_steps:

@@ -19,7 +19,7 @@ from auris import config as configs
 from auris.config import Config
 from auris.data.batches import build_pack
 from auris.data.datamodule import AudioDataModule
-from auris.errors import UserError
+from auris.errors import UserError, shorten
 from auris.files import read_yaml
 from auris.model.weights import checkpoint_dir, checkpoint_io
 from auris.text.console import print_plain
@@ -82,7 +82,9 @@ def _find_readable_rows(fault: Fault, data: AudioDataModule, console: Console) -
     entries = []
     for position in fault.rows():
         if position.row >= len(data.rows) or data.rows[position.row].id != position.id:
-            raise UserError(f"row {position.row} is no longer {position.id!r}: the manifests of the run have changed")
+            raise UserError(
+                f"row {position.row} is no longer {shorten(position.id)}: the manifests of the run have changed"
+            )
         print_plain(console, f"reading {position.id}")
         entry = (position.row, position.epoch)
         if skipped := build_pack(data.rows, [entry], data.samples)["skipped"]:

@@ -6,6 +6,7 @@ The same command resumes a stopped run and does nothing for a finished run. A ru
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 import time
 import warnings
@@ -29,12 +30,12 @@ from auris.data.datamodule import AudioDataModule
 from auris.data.manifests import ManifestEntry
 from auris.errors import MissingFileError, UserError
 from auris.model import adapters
-from auris.model.weights import checkpoint_dir, identify
-from auris.model.weights.loading import InitialWeights
+from auris.model.weights import checkpoint_dir
 from auris.text.tokenizer import Tokenizer
 from auris.training import callbacks, dry_run, faults, references, sharding, studies, throughput
 from auris.training.checkpointing import CheckpointCallback
 from auris.training.event_files import ResumableTensorBoardLogger
+from auris.training.initial_weights import find_initial_weights
 from auris.training.lightning_types import trainer_callbacks
 from auris.training.module import AudioLMModule
 from auris.training.preemption import Preemption, run_lock
@@ -83,6 +84,8 @@ def run(config: Config) -> int | float | None:
     if metric not in results:
         names = ", ".join(name for name in results if name.startswith(("val/", "train/")))
         raise UserError(f"metric={metric}: the run has finished, but it has no such metric; expected one of {names}")
+    if results[metric] is None:
+        raise UserError(f"metric={metric}: its last value is {results['nonfinite'][metric]}")
     return float(results[metric])
 
 
@@ -170,6 +173,8 @@ def save_tokenizer(tokenizer: Tokenizer, path: Path) -> None:
 def write_summary(trainer: L.Trainer, run_dir: Path, *, seconds: float) -> None:
     """Write `finished.json` with the last metrics, the speeds and the counts of faults, and print a summary.
 
+    A metric that is not finite is null in the file, with its value as text in the section `nonfinite`.
+
     Args:
         trainer: The trainer, after training.
         run_dir: Directory of the run.
@@ -185,7 +190,9 @@ def write_summary(trainer: L.Trainer, run_dir: Path, *, seconds: float) -> None:
             rates = {f"speed/{name}": rate for name, rate in callback.session_rates().items()}
             rank_zero_info(callback.format_report())
     counts = {f"faults/{kind}": number for kind, number in count_faults(trainer).items()}
-    files.write_json(run_dir / "finished.json", {**summary, **metrics, **rates, **counts})
+    nonfinite = {name: str(value) for name, value in metrics.items() if not math.isfinite(value)}
+    content = {**summary, **metrics, **rates, **counts, **({"nonfinite": nonfinite} if nonfinite else {})}
+    files.write_json(run_dir / "finished.json", content)
     rank_zero_info(f"finished {run_dir}: {summary['steps']} steps, {summary['seconds']} s in this session")
 
 
@@ -209,10 +216,12 @@ def build(config: Config) -> tuple[AudioLMModule, AudioDataModule]:
     """Build the LightningModule and the data module of a config."""
     data = config["data"]
     for split in ("train", "valid"):
+        if not data[split]:
+            raise UserError(f"data.{split}=[]: expected at least one file, for example data.{split}=[FILE.jsonl]")
         for entry in data[split]:
             ManifestEntry.parse(entry, f"data.{split}")  # report a wrong path before anything is built
     try:
-        tokenizer = Tokenizer.load(config["tokenizer"])
+        tokenizer = Tokenizer.load(config["tokenizer"], audio_pads=configs.build(config["prompt"]).audio_pads)
     except FileNotFoundError as error:
         if config["checkpoint"] is None:
             raise
@@ -220,6 +229,7 @@ def build(config: Config) -> tuple[AudioLMModule, AudioDataModule]:
             f"{error}; a run directory contains the run's tokenizer: set tokenizer={config['checkpoint']}/tokenizer"
         ) from error
     net = configs.build_net(config, tokenizer)
+    initial = find_initial_weights(config, net, tokenizer)
     # This is checked here, before the processes are started.
     if (tensor_parallel := strategy_setting(config["trainer"], "tensor_parallel")) > 1:
         has_adapters = bool({adapters.LORA, adapters.NEW_TOKENS} & set(config["trainable"]))
@@ -237,7 +247,7 @@ def build(config: Config) -> tuple[AudioLMModule, AudioDataModule]:
         net=net,
         objective=objective,
         tokenizer=tokenizer,
-        initial=initial_weights(config, tokenizer),
+        initial=initial,
         config=config,
         **{key: config[key] for key in module_keys},
     )
@@ -247,34 +257,6 @@ def build(config: Config) -> tuple[AudioLMModule, AudioDataModule]:
         samples=samples, valid_samples=valid_samples, max_steps=config["max_steps"], seed=config["seed"]
     )
     return module, datamodule
-
-
-def initial_weights(config: Config, tokenizer: Tokenizer) -> list[InitialWeights]:
-    """Return the weights to load for `checkpoint` and for each part in `weights`, in this order.
-
-    Raises:
-        UserError: The weights were trained with another vocabulary, so the rows of their embedding belong to other
-            tokens.
-    """
-    part_paths = {f"weights.{part}": path for part, path in config["weights"].items()}
-    initial = []
-    for key, path in {"checkpoint": config["checkpoint"], **part_paths}.items():
-        if path is None:
-            continue
-        source = identify.identify(path)
-        part = key.removeprefix("weights.")
-        if part in ("checkpoint", "llm") and source.tokenizer is not None and source.tokenizer != config["tokenizer"]:
-            add_control_tokens = source.model is None or source.kind in ("run", "checkpoint")
-            source_tokenizer = Tokenizer.load(source.tokenizer, add_control_tokens=add_control_tokens)
-            if source_tokenizer.fast.get_vocab() != tokenizer.fast.get_vocab():
-                raise UserError(
-                    f"{key}={path} was trained with a vocabulary that differs from tokenizer={config['tokenizer']}: "
-                    f"set tokenizer={source.tokenizer}"
-                )
-        parts = None if key == "checkpoint" else [part]
-        label = f"{key}={path}"
-        initial.append(InitialWeights(source=source.open_tensors(), layout=source.layout, parts=parts, label=label))
-    return initial
 
 
 def build_trainer(config: Config, run_dir: Path, preemption: Preemption) -> L.Trainer:

@@ -229,14 +229,14 @@ def copy_weights(source: AudioLM, target: AudioLM) -> None:
 
 
 @torch.no_grad()
-def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float, *, scale: Tensor | float) -> Tensor:
+def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float | None, *, scale: Tensor | float) -> Tensor:
     """Multiply gradients by `scale`, then clip the norm of the gradient of the whole model.
 
     With tensor parallelism, parameters are on several meshes; torch's clip_grad_norm_ does not support that.
 
     Args:
         parameters: All parameters; those without a gradient are ignored.
-        max_norm: Largest norm of the gradient.
+        max_norm: Largest norm of the gradient; None or 0 does not clip.
         scale: Factor of the gradients.
 
     Returns:
@@ -261,6 +261,8 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float, *, scale
     if world > 1:
         torch.distributed.all_reduce(square)
     norm = square.sqrt()
+    if not max_norm:
+        return norm
     factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)  # the same 1e-6 as in torch's clip_grad_norm_
     for gradients in gradients_by_shards.values():
         for gradient in gradients:

@@ -377,7 +377,9 @@ def _make_table(jobs: Sequence[Job], metric: str | None = None) -> Table:
     for job in jobs:
         progress = files.read_metadata(job.run_dir / "progress.json")
         step = f"{progress['step']}/{progress['max_steps']}" if progress else ""
-        loss, score = (f"{progress[name]:.3f}" if name in progress else "" for name in ("train/loss", metric))
+        values = [progress.get(name, "") for name in ("train/loss", metric)]
+        # A value that is not finite is null in the file.
+        loss, score = ("nan" if value is None else f"{value:.3f}" if value != "" else "" for value in values)
         seconds = time.time() - job.started if job.process is not None else job.seconds
         minutes = f"{seconds / 60:.1f}" if job.started else ""
         table.add_row(job.name, str(job.seed), job.status, step, loss, score, minutes)

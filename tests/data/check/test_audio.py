@@ -102,12 +102,23 @@ def test_a_wav_that_was_written_to_a_pipe_is_not_corrupt(tmp_path):
     assert check_one_set(tmp_path, row).findings == ()
 
 
+def dither() -> np.ndarray:
+    return np.random.default_rng(0).choice([-1, 0, 1], RATE) / 2**15
+
+
 @pytest.mark.parametrize(
     ("wave", "kinds"),
     [
         (np.zeros(RATE), {"silent": ["a"]}),
         (np.full(RATE, 0.3), {"silent": ["a"]}),  # a constant offset
+        (0.3 + dither(), {"silent": ["a"]}),
         (5e-4 * speech_like(), {}),  # quiet, but not silent
+        (np.stack([speech_like(), np.zeros(RATE)], 1), {}),  # a silent channel
+        (np.concatenate([0.3 + 0.2 * speech_like(), np.zeros(RATE)]), {}),  # padding after an offset
+        (np.clip(speech_like(), 0, None), {}),
+        (np.stack([speech_like(), np.full(RATE, 0.3)], 1), {}),
+        (np.stack([speech_like(), dither()], 1), {}),
+        (np.round(4 * speech_like() / np.abs(speech_like()).max()) / 128, {}),  # quiet audio of 8 bits
     ],
 )
 def test_silent_and_constant_audio_is_found(tmp_path, wave, kinds):
@@ -120,6 +131,12 @@ def test_clipping_is_found_at_full_scale_and_below_it(tmp_path, rate, suffix, ga
     wave = np.clip(gain * speech_like(rate=rate), -limit, limit)
     report = check_one_set(tmp_path, write_row(tmp_path, "a", wave, rate, audio=f"a{suffix}"))
     assert rows_by_kind(report) == ({"clipped": ["a"]} if is_clipped else {})
+
+
+def test_channels_without_sound_are_not_clipped(tmp_path: Path, shared_data: Path):
+    for name in ("stereo_silent_right", "six_channels"):
+        row = {"id": name, "audio": str(shared_data / f"faults/audio/{name}.wav"), "task": "asr", "language": "en"}
+        assert not check_one_set(tmp_path, row | {"text": "a"}).findings
 
 
 def test_clipping_in_one_of_two_channels_is_found(tmp_path):
@@ -136,7 +153,7 @@ def test_clipping_survives_a_lossy_codec(tmp_path):
 @pytest.mark.parametrize("rate", [8_000, 16_000, 44_100])
 def test_a_pure_tone_is_not_clipped(pitch, rate):
     time = np.arange(2 * rate) / rate
-    for peak in (1.0 - 2**-15, 0.8, 0.3):
+    for peak in (1.0 - 2**-15, 0.8, 0.3, 0.003):  # 0.003: 100 steps of 16-bit audio
         tone = np.round(peak * np.sin(2 * np.pi * pitch * time) * 2**15) / 2**15
         assert clipped_share(tone[:, None]) == 0
 

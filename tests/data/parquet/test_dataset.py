@@ -29,7 +29,7 @@ from auris.data.parquet import writer
 from auris.data.rows import Row
 from auris.data.samples import ChatSamples
 from auris.data.shards import pack as pack_shards
-from auris.errors import AudioError, RowError
+from auris.errors import AudioError, RowError, UserError
 from auris.text.chat import Qwen2AudioChat
 from auris.text.prompts import TagPrompt
 from support.manifests import make_sample_builder, speech_rows, write_manifest, write_wave
@@ -500,6 +500,69 @@ def test_an_audio_path_is_relative_to_the_folder_of_its_file(tmp_path, kind):
     assert [row.id for row in rows.without_duration()] == ["a.parquet:0", "a.parquet:1"]
 
 
+CLIP = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+
+
+@pytest.mark.parametrize("write_statistics", [True, False])
+def test_each_clip_is_read_from_its_bytes_or_if_they_are_null_from_its_path(tmp_path, write_statistics):
+    write_wave(tmp_path / "x.wav", 0.5)
+    stored = {"bytes": audio_bytes(0.3, tmp_path), "path": "gone.wav"}
+    nameless, linked = {"bytes": stored["bytes"], "path": None}, {"bytes": None, "path": "x.wav"}
+    clips = [linked, stored, None, nameless, {"bytes": None, "path": None}, linked]
+    columns = {"audio": pa.array(clips, CLIP), "sentence": ["the cat"] * 6}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet", row_group_size=4, write_statistics=write_statistics)
+    for _ in range(2):  # computed, then read from the cache
+        (manifest,) = read_manifests([{"path": str(tmp_path / "a.parquet"), **HUB_ENTRY}], cache_dir=tmp_path / "cache")
+        rows = list(manifest.rows)
+        assert [row.id for row in rows] == [f"a.parquet:{n}" for n in range(6)]
+        usable = {n: len(row.clips[0].read()) / 16_000 for n, row in enumerate(rows) if n not in (2, 4)}
+        assert usable == {0: 0.5, 1: 0.3, 3: 0.3, 5: 0.5}
+        assert "needs `audio`" in rows[2].problem
+        assert "no audio is stored there" in build_row(rows[4])[0]
+        # The digest covers the audio that is stored in the file.
+        assert [row.id for row in manifest.rows.without_duration()] == ["a.parquet:0", "a.parquet:5"]
+
+
+def test_a_row_may_have_clips_in_the_file_and_clips_beside_it(tmp_path):
+    write_wave(tmp_path / "x.wav", 0.5)
+    clips = [{"bytes": audio_bytes(0.3, tmp_path)}, {"path": "x.wav"}]
+    messages = [[{"role": "user", "content": "<audio><audio>Which?"}, {"role": "assistant", "content": "The first."}]]
+    audios = pa.array([clips, clips[::-1]], pa.list_(CLIP))
+    pq.write_table(pa.table({"messages": messages * 2, "audios": audios}), tmp_path / "chat.parquet")
+    rows = read(tmp_path / "chat.parquet").rows
+    assert [[len(clip.read()) for clip in row.clips] for row in rows] == [[4800, 8000], [8000, 4800]]
+
+
+def test_a_path_outside_the_folder_is_not_read_in_a_file_that_also_has_bytes(tmp_path):
+    clips = [{"bytes": audio_bytes(0.3, tmp_path)}, {"path": "../x.wav"}]
+    rows = read(write_hub_dataset(tmp_path, n=2, audio=pa.array(clips, CLIP)), **HUB_ENTRY).rows
+    assert rows[0].problem is None and "is outside of" in rows[1].problem
+
+
+def test_a_url_in_the_path_of_stored_audio_is_only_a_name(tmp_path):
+    clips = [{"bytes": audio_bytes(0.3, tmp_path), "path": "https://a.org/x.flac"}, {"path": "https://a.org/x.flac"}]
+    rows = read(write_hub_dataset(tmp_path, n=2, audio=pa.array(clips, CLIP)), **HUB_ENTRY).rows
+    assert rows[0].problem is None and len(rows[0].clips[0].read()) == 4800
+    assert "URL" in rows[1].problem
+
+
+@pytest.mark.parametrize("is_list", [False, True])
+def test_decoded_samples_are_refused_in_one_sentence(tmp_path, is_list):
+    clips = [{"array": [0.1] * 1000, "sampling_rate": 16_000}] * 2
+    path = write_hub_dataset(tmp_path, n=2, audio=[[clip] for clip in clips] if is_list else clips)
+    with pytest.raises(
+        UserError, match=r"a\.parquet: column audio holds decoded samples .* Audio\(decode=False\)"
+    ) as error:
+        read(path, **HUB_ENTRY)
+    assert len(str(error.value)) < 400
+
+
+def test_the_shared_files_are_read(shared_data):
+    for name in ("allnull_nostats", "mixed"):
+        rows = read(shared_data / f"faults/parquet/{name}.parquet", **HUB_ENTRY).rows
+        assert [(row.problem, len(row.clips[0].read())) for row in rows] == [(None, 24_000)] * 2
+
+
 def test_a_null_cell_is_a_missing_field(tmp_path):
     clip = pa.struct({"bytes": pa.binary(), "path": pa.string()})
     rows = read(
@@ -512,7 +575,7 @@ def test_a_null_cell_is_a_missing_field(tmp_path):
         **HUB_ENTRY,
     ).rows
     assert "needs `audio`" in build_row(rows[0])[0]
-    assert "no audio is stored there" in build_row(rows[1])[0]
+    assert "x: no such file" in build_row(rows[1])[0]
     assert "needs the label `text`" in build_row(rows[2])[0]
 
 

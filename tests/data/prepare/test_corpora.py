@@ -62,7 +62,7 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
             "target_language": "de",
             "transcript": 'Sentence 0, "quoted".',
         },
-        "covost2/en_de/train/common_voice_en_two": {"split": "train"},  # train_covost
+        "covost2/en_de/train/common_voice_en_two": {"split": "train"},  # train_covost in the table
         "covost2/en_de/dev/common_voice_en_three": {"speaker": "s2"},
         "covost2/en_de/test/common_voice_en_four": {"split": "test"},
     },
@@ -139,7 +139,7 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
 
 def read(root: Path, corpus: str, *options: str) -> dict[str, dict[str, Any]]:
     """Read a corpus as `auris prepare` does, and return its rows by id."""
-    run_config = config.resolve(config.compose([f"layout={corpus}", *options], "prepare"))
+    run_config = config.resolve(config.compose([f"layout={corpus}", *options], "prepare"), "prepare")
     rows = list(config.build(run_config["layout"])(root))
     assert len({row["id"] for row in rows}) == len(rows)
     return {row["id"]: row for row in rows}

@@ -144,7 +144,7 @@ def test_a_cell_that_cannot_be_converted_makes_its_row_unusable(tmp_path, column
     ("settings", "error", "message"),
     [
         ({"files": "none.csv"}, FileNotFoundError, "layout.files=none.csv matches no file below"),
-        ({"files": "t.xlsx"}, ValueError, "expected a table with the suffix .csv, .tsv, .jsonl, .parquet"),
+        ({"files": "t.xlsx"}, ValueError, "expected a table with the suffix .csv, .tsv, .jsonl, .json, .parquet"),
         ({"columns": {"text": "said"}, "values": None}, ValueError, "layout.columns has no `audio`"),
         (
             {"values": {"mood": {}}},

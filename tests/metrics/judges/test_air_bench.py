@@ -180,15 +180,6 @@ def test_no_request_is_sent_if_the_estimated_cost_is_above_max_cost(tmp_path: Pa
     assert not requests
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [({"temperature": "hot"}, "judge.temperature=hot"), ({"workers": 0}, "judge.concurrency=0")],
-)
-def test_errors_name_the_invalid_setting(tmp_path: Path, settings: dict, message: str):
-    with pytest.raises(ValueError, match=message):
-        judge_of(tmp_path / "judge.jsonl", "http://localhost:1/v1", **settings)
-
-
 def test_the_file_of_the_stub_s_replies_says_that_they_come_from_a_stub(tmp_path: Path):
     overrides = [f"judge.recording={tmp_path}/judge.jsonl", "checkpoint=RUN"]
     stub = config.build(config.resolve(config.compose([*overrides, "judge=stub"], "evaluate"))["judge"])

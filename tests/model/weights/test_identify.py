@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from auris import config as auris_config
 from auris.inference.export import export
@@ -203,6 +203,8 @@ def test_a_config_that_contradicts_the_weights_is_refused(tmp_path: Path, kind: 
         ("qwen2_audio", ("audio_config", "activation_function"), "relu"),
         ("qwen2_audio", ("audio_config", "scale_embedding"), True),
         ("qwen2_audio", ("model_type",), "unknown_type"),
+        ("whisper", ("activation_function",), "relu"),
+        ("whisper", ("scale_embedding",), True),
         ("qwen_audio", ("audio", "avg_pool"), False),
         ("qwen_audio", ("audio", "add_audio_bos_eos_token"), False),
         ("qwen_audio", ("no_bias",), False),
@@ -216,6 +218,40 @@ def test_a_config_with_an_unsupported_feature_is_refused(tmp_path: Path, kind: s
     file = tmp_path / "model/config.json"
     published.edit_json(file, *keys, value=value)
     expect_one_sentence(tmp_path / "model", str(file), ".".join(keys), str(value))
+
+
+@pytest.mark.parametrize(
+    ("kind", "keys"),
+    [
+        ("qwen2_audio", ("quantization_config",)),
+        ("qwen2_audio", ("text_config", "quantization_config")),
+        ("causal_lm", ("quantization_config",)),
+        ("whisper", ("quantization_config",)),
+    ],
+)
+def test_quantised_weights_are_refused(tmp_path: Path, kind: str, keys: tuple):
+    WRITERS[kind](tmp_path / "model")
+    file = tmp_path / "model/config.json"
+    published.edit_json(file, *keys, value={"quant_method": "awq", "bits": 4})
+    expect_one_sentence(tmp_path / "model", str(file), "quantised (quant_method=awq)", "before quantisation")
+
+
+def test_an_adapter_without_its_model_is_refused(tmp_path: Path):
+    published.write_json(tmp_path / "adapter_config.json", {"peft_type": "LORA", "base_model_name_or_path": "x"})
+    save_file({"base_model.model.lm_head.lora_A.weight": torch.zeros(1)}, tmp_path / "adapter_model.safetensors")
+    expect_one_sentence(tmp_path, str(tmp_path), "only an adapter of another model", "merge_and_unload")
+
+
+@pytest.mark.parametrize("has_head", [True, False])
+def test_qwen2_audio_ties_its_embeddings_only_if_no_head_is_stored(tmp_path: Path, has_head: bool):
+    """transformers 4 ties them as the text config says, and stores no head; version 5 never does."""
+    published.qwen2_audio(tmp_path, tie_word_embeddings=True)
+    state = load_file(tmp_path / "model.safetensors")
+    if not has_head:
+        del state["language_model.lm_head.weight"]
+        save_file(state, tmp_path / "model.safetensors")
+    llm_config = identify(tmp_path).model["llm"]["config"]
+    assert llm_config["tie_word_embeddings"] == (not has_head)
 
 
 @pytest.mark.parametrize("keys", [("layer_norm_epsilon",), ("audio", "n_mels")])

@@ -15,19 +15,28 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
+from torch.nn.functional import cross_entropy
 
 from auris.model import adapters
 from auris.model.audio_lm import AudioLM
+from auris.model.generation import GenerationSettings
 from auris.model.weights import loading, tensors
+from auris.model.weights.identify import identify
 from auris.model.weights.saving import export_tensors, write_sharded
 from auris.model.weights.tensors import StateTensors, TensorFiles
+from auris.text.tokenizer import Tokenizer
 from auris.training import sharding
-from support import nets
+from support import nets, packs
 from support.runs import in_processes, read_logs
 
 pytestmark = pytest.mark.usefixtures("single_thread")
 
 MAPS = Path("/proc/self/maps")
+PARAGRAPH = (
+    "Fires were lit on hilltops so that sailors could find the harbour at night, and later towers were built to lift "
+    "the flame above the waves. In 1822 the French physicist Augustin Fresnel invented a lens that could throw a beam "
+    "of light more than twenty miles out to sea."
+)
 
 
 @pytest.fixture
@@ -172,9 +181,9 @@ def test_five_mismatches_are_listed_and_the_others_counted(net: AudioLM):
 
 def test_mismatches_are_reported_for_nets_on_the_meta_device(source_net: AudioLM):
     state = dict(export_tensors(source_net.state_dict(), "qwen2_audio"))
-    assert loading.find_mismatches(nets.build_meta(), StateTensors(state), "qwen2_audio") == []
+    assert loading.find_mismatches(nets.build_meta(), StateTensors(state), "qwen2_audio", label="here") == []
     del state["audio_tower.conv1.bias"]
-    mismatches = loading.find_mismatches(nets.build_meta(vocab=50), StateTensors(state), "qwen2_audio")
+    mismatches = loading.find_mismatches(nets.build_meta(vocab=50), StateTensors(state), "qwen2_audio", label="here")
     assert mismatches[0] == "audio_tower.conv1.bias is missing" and len(mismatches) == 3
 
 
@@ -199,7 +208,9 @@ def llm_tensors(n_rows: int, **config: object) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("chunk", [7, 1024])
-def test_new_vocabulary_rows_follow_the_distribution_of_the_old_ones(monkeypatch: pytest.MonkeyPatch, chunk: int):
+def test_new_vocabulary_rows_are_the_mean_of_the_old_ones_with_little_noise(
+    monkeypatch: pytest.MonkeyPatch, chunk: int
+):
     monkeypatch.setattr(loading, "_CHUNK", chunk)
     torch.manual_seed(0)
     state = llm_tensors(400)
@@ -212,12 +223,34 @@ def test_new_vocabulary_rows_follow_the_distribution_of_the_old_ones(monkeypatch
     for name, table in (("model.embed_tokens.weight", net.llm.model.embed_tokens), ("lm_head.weight", net.llm.lm_head)):
         old, new = table.weight[:400], table.weight[400:]
         assert torch.equal(old, state[name])
-        error = old.std(0) / len(new) ** 0.5  # standard error of the mean over the new rows
-        assert ((new.mean(0) - old.mean(0)).abs() < 5 * error).all()
-        torch.testing.assert_close(new.std(0), old.std(0, correction=0), rtol=0.1, atol=0)
-        drawn.append((new - old.mean(0)) / old.std(0))
+        noise = (new - old.mean(0)) / old.std(0, correction=0)
+        assert (noise.mean(0).abs() < 5 * 0.01 / len(new) ** 0.5).all()
+        torch.testing.assert_close(noise.std(0), torch.full((32,), 0.01), rtol=0.1, atol=0)
+        drawn.append(noise / 0.01)
     correlation = (drawn[0] * drawn[1]).mean().abs()
     assert correlation < 5 / drawn[0].numel() ** 0.5  # embedding and head are drawn independently
+
+
+@torch.no_grad()
+def test_a_grown_vocabulary_changes_neither_loss_nor_greedy_answers(smollm2: Path):
+    """Load SmolLM2 with all control tokens. New rows as large as the old ones would add 0.6 to the loss."""
+    source = identify(smollm2)
+
+    def measure(tokenizer: Tokenizer, n_rows: int) -> tuple[float, list[list[int]]]:
+        """Return the loss on a paragraph of English, and the ids of greedy answers."""
+        net = nets.build_meta(vocab=n_rows, path=str(smollm2))
+        sharding.materialise(net, "cpu", draw=False)
+        loading.load(net, source.open_tensors(), layout=source.layout, parts=["llm"], label="weights.llm")
+        rows = [list(tokenizer.encode_plain(text)) for text in (PARAGRAPH, "The three primary colours are")]
+        logits = net.logits(packs.pack([[rows[0]]], net.geometry))
+        answers = net.generate(packs.pack([[row] for row in rows], net.geometry), GenerationSettings(max_new_tokens=8))
+        return cross_entropy(logits[:-1], torch.tensor(rows[0][1:])).item(), answers
+
+    tokenizer, n_rows = Tokenizer.load(smollm2), source.config["vocab_size"]
+    assert tokenizer.size == n_rows + 3317
+    (loss, answers), (grown_loss, grown_answers) = (measure(tokenizer, size) for size in (n_rows, tokenizer.size))
+    assert loss < 4  # the weights are those of a trained model
+    assert abs(grown_loss - loss) < 1e-3 and grown_answers == answers
 
 
 def test_new_vocabulary_rows_depend_only_on_the_seed():

@@ -32,7 +32,7 @@ from auris.text.tasks import TASKS
 KINDS = {
     "unusable": "the row is invalid: not JSON, unknown task, missing label",
     "corrupt": "the audio is missing or cannot be decoded",
-    "silent": "samples differ by less than one step of 16-bit audio",
+    "silent": "samples differ by less than 6 steps of 16-bit audio, such as a constant or dither",
     "clipped": "the audio is clipped at its peaks",
     "length": "the length of the audio does not match the row",
     "duplicate": "an earlier row of the same set has the same audio and asks the same question",
@@ -41,10 +41,12 @@ KINDS = {
 
 # Clipped audio stays at its highest or lowest value for several samples. A channel counts as clipped if the share of
 # such samples exceeds a limit. The limit is low if the value is full scale. Otherwise it must be higher, because low
-# tones are flat around their peaks too (1 % of the samples of a 50 Hz tone at 44.1 kHz).
+# tones are flat around their peaks too (1 % of the samples of a 50 Hz tone at 44.1 kHz). Quiet tones of few steps are
+# flatter still, but their peaks are at most 2.4 times as frequent as the value next to the peaks.
 FULL_SCALE = 0.99
 _MIN_RUN = 3  # samples
 _MIN_SHARE_AT_FULL_SCALE, _MIN_SHARE_BELOW_FULL_SCALE = 1e-3, 2e-2
+_MIN_RATIO_BELOW_FULL_SCALE = 5  # of the numbers of samples at the highest (lowest) value and at the value next to it
 
 # Letters per second that no speech reaches: twice the rate of the fastest readers (about 20 letters per second in
 # English, and 7 in languages that write each syllable as one letter).
@@ -238,13 +240,25 @@ def _read_header_length(path: Path | audio.Sound) -> int | None:
 
 def clipped_share(wave: np.ndarray) -> float:
     """Return the share of clipped samples in the worst channel of (L, C); 0 if it is too small to be clipping."""
-    max_share = 0.0
-    for channel in np.clip(wave, -1.0, 1.0).T:  # lossy codecs exceed full scale
-        top, bottom = channel.max(), channel.min()
-        share = sum(_count_in_runs(channel == value) for value in (top, bottom)) / len(channel)
-        limit = _MIN_SHARE_AT_FULL_SCALE if max(top, -bottom) >= FULL_SCALE else _MIN_SHARE_BELOW_FULL_SCALE
-        max_share = max(max_share, share if share > limit else 0.0)
-    return max_share
+    return max(map(_clipped_share, np.clip(wave, -1.0, 1.0).T))  # lossy codecs exceed full scale
+
+
+def _clipped_share(channel: np.ndarray) -> float:
+    if audio.is_silent(channel):
+        return 0.0
+    at_full_scale, below = 0.0, 0.0
+    for signal in (channel, -channel):
+        top = signal.max()
+        is_top = signal == top
+        share = _count_in_runs(is_top) / len(signal)
+        if abs(top) >= FULL_SCALE:
+            at_full_scale += share
+        elif top and share:  # 0 is the lowest value of pulses, and of a padded clip with an offset
+            inner = signal[~is_top]
+            n_next = np.count_nonzero(inner == inner.max())
+            below += share if np.count_nonzero(is_top) > _MIN_RATIO_BELOW_FULL_SCALE * n_next else 0.0
+    is_clipped = at_full_scale > _MIN_SHARE_AT_FULL_SCALE or below > _MIN_SHARE_BELOW_FULL_SCALE
+    return at_full_scale + below if is_clipped else 0.0
 
 
 def _count_in_runs(is_flat: np.ndarray) -> int:

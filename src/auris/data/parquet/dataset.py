@@ -249,6 +249,8 @@ class Shards(FileRows):
             lacks_duration=np.zeros(len(table), dtype=bool),  # not needed: the digest changes with the audio
             row_positions=np.zeros(0, dtype=np.int64),
             line_numbers=np.zeros(0, dtype=np.uint32),
+            unused_fields=np.zeros(0, dtype=np.str_),  # reported when the shards were written
+            n_unused=np.zeros(0, dtype=np.int64),
         )
 
     def read_records(self, numbers: np.ndarray) -> Iterator[Record]:

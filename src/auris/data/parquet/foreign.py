@@ -18,13 +18,15 @@ from auris.data.parquet.dataset import FileRows, find_files
 from auris.data.parquet.reader import Columns, Reader, ShardError, StoredSound, as_list, sha256_of, to_rows, wrap_errors
 from auris.data.row_index import Builder, RowColumns
 from auris.data.rows import FieldMap, Fields, Record, Row, TransientProblem
+from auris.errors import UserError
 
 
 class ParquetFiles(FileRows):
     """Index of Parquet files with one column per field and audio as {bytes, path}, bytes or a path.
 
-    A file that cannot be opened counts as one unusable row. Audio paths must be within the folder of the file, so that
-    the author of a file cannot make auris read other files of this machine.
+    A clip without bytes is read from its path. If the statistics of a file are missing or show nulls, its audio is read
+    once to find these clips. Audio paths must be within the folder of the file, so that the author of a file cannot
+    make auris read other files of this machine. A file that cannot be opened counts as one unusable row.
     """
 
     def __init__(self, path: str, field_map: FieldMap, cache_dir: Path | None):
@@ -55,7 +57,8 @@ class ParquetFiles(FileRows):
             for record in self._scan_file(file):
                 self.is_complete &= not isinstance(record.problem, TransientProblem)
                 # The digest covers the audio that is stored in the files.
-                builder.add(record, self.folder, is_audio_in_digest=bool(record.sounds))
+                is_audio_in_digest = bool(record.sounds) and None not in record.sounds
+                builder.add(record, self.folder, is_audio_in_digest=is_audio_in_digest)
                 n_rows += 1
             builder.row_positions.append(n_rows)
         return builder.build()
@@ -66,16 +69,27 @@ class ParquetFiles(FileRows):
         except ShardError as error:
             yield Record(self.reader.row_name(file, 0), None, TransientProblem(error))
             return
+        self._check_audio_column(opened.parquet)
         start = 0
         for group, end in enumerate(opened.ends.tolist()):
             try:
                 table = self.reader.load(file, group, opened.columns.fields)
                 entries = to_rows(f"row group {group}", table)
+                records = [self._record(file, row, fields) for row, fields in enumerate(entries, start=start)]
             except ShardError:  # rows are read one by one to find the faulty row
                 yield from (self._record_at(file, row) for row in range(start, end))
             else:
-                yield from (self._record(file, row, fields) for row, fields in enumerate(entries, start=start))
+                yield from records
             start = end
+
+    def _check_audio_column(self, parquet: pq.ParquetFile) -> None:
+        """Raise UserError if a file holds decoded audio, as `datasets` writes it after `map` or `set_format`."""
+        for _, column, kind in _audio_columns(parquet, self.field_map):
+            if pa.types.is_struct(kind) and kind.get_field_index("array") >= 0:
+                raise UserError(
+                    f"{self.path}: column {column} holds decoded samples (`array`), expected audio files as {{bytes, "
+                    "path}: in `datasets`, use cast_column with Audio(decode=False) before to_parquet"
+                )
 
     def decode(self, record: Record) -> Row:
         """Decode a record. An audio path outside the folder of the Parquet file is a problem."""
@@ -101,11 +115,11 @@ class ParquetFiles(FileRows):
         # If the fields leave out the audio (a column of bytes alone), the row has one clip, without a path.
         clips = as_list(values.pop(columns.audio_field, [{}] if columns.fields_omit_audio else None))
         paths = [clip.get("path") if isinstance(clip, Mapping) else None for clip in clips]
-        if not columns.sound:  # the file contains only paths
-            return Record(name, self.field_map.apply({**values, columns.audio_field: paths}))
         clip_names = [path or f"{columns.audio_field} {number}" for number, path in enumerate(paths)]
+        is_stored = self.reader.find_stored(file, row) if columns.sound_has_nulls else [True] * len(paths)
         sounds = tuple(
-            StoredSound(self.reader, file, row, number, clip_name) for number, clip_name in enumerate(clip_names)
+            StoredSound(self.reader, file, row, number, clip_name) if stored or not path else None
+            for number, (path, clip_name, stored) in enumerate(zip(paths, clip_names, is_stored, strict=True))
         )
         if clip_names:
             values[columns.audio_field] = clip_names
@@ -115,13 +129,7 @@ class ParquetFiles(FileRows):
 def _columns(parquet: pq.ParquetFile, field_map: FieldMap) -> Columns:
     """Return the columns of a file. The audio is expected in the column that is mapped to `audio` or `audios`."""
     leaves = [parquet.schema.column(number).path for number in range(len(parquet.schema))]
-    for field in ("audio", "audios"):
-        column = field_map.columns.get(field, field)
-        index = parquet.schema_arrow.get_field_index(column)
-        if index < 0:
-            continue
-        kind = parquet.schema_arrow.field(index).type
-        inner = kind.value_type if _is_list(kind) else kind
+    for kind, column, inner in _audio_columns(parquet, field_map):
         audio_leaves = [leaf for leaf in leaves if leaf == column or leaf.startswith(f"{column}.")]
         if pa.types.is_struct(inner) and inner.get_field_index("bytes") >= 0:
             byte_columns = [leaf for leaf in audio_leaves if leaf.endswith(".bytes")]
@@ -134,22 +142,32 @@ def _columns(parquet: pq.ParquetFile, field_map: FieldMap) -> Columns:
             # The bytes are read with the fields, because only they show the number of clips.
             return Columns(leaves, byte_columns, column)
         fields = [leaf for leaf in leaves if leaf not in byte_columns]
-        has_only_paths = bool(metadata) and _are_null(parquet, byte_columns)
-        return Columns(fields, [] if has_only_paths else byte_columns, column, fields_omit_audio=not metadata)
+        has_nulls = bool(metadata) and _may_have_nulls(parquet, byte_columns)
+        return Columns(fields, byte_columns, column, fields_omit_audio=not metadata, sound_has_nulls=has_nulls)
     return Columns(leaves, [])
+
+
+def _audio_columns(parquet: pq.ParquetFile, field_map: FieldMap) -> Iterator[tuple[pa.DataType, str, pa.DataType]]:
+    """Yield type, name and type of one clip of the columns that are mapped to `audio` and `audios`."""
+    for field in ("audio", "audios"):
+        column = field_map.columns.get(field, field)
+        index = parquet.schema_arrow.get_field_index(column)
+        if index >= 0:
+            kind = parquet.schema_arrow.field(index).type
+            yield kind, column, kind.value_type if _is_list(kind) else kind
 
 
 def _is_list(kind: pa.DataType) -> bool:
     return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
 
 
-def _are_null(parquet: pq.ParquetFile, leaves: Sequence[str]) -> bool:
-    """Return whether columns contain only nulls, according to the file's statistics."""
+def _may_have_nulls(parquet: pq.ParquetFile, leaves: Sequence[str]) -> bool:
+    """Return whether columns contain a null, or the file's statistics do not say."""
     metadata = parquet.metadata
     groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
     chunks = (group.column(number) for group in groups for number in range(metadata.num_columns))
-    counts = [(chunk.statistics, chunk.num_values) for chunk in chunks if chunk.path_in_schema in leaves]
-    return bool(groups) and all(stats is not None and stats.null_count == n_values for stats, n_values in counts)
+    statistics = [chunk.statistics for chunk in chunks if chunk.path_in_schema in leaves]
+    return any(column is None or column.null_count != 0 for column in statistics)
 
 
 def _without_nulls(value: Any) -> Any:

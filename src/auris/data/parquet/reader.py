@@ -87,12 +87,14 @@ class Columns:
         sound: Columns with the bytes of the audio; empty if the file contains no audio or only paths.
         audio_field: Name of the auris field that holds the audio, such as `audio`; empty if the file has no audio.
         fields_omit_audio: Whether `fields` contains nothing about the audio, not even its path.
+        sound_has_nulls: Whether some clips may have no bytes, so that only their paths lead to the audio.
     """
 
     fields: list[str]
     sound: list[str]
     audio_field: str = ""
     fields_omit_audio: bool = False
+    sound_has_nulls: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,10 +194,17 @@ class Reader:
 
     def read_sound(self, file: int, row: int, clip: int) -> bytes | None:
         """Read the audio file of a clip; None if the row has no such clip. Raises ShardError."""
+        sounds = self._read_sounds(file, row)
+        return sounds[clip] if clip < len(sounds) else None
+
+    def find_stored(self, file: int, row: int) -> list[bool]:
+        """Return for each clip of a row whether the file holds its audio. Raises ShardError."""
+        return [sound is not None for sound in self._read_sounds(file, row)]
+
+    def _read_sounds(self, file: int, row: int) -> list[bytes | None]:
         table, position = self._row_group(file, row, is_sound=True)
         clips = as_list(wrap_errors(self.row_name(file, row), lambda: table.column(0)[position].as_py()))
-        content = clips[clip] if clip < len(clips) else None
-        return content.get("bytes") if isinstance(content, Mapping) else content
+        return [clip.get("bytes") if isinstance(clip, Mapping) else clip for clip in clips]
 
     def _row_group(self, file: int, row: int, *, is_sound: bool) -> tuple[pa.Table, int]:
         """Return the row group that contains a row, and the position of the row in the group."""

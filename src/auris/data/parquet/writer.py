@@ -123,6 +123,7 @@ def write_index(folder: Path, files: Sequence[File]) -> tuple[File, list[tuple[s
     """
     path = folder / INDEX
     reader = shard_reader(fsspec.filesystem("file"), str(folder), files)
+    # `ends` has an entry for each row group of a file.
     groups = ((file, group) for file in range(len(files)) for group in range(len(reader.open(file).ends)))
     problems: list[tuple[str, str]] = []
     with _writer(path, INDEX_SCHEMA) as write:

@@ -28,7 +28,7 @@ from auris import audio
 from auris.data.prepare.tables import EmbeddedAudio, RowDict, map_audio
 from auris.data.rows import Record, decode_record
 from auris.data.samples import DURATION_TOLERANCE
-from auris.errors import MissingFileError, UsageError, UserError, count
+from auris.errors import MissingFileError, UsageError, UserError, count, shorten
 from auris.files import open_atomic
 from auris.text.answer_formats import Labels
 from auris.text.console import print_plain
@@ -144,7 +144,7 @@ def prepare(rows: Iterable[RowDict], out: Path, *, labels: Labels, jobs: int | N
         while batch := list(islice(rows_with_files, _BATCH_ROWS)):
             for row in pool.map(lambda row: _check({**labels, **row}, writer.folder), batch):
                 if "problem" not in row and row["id"] in ids:
-                    row["problem"] = f"its id {row['id']!r} is used by an earlier row"
+                    row["problem"] = f"its id {shorten(row['id'])} is used by an earlier row"
                 ids.add(row["id"])
                 writer.write(row)
                 (summary.add_unusable if "problem" in row else summary.add)(row)

@@ -19,8 +19,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from auris.data import row_files
 from auris.data.rows import FieldMap, Record, parse_line
-from auris.errors import MissingFileError, UserError, count
+from auris.errors import MissingFileError, UserError, count, shorten
 from auris.text.answer_formats import Labels
 
 RowDict = dict[str, Any]
@@ -117,11 +118,9 @@ def read_map(path: Path) -> dict[str, str]:
 
 
 def read_records(path: Path) -> Iterator[tuple[int, Record]]:
-    """Yield the line number and the record of each non-empty line of a JSONL file."""
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                yield number, parse_line(line, f"{path.name}:{number}", FieldMap())
+    """Yield the number and the record of each row of a JSONL file or a JSON array."""
+    for number, line in row_files.iterate_rows(path):
+        yield number, parse_line(line, f"{path.name}:{number}", FieldMap())
 
 
 def _read_lines(path: Path) -> Iterator[tuple[int, Cells | str]]:
@@ -156,6 +155,7 @@ _READERS: dict[str, Callable[[Path], Iterator[tuple[int, Cells | str]]]] = {
     ".csv": lambda path: read_delimited(path, ","),
     ".tsv": lambda path: read_delimited(path, "\t", quoted=False),
     ".jsonl": _read_lines,
+    ".json": _read_lines,
     ".parquet": _read_parquet,
 }
 
@@ -228,7 +228,7 @@ class ColumnMap:
             value = mapping.get(str(cell), mapping.get(REST))
             if value is None:
                 raise UserError(
-                    f"`{field}` is {cell!r:.80}, expected a key of layout.values.{field}: {', '.join(mapping)}"
+                    f"`{field}` is {shorten(cell)}, expected a key of layout.values.{field}: {', '.join(mapping)}"
                 )
             return value
         if isinstance(cell, str) and field in _PARSERS and cell.strip():
@@ -236,7 +236,7 @@ class ColumnMap:
             try:
                 return parse_cell(cell)
             except ValueError:
-                raise UserError(f"`{field}` is {cell!r:.80}, expected {expected}") from None
+                raise UserError(f"`{field}` is {shorten(cell)}, expected {expected}") from None
         return str(cell) if isinstance(cell, (int, float)) and field not in _PARSERS else cell
 
 
@@ -245,7 +245,7 @@ def _cell(cells: Cells, column: str) -> Any:
     names = re.findall(r"\{([^{}]+)\}", column) or [column]
     for name in names:
         if name not in cells:
-            raise UserError(f"there is no column {name!r}, expected one of {', '.join(map(str, cells))}")
+            raise UserError(f"there is no column {shorten(name)}, expected one of {', '.join(map(str, cells))}")
     if names == [column]:
         return cells[column]
     return re.sub(r"\{([^{}]+)\}", lambda match: str(cells[match[1]]), column)
@@ -258,7 +258,7 @@ def _sound(cell: Any, folder: Path) -> Path | EmbeddedAudio:
             return EmbeddedAudio(cell["bytes"], Path(cell.get("path") or "").suffix)
         cell = cell.get("path")
     if not isinstance(cell, str) or not cell:
-        raise UserError(f"`audio` is {cell!r:.80}, expected a path")
+        raise UserError(f"`audio` is {shorten(cell)}, expected a path")
     return Path(os.path.normpath(folder / cell))
 
 

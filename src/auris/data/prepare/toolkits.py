@@ -11,9 +11,10 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from auris.data.importers import dialogue_task
 from auris.data.prepare.tables import Cells, RowDict, find_files, map_audio, read_map, read_records
 from auris.data.rows import Record
-from auris.errors import MissingFileError, UserError
+from auris.errors import MissingFileError, UserError, shorten
 
 # --- Lhotse -------------------------------------------------------------------------------------------------------
 
@@ -59,7 +60,7 @@ def _cut_rows(cut: Cells, root: Path, task: str, language: str | None) -> Iterat
     if more_sources or len(source["channels"]) > 1:
         raise UserError("the recording has several channels: save the channel of the cut as a separate recording")
     if source["type"] != "file":
-        raise UserError(f"the source of the recording is of type {source['type']!r}, expected 'file'")
+        raise UserError(f"the source of the recording is of type {shorten(source['type'])}, expected 'file'")
     if not cut["supervisions"]:
         raise UserError(f"cut {cut['id']} has no supervision")
     for supervision in cut["supervisions"]:
@@ -184,6 +185,6 @@ def _read_fields(record: Record, folder: Path) -> RowDict:
     if record.fields is None:
         return {"problem": record.problem}
     fields = dict(record.fields)
-    if not {"messages", "conversations", "chosen"}.isdisjoint(fields):
+    if dialogue_task(fields):
         return {**fields, "problem": "the row is a dialogue: train on its manifest directly, without `auris prepare`"}
     return map_audio(fields, only=str, change=lambda path: folder / path)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from auris.completions import ChatModel, Endpoint, Message, Reply, ReplyLog, Settings
-from auris.errors import UserError
+from auris.errors import UserError, shorten
 from auris.metrics.judges.judge import Answers, UnratedError, Verdict
 from auris.text.answer_formats import Labels
 from auris.text.console import print_plain
@@ -86,7 +86,7 @@ def check_labels(labels: Labels) -> str | None:
         if not isinstance(labels.get(key), str):
             return f"the row has no `{key}`, which AIR-Bench's judge needs"
     if labels.get("task_name") not in GROUPS:
-        return f"`task_name` is {labels.get('task_name')!r:.40}, expected one of {', '.join(GROUPS)}"
+        return f"`task_name` is {shorten(labels.get('task_name'))}, expected one of {', '.join(GROUPS)}"
     return None
 
 
@@ -224,12 +224,6 @@ class AirBenchJudge:
     max_cost: float | None = None
     seed: int = 0
     models: set[str] = field(default_factory=set, init=False)
-
-    def __post_init__(self) -> None:
-        if isinstance(self.temperature, str) and self.temperature != "published":
-            raise UserError(f"judge.temperature={self.temperature}: expected a number or `published`")
-        if self.workers < 1:
-            raise UserError(f"judge.concurrency={self.workers}: expected 1 or more")
 
     @property
     def signature(self) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from auris.completions import Endpoint, Message, ReplyLog
-from auris.errors import UserError
+from auris.errors import UserError, shorten
 from auris.metrics.judges.judge import Answers, UnratedError, Verdict
 from auris.metrics.normalize import contains
 from auris.text import chat
@@ -139,7 +139,7 @@ class LanguageModelJudge(PointsJudge):
         self.models.add(model)
         numbers = {-float(n) if minus else float(n) for minus, n in _NUMBER.findall(_SCALE.sub("", reply))}
         if len(numbers) != 1 or not numbers <= set(range(1, 11)):
-            raise UnratedError(f"the judge's reply {reply!r:.80} does not contain exactly one integer from 1 to 10")
+            raise UnratedError(f"the judge's reply {shorten(reply)} does not contain exactly one integer from 1 to 10")
         return numbers.pop()
 
 

@@ -16,7 +16,7 @@ import torch
 import yaml
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
-from auris.errors import MissingFileError, UserError
+from auris.errors import MissingFileError, UserError, shorten
 from auris.files import read_json, read_yaml
 from auris.model import adapters
 from auris.model.weights import checkpoint_dir
@@ -130,6 +130,11 @@ def identify(path: str | Path, which: str = "last") -> ModelSource:
         return _describe_exported(path)
     if (path / "config.json").is_file():
         return _describe_published(path)
+    if (path / "adapter_config.json").is_file():
+        raise UserError(
+            f"{path} contains only an adapter of another model: merge it into that model with peft "
+            "(merge_and_unload), save the result with save_pretrained, and give its directory instead"
+        )
     problem = "contains no model" if path.is_dir() else "does not exist"
     raise MissingFileError(f"{path} {problem}: {_EXPECTED}")
 
@@ -194,6 +199,7 @@ def _describe_published(path: Path) -> ModelSource:
     file = path / "config.json"
     config = _read_json(file)
     kind = _kind_of_config(file, config)
+    _refuse_quantised(file, config)
     _check_sizes(file, kind, config)
     model: Node | None = None
     parts: dict[str, Node] = {}
@@ -203,6 +209,7 @@ def _describe_published(path: Path) -> ModelSource:
         elif kind == "qwen_audio":
             model = _qwen_audio_node(file, config)
         elif kind == "whisper":
+            _require(file, config, _WHISPER)
             parts["encoder"] = _encoder_node({**CONFIG_MAPPING["whisper"]().to_dict(), **config}, TRANSFORMERS_FIELDS)
         else:
             parts["llm"] = _qwen_llm_node(file, config) if kind == "qwen" else _llm_node(config)
@@ -229,6 +236,16 @@ def _kind_of_config(file: Path, config: ConfigFile) -> str:
         return "causal_lm"
     expected = "qwen2_audio, qwen, whisper, or a causal language model of transformers"
     raise UserError(f"{file}: model_type={model_type}, expected {expected}")
+
+
+def _refuse_quantised(file: Path, config: ConfigFile) -> None:
+    """Raise UserError if the weights, or those of a part, are quantised."""
+    for section in (config, config.get("text_config") or {}):
+        if quantisation := section.get("quantization_config"):
+            raise UserError(
+                f"{file}: the weights are quantised (quant_method={quantisation.get('quant_method')}), which auris "
+                "does not support: give the directory of the model before quantisation"
+            )
 
 
 def _read_generation_config(path: Path) -> ConfigFile:
@@ -304,18 +321,29 @@ def _require(file: Path, values: ConfigFile, expected: ConfigFile, prefix: str =
     """Raise UserError if a field differs from the only value that auris supports. Missing fields are accepted."""
     for name, value in expected.items():
         if name in values and values[name] != value:
-            raise UserError(f"{file}: {prefix}{name} is {values[name]!r}, expected {value!r}")
+            raise UserError(f"{file}: {prefix}{name} is {shorten(values[name])}, expected {shorten(value)}")
 
 
 def _qwen2_audio_node(file: Path, config: ConfigFile) -> Node:
     filled = _with_defaults(file, config)
     audio, text = filled["audio_config"], filled["text_config"]
-    _require(file, audio, {"activation_function": "gelu", "scale_embedding": False}, "audio_config.")
+    _require(file, audio, _WHISPER, "audio_config.")
     # The node gets only the fields that are in config.json, without the defaults, so that it stays readable.
-    llm = _llm_node({"model_type": text["model_type"], **(config.get("text_config") or {})})
+    llm_config = {"model_type": text["model_type"], **(config.get("text_config") or {})}
+    if llm_config.get("tie_word_embeddings") and _has_own_head(file.parent):
+        llm_config["tie_word_embeddings"] = False  # transformers 5 ignores the field, which version 4 has used
+    llm = _llm_node(llm_config)
     return _model_node(_encoder_node(audio, TRANSFORMERS_FIELDS), "Tokens", llm, text["vocab_size"])
 
 
+def _has_own_head(directory: Path) -> bool:
+    """Return whether the weights of a Qwen2-Audio contain the output layer."""
+    layout, names = LAYOUTS["qwen2_audio"], TensorFiles.open(directory).keys()
+    return any(layout.spell(name) == "language_model.lm_head.weight" for name in names)
+
+
+# The supported values of fields in the configs of Whisper's encoder.
+_WHISPER = {"activation_function": "gelu", "scale_embedding": False}
 # The supported values of fields in the configs of Qwen and Qwen-Audio. The released code supports other values too.
 QWEN_LLM = {"no_bias": True, "rotary_pct": 1.0, "scale_attn_weights": True, "tie_word_embeddings": False}
 QWEN_AUDIO = {"avg_pool": True, "add_audio_bos_eos_token": True}

@@ -120,7 +120,8 @@ LAYOUTS = {
         spellings=((r"^net\.", ""),),
         left_out=r"objective\.",
     ),
-    # Files have the names of the first release. In transformers >= 5, names in memory have one more level.
+    # Files have the names of the first release, but transformers 5.10 to 5.22 wrote `language_model.model.model.`. In
+    # memory, newer versions have another first level.
     "qwen2_audio": Layout(
         names={
             **_prefixed("encoder.", "audio_tower.", _TRANSFORMERS_ENCODER),
@@ -128,6 +129,7 @@ LAYOUTS = {
             "llm.**": "language_model.**",
         },
         spellings=(
+            (r"^language_model\.model\.model\.", "language_model.model."),
             (r"^model\.language_model\.", "language_model.model."),
             (r"^model\.(?=audio_tower\.|multi_modal_projector\.)", ""),
             (r"^lm_head\.", "language_model.lm_head."),

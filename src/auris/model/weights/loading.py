@@ -10,7 +10,7 @@ name is the spelling of the layout name in the file.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # importing transformers takes seconds
     from auris.model.audio_lm import AudioLM
 
 _MAX_SHOWN = 5  # maximum number of faults in an error message
+_NOISE = 0.01  # standard deviation of a new row of a vocabulary, relative to that of the old rows
 _CHUNK = 1024  # number of rows of a vocabulary that are read at once
 
 
@@ -63,8 +64,9 @@ def load(
     """Load all or some parts of a net from a source. If any tensor does not fit, nothing is loaded.
 
     The vocabulary can grow. If the source is only a language model and its embedding has fewer rows than the net's, its
-    rows are copied exactly. The new rows are drawn from N(mean, standard deviation) of each channel over the copied
-    rows, identically on every rank.
+    rows are copied exactly. The new rows are the mean of the copied rows plus little noise, identical on every rank, so
+    that they hardly take probability from the other tokens (Hewitt, "Initializing new word embeddings for pretrained
+    language models", 2021). Rows of the size of the old ones would take a third of it.
 
     Args:
         net: a net whose tensors are allocated (not on the meta device), plain or sharded. Dtypes and adapters do not
@@ -78,12 +80,9 @@ def load(
     Raises:
         UserError: a tensor is missing or unexpected, a shape or a tied tensor differs, or the source lacks a part.
     """
-    label = f"{label} ({layout} layout)"
-    match = _match(net, source, LAYOUTS[layout], _choose_parts(net, parts, LAYOUTS[layout], label))
+    match = _match(net, source, layout, parts, label)
     if match.faults:
-        n_not_shown = len(match.faults) - _MAX_SHOWN
-        more = f"; and {n_not_shown} more" if n_not_shown > 0 else ""
-        raise UserError(f"{label} does not fit the model: {'; '.join(match.faults[:_MAX_SHOWN])}{more}")
+        raise UserError(describe_misfit(match.faults, label, layout))
     assert not any(tensor.is_meta for tensor in match.targets.values()), "materialise the net first"
     # Tensors are read in the order of the source, so that each file is opened once.
     for layout_name, stored_name in match.stored_names.items():
@@ -97,9 +96,22 @@ def load(
                 first_row += tensor.shape[0] if tensor.ndim else 0
 
 
-def find_mismatches(net: AudioLM, source: TensorSource, layout: str) -> list[str]:
-    """Return why the parts of a layout cannot be loaded, one phrase per fault. The net may be on the meta device."""
-    return _match(net, source, LAYOUTS[layout], _choose_parts(net, None, LAYOUTS[layout], layout)).faults
+def find_mismatches(
+    net: AudioLM, source: TensorSource, layout: str, *, parts: Collection[str] | None = None, label: str
+) -> list[str]:
+    """Return why `load` would refuse a source, one phrase per fault. The net may be on the meta device.
+
+    Raises:
+        UserError: the source or the net lacks a part.
+    """
+    return _match(net, source, layout, parts, label).faults
+
+
+def describe_misfit(faults: Sequence[str], label: str, layout: str) -> str:
+    """Return the message about a source that does not fit a net. Only the first faults are listed."""
+    n_not_shown = len(faults) - _MAX_SHOWN
+    more = f"; and {n_not_shown} more" if n_not_shown > 0 else ""
+    return f"{label} ({layout} layout) does not fit the model: {'; '.join(faults[:_MAX_SHOWN])}{more}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +133,11 @@ class _Match:
     faults: list[str]
 
 
-def _match(net: AudioLM, source: TensorSource, layout: Layout, parts: Collection[str]) -> _Match:
+def _match(
+    net: AudioLM, source: TensorSource, layout_name: str, requested_parts: Collection[str] | None, label: str
+) -> _Match:
+    layout = LAYOUTS[layout_name]
+    parts = _choose_parts(net, requested_parts, layout, f"{label} ({layout_name} layout)")
     named = {adapters.base_name(name): t for name, t in net.state_dict(keep_vars=True).items()}
     targets = {name: t for name, t in named.items() if name is not None and _part(name) in parts}
     stored_names = {layout.spell(name): name for name in filter(layout.is_used, source.keys())}
@@ -228,7 +244,7 @@ def _copy_grown(tensor: Tensor, source: TensorSource, name: str, *, seed: int) -
 
 
 def _draw_rows(source: TensorSource, name: str, n_rows: int, seed: int) -> Tensor:
-    """Draw rows (n_rows, ...) from N(mean, standard deviation) of each channel of a stored tensor."""
+    """Draw rows (n_rows, ...) from N(mean, `_NOISE` x standard deviation) of each channel of a stored tensor."""
     n_old, *width = source.shape(name)
     sums, squares = torch.zeros(width, dtype=torch.float64), torch.zeros(width, dtype=torch.float64)
     for start in range(0, n_old, _CHUNK):
@@ -238,4 +254,4 @@ def _draw_rows(source: TensorSource, name: str, n_rows: int, seed: int) -> Tenso
     mean = sums / n_old
     deviation = (squares / n_old - mean.square()).clamp(min=0).sqrt()
     noise = torch.randn(n_rows, *width, generator=torch.Generator().manual_seed(seed))
-    return mean.float() + deviation.float() * noise
+    return mean.float() + _NOISE * deviation.float() * noise

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from auris.errors import UserError
+from auris.errors import UserError, shorten
 from auris.model.pack import Pack
 from auris.training.objectives.logps import label_logps
 from auris.training.objectives.objective import Objective, task_sums
@@ -66,7 +66,7 @@ class DPO(Objective):
         super().__init__()
         for name, value in {"beta": beta, "label_smoothing": label_smoothing, "nll_weight": nll_weight}.items():
             if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise UserError(f"objective.{name}={value!r}: expected a number")
+                raise UserError(f"objective.{name}={shorten(value)}: expected a number")
         checks = {
             "beta": (beta, 0 < beta < math.inf, "a number above 0 (Qwen2-Audio reports no value; 0.1 is customary)"),
             "loss": (loss, loss in LOSSES, " or ".join(LOSSES)),

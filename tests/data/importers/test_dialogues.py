@@ -5,15 +5,14 @@ An audio mark is a text such as `<audio>` in a message. It stands for a clip.
 
 from __future__ import annotations
 
-from pathlib import Path
-
+import numpy as np
 import pytest
 
 from auris.data.importers import convert
 from auris.data.manifests import read_manifests
-from auris.data.rows import Clip, Row
+from auris.data.rows import Clip
 from auris.text.chat import message_text
-from support.manifests import write_manifest
+from support.manifests import read_fields, write_wave
 
 CLIP = {"type": "audio", "audio": "a.wav"}
 QUESTION = [{"role": "user", "content": [CLIP, {"type": "text", "text": "What is that?"}]}]
@@ -47,6 +46,34 @@ CHATS = {
     "tokens of Qwen2-Audio": {
         "messages": [{"role": "user", "content": "<|audio_bos|><|AUDIO|><|audio_eos|>What is that?"}, ANSWER],
         "audios": ["a.wav"],
+    },
+    "ms-swift's sharegpt form": {
+        "conversation": [{"human": "<audio>What is that?", "assistant": "Rain."}],
+        "audios": ["a.wav"],
+    },
+    "roles with capital letters": {
+        "messages": [{"role": "User", "content": "<audio>What is that?"}, {"role": "Assistant", "content": "Rain."}],
+        "audios": ["a.wav"],
+    },
+    "sharegpt with capital letters": {
+        "conversations": [{"from": "Human", "value": "<audio>What is that?"}, {"from": "GPT", "value": "Rain."}],
+        "audios": ["a.wav"],
+    },
+    "alpaca": {"instruction": "<audio>What is that?", "input": "", "output": "Rain.", "audios": ["a.wav"]},
+    "query and response": {"query": "<audio>What is that?", "response": "Rain.", "audios": ["a.wav"]},
+    "TRL in strings": {"prompt": "<audio>What is that?", "completion": "Rain.", "audios": ["a.wav"]},
+    "TRL in messages": {"prompt": QUESTION, "completion": [ANSWER]},
+    "NeMo": {
+        "conversations": [
+            {"from": "User", "value": "a.wav", "type": "audio"},
+            {"from": "User", "value": "What is", "type": "text"},
+            {"from": "User", "value": "that?", "type": "text"},
+            {"from": "Assistant", "value": "Rain.", "type": "text"},
+        ]
+    },
+    "NeMo's sharegpt form": {
+        "sound": "a.wav",
+        "conversations": [{"from": "human", "value": "<speech>What is that?"}, {"from": "gpt", "value": "Rain."}],
     },
     "auris, read from Parquet": {
         "messages": [
@@ -84,6 +111,12 @@ PAIRS = {
         "rejected": "No idea.",
         "audios": ["a.wav"],
     },
+    "query and response": {
+        "query": "<audio>What is that?",
+        "response": "Rain.",
+        "rejected_response": "No idea.",
+        "audios": ["a.wav"],
+    },
     "LLaMA-Factory in messages": {
         "messages": MARKED_QUESTION,
         "chosen": ANSWER,
@@ -100,14 +133,9 @@ PAIRS = {
 }
 
 
-def read(folder: Path, fields: dict) -> Row:
-    (manifest,) = read_manifests([write_manifest(folder / "rows.jsonl", [{"id": "row", **fields}])])
-    return manifest.rows[0]
-
-
 @pytest.mark.parametrize("data_format", CHATS)
 def test_a_dialogue_in_every_format_becomes_the_same_row(tmp_path, data_format):
-    row = read(tmp_path, {**CHATS[data_format], "key": "rain"})
+    row = read_fields(tmp_path, {**CHATS[data_format], "key": "rain"})
     assert row.problem is None
     assert row.clips == (Clip(tmp_path / "a.wav"),)
     labels = {"task": "chat", "mode": "audio_analysis", "text": "Rain.", "key": "rain"}
@@ -116,7 +144,7 @@ def test_a_dialogue_in_every_format_becomes_the_same_row(tmp_path, data_format):
 
 @pytest.mark.parametrize("data_format", PAIRS)
 def test_a_preference_in_every_format_becomes_the_same_row(tmp_path, data_format):
-    row = read(tmp_path, PAIRS[data_format])
+    row = read_fields(tmp_path, PAIRS[data_format])
     assert row.problem is None
     assert row.clips == (Clip(tmp_path / "a.wav"),)
     answers = {"chosen": "Rain.", "rejected": "No idea.", "text": "Rain."}
@@ -131,7 +159,7 @@ def test_audio_marks_of_the_user_are_replaced_by_the_audio_files_in_order(tmp_pa
         {"role": "user", "content": "And <audio>?"},
         ANSWER,
     ]
-    row = read(tmp_path, {"messages": messages, "audios": ["a.wav", "b.wav", "c.wav"]})
+    row = read_fields(tmp_path, {"messages": messages, "audios": ["a.wav", "b.wav", "c.wav"]})
     assert row.problem is None
     assert [clip.path.name for clip in row.clips] == ["a.wav", "b.wav", "c.wav"]
     converted = row.labels["messages"]
@@ -149,25 +177,80 @@ def test_an_escaped_audio_mark_is_text_and_needs_no_audio_file(tmp_path):
         {"conversations": [{"from": "human", "value": content}, {"from": "gpt", "value": answer["content"]}]},
     )
     for fields in forms:
-        row = read(tmp_path, {**fields, "audios": ["a.wav"]})
+        row = read_fields(tmp_path, {**fields, "audios": ["a.wav"]})
         assert row.problem is None and [clip.path.name for clip in row.clips] == ["a.wav"]
         assert message_text(row.labels["messages"][0]) == "What does <audio> mean, and <|AUDIO|>?"
         assert row.labels["messages"][1] == answer
 
 
 def test_a_separate_system_prompt_becomes_the_first_message(tmp_path):
-    row = read(tmp_path, {**CHATS["LLaMA-Factory"], "system": "Be brief."})
+    row = read_fields(tmp_path, {**CHATS["LLaMA-Factory"], "system": "Be brief."})
     assert row.labels["messages"][0] == {"role": "system", "content": "Be brief."}
-    assert read(tmp_path, {**CHATS["LLaMA-Factory"], "system": ""}).labels["messages"] == [*QUESTION, ANSWER]
+    assert read_fields(tmp_path, {**CHATS["LLaMA-Factory"], "system": ""}).labels["messages"] == [*QUESTION, ANSWER]
 
 
-def test_an_alpaca_question_follows_its_history_and_input(tmp_path):
+@pytest.mark.parametrize(
+    ("answers", "last_messages"), [({"chosen": "Rain.", "rejected": "Snow."}, []), ({"output": "Rain."}, [ANSWER])]
+)
+def test_an_alpaca_question_follows_its_history_and_input(tmp_path, answers, last_messages):
     fields = {"instruction": "And that?", "input": "<audio>", "history": [["<audio>What is that?", "A dog."]]}
-    row = read(tmp_path, {**fields, "chosen": "Rain.", "rejected": "Snow.", "audios": ["a.wav", "b.wav"]})
+    row = read_fields(tmp_path, {**fields, **answers, "audios": ["a.wav", "b.wav"]})
     assert row.problem is None and [clip.path.name for clip in row.clips] == ["a.wav", "b.wav"]
     last = [{"type": "text", "text": "And that?\n"}, {"type": "audio", "audio": "b.wav"}]
     reply = {"role": "assistant", "content": "A dog."}
-    assert row.labels["messages"] == [*QUESTION, reply, {"role": "user", "content": last}]
+    assert row.labels["messages"] == [*QUESTION, reply, {"role": "user", "content": last}, *last_messages]
+
+
+@pytest.mark.parametrize("form", ["LLaMA-Factory", "alpaca", "query and response", "NeMo", "TRL in messages"])
+def test_a_system_prompt_of_every_form_becomes_the_first_message(tmp_path, form):
+    for name in ("system", "system_prompt"):
+        row = read_fields(tmp_path, {**CHATS[form], name: "Be brief."})
+        assert row.labels["messages"] == [{"role": "system", "content": "Be brief."}, *QUESTION, ANSWER]
+
+
+@pytest.mark.parametrize(
+    ("segment", "start", "stop"),
+    [
+        ({"offset": 0.5, "duration": 0.25}, 0.5, 0.75),
+        ({"offset": 0.5}, 0.5, 1.0),
+        ({"duration": 0.25}, 0.0, 0.25),  # in auris' own form, a duration alone does not cut
+        ({"offset": None, "duration": None}, 0.0, 1.0),
+        ({}, 0.0, 1.0),
+    ],
+)
+def test_offset_and_duration_of_a_nemo_turn_cut_the_clip(tmp_path, segment, start, stop):
+    write_wave(tmp_path / "a.wav", 1.0)
+    turns = [{"from": "user", "value": "a.wav", "type": "audio", **segment}, {"from": "assistant", "value": "Rain."}]
+    row = read_fields(tmp_path, {"conversations": turns})
+    assert row.problem is None
+    whole = Clip(tmp_path / "a.wav").read()
+    np.testing.assert_array_equal(row.clips[0].read(), whole[round(start * 16_000) : round(stop * 16_000)])
+
+
+def test_a_null_field_of_a_dialogue_is_a_missing_field(tmp_path):
+    """Tables with chats, preferences and several forms have nulls in most fields."""
+    names = ("conversation", "chosen", "rejected", "rejected_response", "instruction", "query", "response", "system")
+    row = read_fields(tmp_path, {**dict.fromkeys(names), **CHATS["ms-swift"]})
+    assert row.problem is None and row.labels["task"] == "chat" and row.labels["messages"] == [*QUESTION, ANSWER]
+
+
+def test_the_sound_marks_of_nemo_are_text_in_an_answer(tmp_path):
+    turns = [{"from": "human", "value": "<sound>"}, {"from": "gpt", "value": "A <sound> tag."}]
+    assert read_fields(tmp_path, {"sound": "a.wav", "conversations": turns}).labels["text"] == "A <sound> tag."
+
+
+def test_a_task_row_may_have_fields_of_other_forms(tmp_path):
+    fields = {
+        "audio": "a.wav",
+        "task": "sec",
+        "text": "rain",
+        "instruction": "x",
+        "output": "y",
+        "label": 3,
+        "weight": 0,
+    }
+    row = read_fields(tmp_path, fields)
+    assert row.problem is None and row.labels["task"] == "sec" and row.labels["output"] == "y"
 
 
 @pytest.mark.parametrize(
@@ -182,6 +265,15 @@ def test_an_alpaca_question_follows_its_history_and_input(tmp_path):
         ({"audios": {"path": "a.wav"}}, "`audios` is {'path': 'a.wav'}, expected a list of paths"),
         ({"audios": [3]}, "the audio of a message is 3, expected a path"),
         ({"images": ["a.png"]}, "the row has `images`"),
+        ({"videos": "a.mp4"}, "the row has `videos`"),
+        ({"tools": '[{"type": "function"}]'}, "the row has `tools`"),
+        ({"positive_messages": [[]]}, "the row has `positive_messages`"),
+        ({"offset": 1.0}, "the row has `offset`"),
+        ({"conversations": [{"from": "gpt", "value": "x"}]}, "`messages` and `conversations`, expected only one"),
+        ({"audios": ["https://example.org/a.wav"]}, "URL"),
+        ({"audios": ["data:audio/wav;base64," + "A" * 1000]}, "URL"),
+        ({"audios": [{"bytes": None, "path": "a.wav"}]}, "expected a path"),
+        ({"rejected_response": "Snow.", "rejected_audios": ["b.wav"]}, "differ before the answer"),
         (
             {"system": "Be brief.", "messages": [{"role": "system", "content": "Be long."}, *MARKED_QUESTION, ANSWER]},
             "`system` and",
@@ -206,7 +298,7 @@ def test_an_alpaca_question_follows_its_history_and_input(tmp_path):
     ],
 )
 def test_faults_in_ms_swift_rows_are_reported(tmp_path, fields, message):
-    row = read(tmp_path, {**CHATS["ms-swift"], **fields})
+    row = read_fields(tmp_path, {**CHATS["ms-swift"], **fields})
     assert message in row.problem and row.id == "row"
 
 
@@ -217,6 +309,28 @@ def test_faults_in_ms_swift_rows_are_reported(tmp_path, fields, message):
         ({"conversations": [{"from": "observation", "value": "x"}]}, "expected a `role` of system, user, assistant"),
         ({"conversations": [{"from": ["human"], "value": "x"}]}, "expected a `role`"),
         ({"conversations": [{"human": "x"}]}, "messages[0] is {'human': 'x'}"),
+        (
+            {"conversations": [{"from": "user", "value": "a.png", "type": "image"}]},
+            "`type` of conversations[0] is 'image', expected 'text' or 'audio'",
+        ),
+        (
+            {
+                "conversations": [
+                    {"from": "user", "value": "x", "type": "text"},
+                    {"from": "assistant", "value": "a.wav", "type": "audio"},
+                ]
+            },
+            "only messages of the user may",
+        ),
+        ({"query": "hi", "response": 3}, "content of a message of the assistant is 3"),
+        ({"query": "hi", "response": None}, "no form in docs/forms.md has the fields id, query"),
+        (
+            {"audio_filepath": "a.wav", "duration": 1.0, "text": "x"},
+            "has the fields audio_filepath, duration, id, text",
+        ),
+        ({"sound": "a.wav", "conversations": [{"from": "human", "value": "no mark"}]}, "0 audio marks"),
+        ({"query": "hi", "response": "yes", "history": "[['a', 'b']]"}, "list of [question, answer]"),
+        ({"prompt": "hi", "completion": {"text": "yes"}}, "`completion` is {'text': 'yes'}, expected a list"),
         (
             {"chosen": "yes", "rejected": "no"},
             "the row has no `prompt`: expected `chosen` and `rejected` to be lists of messages",
@@ -230,7 +344,7 @@ def test_faults_in_ms_swift_rows_are_reported(tmp_path, fields, message):
     ],
 )
 def test_faults_in_rows_of_other_formats_are_reported(tmp_path, fields, message):
-    assert message in read(tmp_path, fields).problem
+    assert message in read_fields(tmp_path, fields).problem
 
 
 TOKENS = ["<audio>", "</audio>", "[[[AUDIO:modality]]]", "<|audio_bos|>", "<|AUDIO|>", "<|audio_eos|>"]
@@ -258,7 +372,7 @@ def test_an_audio_mark_without_an_audio_file_is_an_error_in_every_format(tmp_pat
     for data_format, fields in without_audio.items():
         assert (
             "the user's messages have 1 audio mark (<audio>), but the row has 0 audio files"
-            in read(tmp_path, fields).problem
+            in read_fields(tmp_path, fields).problem
         ), data_format
     for fields in (
         {"messages": [*with_audio, ANSWER]},
@@ -267,12 +381,12 @@ def test_an_audio_mark_without_an_audio_file_is_an_error_in_every_format(tmp_pat
     ):
         assert (
             "the user's messages have 2 audio marks (<audio>), but the row has 1 audio file"
-            in read(tmp_path, fields).problem
+            in read_fields(tmp_path, fields).problem
         )
 
 
 def test_an_audio_file_without_a_mark_in_the_messages_is_an_error(tmp_path):
-    row = read(tmp_path, {**CHATS["auris"], "audios": ["b.wav"]})
+    row = read_fields(tmp_path, {**CHATS["auris"], "audios": ["b.wav"]})
     assert "the user's messages have 1 audio mark (<audio>), but the row has 2 audio files" in row.problem
 
 
@@ -281,56 +395,14 @@ def test_rows_in_the_format_of_auris_are_unchanged():
         assert convert(fields) == fields
 
 
-# --- the official evaluation files ---
-
-
-@pytest.mark.parametrize(
-    ("fields", "labels"),
-    [
-        ({"source": "librispeech_test_clean", "gt": "hi"}, {"task": "asr", "language": "en", "text": "hi"}),
-        ({"source": "aishell1_test", "gt": "你好"}, {"task": "asr", "language": "zh", "text": "你好"}),
-        ({"source": "cv15_asr_fr", "gt": "salut"}, {"task": "asr", "language": "fr", "text": "salut"}),
-        ({"source": "cv15_asr_yue", "gt": "佢哋"}, {"task": "asr", "language": "yue", "text": "佢哋"}),
-        (
-            {"source": "fleurs", "gt": "hi", "prompt": "Detect the language and recognize the speech: <|zh|>"},
-            {"task": "asr", "language": "zh", "text": "hi"},
-        ),
-        (
-            {"source": "covost2_en_zh_test", "gt": "你好"},
-            {"task": "s2tt", "language": "en", "target_language": "zh", "text": "你好"},
-        ),
-        ({"source": "meld", "gt": "joy"}, {"task": "er", "text": "joy"}),
-        (
-            {"source": "clothoaqa_val", "question": "Where is this?", "gt": "road"},
-            {"task": "aqa", "question": "Where is this?", "text": "road"},
-        ),
-        ({"source": "clotho_test", "gt": "A car."}, {"task": "aac", "caption_style": "clotho", "text": "A car."}),
-        (
-            {"source": "audiocaps_test", "gt": ["A car.", "A loud car."]},
-            {"caption_style": "audiocaps", "text": "A car.", "references": ["A car.", "A loud car."]},
-        ),
-    ],
-)
-def test_rows_of_the_official_evaluation_files_become_task_rows(tmp_path, fields, labels):
-    row = read(tmp_path, {"audio": "a.wav", **fields})
-    assert row.problem is None and row.clips == (Clip(tmp_path / "a.wav"),)
-    assert row.labels.items() >= labels.items() and "gt" not in row.labels
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        (
-            {"source": "mystery_test", "gt": "x"},
-            "`source` is 'mystery_test', expected it to start with one of librispeech",
-        ),
-        ({"gt": "x"}, "`source` is None"),
-        ({"source": "covost2_test", "gt": "x"}, "expected two languages"),
-        ({"source": "cv15_asr_ru", "gt": "x"}, "task 'asr' needs the label `language`"),
-        ({"source": "meld", "gt": ["joy", "anger"]}, "label `text` is list"),
-        ({"source": "clotho_test", "gt": []}, "label `text` is list"),
-        ({"source": "clotho_test", "gt": ["one", 2]}, "`references[1]` is 2"),
-    ],
-)
-def test_faults_in_official_evaluation_rows_are_reported(tmp_path, fields, message):
-    assert message in read(tmp_path, {"audio": "a.wav", **fields}).problem
+def test_the_shared_files_are_read(shared_data):
+    """`loss_false.jsonl` is the only file whose rows have an answer that is not learned."""
+    folder = shared_data / "faults/forms"
+    for path in sorted(folder.glob("*.json*")):
+        (manifest,) = read_manifests([path])
+        for row in manifest.rows:
+            assert row.problem is None, (path.name, row.problem)
+            assert all(clip.path.is_file() for clip in row.clips) and bool(row.clips) == ("trl" not in path.name)
+            flags = [message.get("loss") for message in row.labels["messages"]]
+            assert (False in flags) == (path.name == "loss_false.jsonl")
+            assert "a.wav" not in str([message_text(message) for message in row.labels["messages"]])

@@ -1,0 +1,214 @@
+"""Initial weights of a run: find their sources, and check that they fit the model.
+
+Names and shapes of tensors do not show the number of attention heads, the base of the rotary embedding and other
+settings. With another value, a model would load weights but compute another function than the one that was trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import isclose
+from typing import Any
+
+from lightning.pytorch.utilities import rank_zero_warn
+
+from auris.config import Config
+from auris.errors import MissingFileError, UserError
+from auris.model import llm
+from auris.model.audio_lm import AudioLM
+from auris.model.weights import loading
+from auris.model.weights.identify import ModelSource, identify
+from auris.model.weights.loading import InitialWeights
+from auris.text.tokenizer import Tokenizer, read_vocabulary
+
+# Attributes of a part that determine its function together with its weights. `llm.function_fields` lists those of the
+# language model. `clip_end` is missing: Qwen-Audio starts from Whisper, which has another value.
+_ATTRIBUTES = {"encoder": ("n_mels", "width", "n_layers", "n_heads", "ffn", "max_positions"), "pooling": ("k",)}
+# Widths of the encoder and the LLM, on which the shapes of all parts between them depend.
+_WIDTHS = ("model.encoder.width", "model.llm.config.hidden_size")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A setting with which the weights were trained, and which has another value in the model.
+
+    Attributes:
+        key: key of the config.
+        trained: value with which the weights were trained.
+        configured: value in the model.
+    """
+
+    key: str
+    trained: Any
+    configured: Any
+
+    def __str__(self) -> str:
+        return f"{self.key} is {_format(self.configured)}, but it was {_format(self.trained)} in training"
+
+
+def find_initial_weights(config: Config, net: AudioLM, tokenizer: Tokenizer) -> list[InitialWeights]:
+    """Return the weights to load for `checkpoint` and for each part in `weights`, in this order.
+
+    Args:
+        config: Resolved config of the run.
+        net: The model, which may be on the meta device.
+        tokenizer: Tokenizer of the run.
+
+    Raises:
+        UserError: Weights do not fit the model, or were trained with other settings of the model or another vocabulary.
+    """
+    part_paths = {f"weights.{part}": path for part, path in config["weights"].items()}
+    initial = []
+    for key, path in {"checkpoint": config["checkpoint"], **part_paths}.items():
+        if path is None:
+            continue
+        source, part = identify(path), key.removeprefix("weights.")
+        if part in ("checkpoint", "llm"):
+            _check_vocabulary(f"{key}={path}", source, config, tokenizer)
+        weights = InitialWeights(
+            source=source.open_tensors(),
+            layout=source.layout,
+            parts=None if key == "checkpoint" else [part],
+            label=f"{key}={path}",
+        )
+        _check_fit(weights, source, config["model"], net)
+        initial.append(weights)
+    return initial
+
+
+def _check_vocabulary(label: str, source: ModelSource, config: Config, tokenizer: Tokenizer) -> None:
+    """Raise UserError if rows of the source's embedding belong to other tokens than in the run."""
+    if source.tokenizer is None or source.tokenizer == config["tokenizer"]:
+        return
+    # The run may have more tokens, for which the vocabulary of a plain language model grows.
+    if not read_vocabulary(source.tokenizer).items() <= tokenizer.fast.get_vocab().items():
+        raise UserError(
+            f"{label} was trained with a vocabulary that differs from tokenizer={config['tokenizer']}: "
+            f"set tokenizer={source.tokenizer}"
+        )
+
+
+def _check_fit(weights: InitialWeights, source: ModelSource, model: Config, net: AudioLM) -> None:
+    """Raise UserError if the weights of a source do not fit the net or were trained with other settings.
+
+    Args:
+        weights: The weights.
+        source: Description of their source.
+        model: The section `model` of the run's config.
+        net: The net that the section describes.
+    """
+    parts = source.parts.keys() if weights.parts is None else source.parts.keys() & weights.parts
+    differences = [
+        difference for part in sorted(parts) for difference in find_differences(part, source.parts[part], model, net)
+    ]
+    mismatches = loading.find_mismatches(net, weights.source, weights.layout, parts=weights.parts, label=weights.label)
+    if mismatches and not differences:
+        differences = _explain_shapes(parts, source, model, net)
+    if differences or mismatches:
+        message = loading.describe_misfit([*map(str, differences), *mismatches], weights.label, weights.layout)
+        raise UserError(f"{message}: set {_suggest(differences, source, model)}" if differences else message)
+
+
+def find_differences(part: str, node: Config, model: Config, net: AudioLM) -> Iterator[Difference]:
+    """Yield the settings of a part that have another value in the model than in training.
+
+    Args:
+        part: Name of the part.
+        node: The part's section of the config with which its weights were trained.
+        model: The section `model` of the run's config.
+        net: The net that the section describes.
+    """
+    module = getattr(net, part)
+    for name in _ATTRIBUTES.get(part, ()):
+        trained, configured = node.get(name), getattr(module, name, None)
+        # A default value has no entry in the node, and a class of the user may have other attributes.
+        if None not in (trained, configured) and trained != configured:
+            yield Difference(f"model.{part}.{name}", trained, configured)
+    if part == "llm" and "config" in node:
+        yield from _find_llm_differences(node["config"], model[part].get("config") or {}, net)
+
+
+def _explain_shapes(parts: Collection[str], source: ModelSource, model: Config, net: AudioLM) -> list[Difference]:
+    """Return the settings because of which tensors of pooling, projector and boundary have other shapes or names.
+
+    These are their classes and arguments, and the widths of the encoder and the LLM, which they connect.
+    """
+    names = source.parts.keys() & {*parts, "pooling"} - {"encoder", "llm"}
+    of_classes = [
+        Difference(f"model.{part}.{name}", value, model[part].get(name))
+        for part in sorted(names)
+        for name, value in source.parts[part].items()
+        if value != model[part].get(name)
+    ]
+    of_parts = [found for part, node in source.parts.items() for found in find_differences(part, node, model, net)]
+    return of_classes + [found for found in of_parts if found.key in _WIDTHS]
+
+
+def _find_llm_differences(trained_config: Config, config: Config, net: AudioLM) -> Iterator[Difference]:
+    """Yield the settings that differ between the LLM of a source, given by its `config`, and the LLM of a net."""
+    try:
+        trained = llm.function_fields(llm.read_config(trained_config))
+    except MissingFileError as error:  # the language model of another run may have been moved
+        rank_zero_warn(f"cannot compare the settings of the language model with those in training: {error}")
+        return
+    configured = llm.function_fields(net.llm.config)
+    for name in filter(configured.__contains__, trained):
+        if not _equal(trained[name], configured[name]):
+            is_nested = name == "rope_theta" and name in (config.get("rope_parameters") or ())
+            key = f"rope_parameters.{name}" if is_nested else name
+            yield Difference(f"model.llm.config.{key}", trained[name], configured[name])
+
+
+def _equal(first: Any, second: Any) -> bool:
+    """Return whether two values of a setting have the same effect.
+
+    Numbers may differ by the rounding of float32, in which some files were converted. Lists have an entry for each
+    layer; the number of layers is another setting.
+    """
+    if isinstance(first, list) and isinstance(second, list):
+        return all(map(_equal, first, second))
+    if isinstance(first, float) and isinstance(second, (int, float)):
+        return isclose(first, second, rel_tol=1e-6)
+    return first == second
+
+
+def _suggest(differences: Sequence[Difference], source: ModelSource, model: Config) -> str:
+    """Return the overrides that remove the differences."""
+    others = [difference for difference in differences if not difference.key.startswith("model.llm.config.")]
+    of_llm = [difference for difference in differences if difference not in others]
+    overrides = [_override(difference, model) for difference in others]
+    if not of_llm:
+        return " ".join(overrides)
+    llm_overrides = [_override(difference, model) for difference in of_llm]
+    uses_path = model["llm"]["config"].get("path") is not None  # its config.json replaces all other entries
+    directory = source.path if source.kind == "causal_lm" else source.parts["llm"]["config"].get("path")
+    if directory is None:
+        return " ".join([*overrides, *(["model.llm.config.path=null"] if uses_path else []), *llm_overrides])
+    path_override = f"model.llm.config.path={directory}"
+    if uses_path or any(difference.key.endswith(".model_type") for difference in of_llm):
+        return " ".join([*overrides, path_override])
+    return f"{' '.join([*overrides, *llm_overrides])} (or {path_override}, for all settings of the language model)"
+
+
+def _override(difference: Difference, model: Config) -> str:
+    """Return the override that gives a setting the value that it had in training."""
+    *sections, name = difference.key.split(".")[1:]
+    node: Any = model
+    for section in sections:
+        node = node.get(section) or {}
+    override = f"{'' if name in node else '+'}{difference.key}={_format(difference.trained)}"
+    return f"'{override}'" if "{" in override or "[" in override else override
+
+
+def _format(value: Any) -> str:
+    """Return a value as overrides contain it."""
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{name}:{_format(item)}" for name, item in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        return f"[{','.join(map(_format, value))}]"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, float):
+        return str(int(value)) if value.is_integer() else f"{value:.6g}"
+    return str(value)
