@@ -1,8 +1,8 @@
 """Audio marks of messages, such as `<audio>`, are replaced by the audio files of the row.
 
 `auris.text.audio_marks` says which texts are marks, and how a mark is escaped that is ordinary text. The number of
-audio marks in the user's messages must equal the number of audio files. A mark without a file, or a file without a mark,
-would change the meaning of the prompt, so such a row is refused.
+audio marks in the user's messages must equal the number of audio files. A mark without a file, or a file without a
+mark, would change the meaning of the prompt, so such a row is refused.
 """
 
 from __future__ import annotations
