@@ -11,10 +11,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
-<<<<<<< HEAD
-=======
-from auris.data.importers.audio_marks import place_audio
->>>>>>> i20signals
 from auris.data.importers.fields import Fields, require_messages
 from auris.data.importers.placement import place_audio
 from auris.errors import UserError, shorten

@@ -1,17 +1,9 @@
-<<<<<<< HEAD:src/auris/data/importers/placement.py
 """Placement of audio files at the audio marks of the user's messages.
 
 An audio mark is a placeholder in a message that shows where a clip belongs, such as `<audio>`; a backslash before it
 makes it ordinary text (`auris.text.audio_marks`). The number of audio marks in the user's messages must equal the
 number of audio files. A mark without a file, or a file without a mark, would change the meaning of the prompt, so such
 a row is refused.
-=======
-"""Audio marks of messages, such as `<audio>`, are replaced by the audio files of the row.
-
-`auris.text.audio_marks` says which texts are marks, and how a mark is escaped that is ordinary text. The number of
-audio marks in the user's messages must equal the number of audio files. A mark without a file, or a file without a
-mark, would change the meaning of the prompt, so such a row is refused.
->>>>>>> i20signals:src/auris/data/importers/audio_marks.py
 """
 
 from __future__ import annotations
