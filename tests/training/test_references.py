@@ -418,5 +418,5 @@ def test_augmentation_is_refused_before_anything_is_computed(compose_run, monkey
 
 
 def test_an_invalid_beta_is_refused_before_training(compose_run):
-    with pytest.raises(ValueError, match=r"^objective.beta=0.0: expected a number above 0"):
-        train.train(compose_run("max_steps=2", "objective.beta=0.0"))
+    with pytest.raises(ValueError, match=r"^objective.beta=0.0: expected a number > 0"):
+        compose_run("max_steps=2", "objective.beta=0.0")

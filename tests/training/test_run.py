@@ -353,7 +353,6 @@ def test_a_dry_run_plans_an_epoch_for_the_requested_ranks(compose_run, corpus, c
         (["weights.encoder={whisper}", "model.encoder.n_heads=4"], "set model.encoder.n_heads=2$"),
         (["weights.encoder={whisper}", "model.encoder.width=16"], "set model.encoder.width=32$"),
         (["optim.lr_factors={{encodr: 0.1}}"], "optim.lr_factors contains encodr: expected encoder"),
-        (["optim.warmup_steps=9", "max_steps=9"], "optim.warmup_steps=9 must be less than max_steps=9"),
         (["trainable=[encodr]"], "trainable"),
     ],
 )

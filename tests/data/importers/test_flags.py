@@ -147,6 +147,7 @@ def test_fields_that_nothing_uses_are_reported_once_a_file_with_a_count(tmp_path
     for _ in range(2):  # computed, then read from the cache
         with pytest.warns(UserWarning, match="fields that auris does not use") as warned:
             read_manifests([path], cache_dir=tmp_path / "cache")
-        assert [str(warning.message).partition("use: ")[2] for warning in warned] == [
+        lists = [str(warning.message).partition("use: ")[2] for warning in warned]
+        assert list(filter(None, lists)) == [  # torch may warn too
             "`channel` (1 row), `messages[].content[].end` (1 row), `messages[].name` (1 row), `topic` (3 rows)"
         ]

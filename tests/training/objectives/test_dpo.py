@@ -326,15 +326,8 @@ def test_pairs_without_cached_references_are_refused(net: AudioLM) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"beta": 0.0}, "objective.beta=0.0: expected a number above 0"),
-        ({"beta": -0.1}, "objective.beta=-0.1"),
-        ({"beta": math.nan}, "objective.beta=nan"),
-        ({"beta": "high"}, "objective.beta='high': expected a number"),
-        ({"nll_weight": None}, "objective.nll_weight=None: expected a number"),
         ({"loss": "logistic"}, "objective.loss=logistic: expected sigmoid or ipo or hinge"),
-        ({"label_smoothing": 0.5}, "objective.label_smoothing=0.5"),
         ({"label_smoothing": 0.1, "loss": "ipo"}, "label_smoothing=0.1 has no effect on the ipo loss"),
-        ({"nll_weight": -1.0}, "objective.nll_weight=-1.0"),
         ({"reference": "none"}, "objective.reference=none: expected cached or live"),
     ],
 )
