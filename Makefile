@@ -57,8 +57,9 @@ demo: setup  ## train Qwen-Audio and Qwen2-Audio at tiny scale and compare them:
 # The probes of slipcover in code objects break torch.compile, so the tests of compiled blocks run without coverage.
 test: setup  ## run the tests (offline, CPU) and print the coverage
 	@mkdir -p .cache
-	$(PY) -m pytest $(COMPILED_TESTS)
-	$(PY) -m slipcover -m pytest -n $(TESTERS) --dist loadfile --no-loadscope-reorder --ignore $(COMPILED_TESTS)
+	@$(PY) -m pytest $(COMPILED_TESTS) & compiled=$$!; \
+	$(PY) -m slipcover -m pytest -n $(TESTERS) --dist loadfile --no-loadscope-reorder --ignore $(COMPILED_TESTS); code=$$?; \
+	wait $$compiled && exit $$code
 	@$(PY) -c "import json; print('coverage of src/auris: {percent_covered:.1f} % of its lines (.cache/coverage.json)'.format(**json.load(open('.cache/coverage.json'))['summary']))"
 
 # Rounding differs between instruction sets and thread counts: no test may depend on it. About six times `make test`.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import os
 import runpy
 import shutil
@@ -30,6 +31,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run the packages with the slowest files first, so that all workers finish at about the same time."""
     tests = ROOT / "tests"
     items.sort(key=lambda item: item.path.relative_to(tests).parts[0] not in SLOWEST_PACKAGES)
+
+
+def pytest_collection_finish() -> None:
+    """Keep the garbage collector from searching the millions of objects of torch and transformers again and again."""
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 50)
 
 
 @pytest.fixture(scope="module")

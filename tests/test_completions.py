@@ -233,6 +233,7 @@ ReplyLog(Path(sys.argv[1]), Endpoint(url=sys.argv[2], model="m")).ask_all(map(nu
 """
 
 
+@pytest.mark.slow
 def test_after_a_kill_only_unanswered_requests_are_repeated(tmp_path: Path) -> None:
     path, child = tmp_path / "reply_log.jsonl", None
 

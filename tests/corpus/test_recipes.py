@@ -73,6 +73,7 @@ def test_every_task_of_the_table_has_a_recipe() -> None:
     assert set(RECIPES) == {code for code, task in TASKS.items() if task.hours}
 
 
+@pytest.mark.slow
 def test_every_row_is_usable_with_both_prompt_styles(rows: list[Row]) -> None:
     assert {row.labels["task"] for row in rows} == set(RECIPES)
     for row in rows:

@@ -110,6 +110,7 @@ def test_packing_resumes_after_an_error(manifest, packed_dir, tmp_path, monkeypa
     assert all(path.stat().st_mtime_ns == mtime for path, mtime in mtimes.items())
 
 
+@pytest.mark.slow
 def test_packing_resumes_after_being_killed(manifest, packed_dir, tmp_path):
     out = tmp_path / "out"
     arguments = [f"rows={manifest}", f"out={out}", "rows_per_shard=3", "processes=2"]

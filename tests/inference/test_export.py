@@ -237,6 +237,7 @@ def test_exporting_qwen_audio_restores_its_files_exactly(tmp_path: Path, rescale
     assert_identical(auris.load(tmp_path / "out").net.state_dict(), auris.load(tmp_path / "v1").net.state_dict())
 
 
+@pytest.mark.slow
 def test_the_merge_ranks_of_the_released_tokenizer_are_restored_exactly(shared_data: Path, tmp_path: Path):
     released = shared_data / "golden/qwen_audio_v1/qwen.tiktoken"
     write_ranks(Tokenizer.load(released), tmp_path / "qwen.tiktoken")

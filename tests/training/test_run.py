@@ -361,10 +361,10 @@ def test_a_dry_run_refuses_what_the_run_would_refuse(compose_run, tmp_path: Path
     sizes = {"n_mels": 16, "width": 32, "n_layers": 2, "n_heads": 2, "ffn": 48}
     overrides = [override.format(whisper=tmp_path / "whisper") for override in overrides]
     encoder = [f"model.encoder.{name}={size}" for name, size in sizes.items()]
+    run_config = compose_run(*encoder, *overrides)
     for dry_run in (True, False):
-        run_config = compose_run(*encoder, *overrides, f"dry_run={dry_run}")
         with pytest.raises(ValueError, match=message):
-            train.train(run_config)
+            train.train({**run_config, "dry_run": dry_run})
 
 
 def test_a_model_starts_from_the_checkpoint_of_another_run(compose_run):
