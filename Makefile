@@ -108,7 +108,7 @@ lint: setup  ## ruff, types (pyrefly), codespell and the contracts of the layers
 	$(PY) -m ruff check src tests benchmarks
 	$(PY) -m ruff format --check src tests benchmarks
 	$(VENV)/bin/pyrefly check --python-interpreter-path $(PY)
-	$(VENV)/bin/codespell src tests benchmarks configs ablations scripts *.md
+	$(VENV)/bin/codespell src tests benchmarks configs ablations scripts docs *.md
 	$(VENV)/bin/lint-imports --no-logo --cache-dir .cache/import-linter
 
 format: setup  ## ruff: apply the format

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 from collections.abc import Mapping
@@ -398,6 +399,7 @@ class RecordingFiles(TensorFiles):
 def test_each_shard_is_opened_once_and_only_one_is_mapped_at_a_time(
     net: AudioLM, source_net: AudioLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
+    gc.collect()  # files of earlier tests may still be mapped
     source = RecordingFiles.open(write(tmp_path, source_net.state_dict(), 4))
     opened, open_file = [], tensors._open
     monkeypatch.setattr(tensors, "_open", lambda file: opened.append(file) or open_file(file))
