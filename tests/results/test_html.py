@@ -357,6 +357,19 @@ def test_an_interval_is_drawn_on_the_scale_of_its_metric():
     assert "MDD" not in table.head  # the minimum detectable difference, which no score states
 
 
+def test_the_details_of_an_error_rate_are_columns_next_to_it():
+    common = {"study": "s", "arm": "a", "seed": 0, "benchmark": "b", "task": "asr en", "split": "test", "n": 3}
+    common |= {"units": "3 rows", "provenance": "tts", "signature": "s", "low": 0.0, "high": 1.0}
+    values = {"wer": 0.5, "insertions": 0.2, "deletions": 0.1, "substitutions": 0.2, "empty": 0.0, "runaway": 0.25}
+    scores = [ResultRow(**common, metric=metric, value=value) for metric, value in values.items()]
+    score_table, error_table = tables.build_run_tables(scores)
+    assert [row[0].text for group in score_table.groups for row in group.rows] == ["WER (%) ↓"]
+    assert error_table.head == ["task", "WER, CER", "ins.", "del.", "sub.", "empty", "runaway"]
+    [group] = error_table.groups
+    assert [cell.text for cell in group.shared] == ["asr en"]
+    assert [cell.text for cell in group.rows[0]] == ["50.0", "20.0", "10.0", "20.0", "0.0", "25.0"]
+
+
 def test_a_reference_is_shown_in_the_style_of_the_responses():
     events = {"task": "sed", "events": [{"label": "bell", "start": 0.5, "end": 1.0}]}
     fields = {"id": "r", "task": "sed", "language": "en", "group": "sed", "metric": "event_f1", "stats": [0, 0, 1]}

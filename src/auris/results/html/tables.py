@@ -7,11 +7,19 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from auris.metrics.measures import MEASURES, format_value
+from auris.metrics import edits
+from auris.metrics.measures import ERROR_HEADINGS, ERROR_NOTE, MEASURES, format_value, tabulate_errors
 from auris.metrics.records import ResultRow
 from auris.metrics.statistics import DETECTABLE_NOTE, LEVEL
 from auris.results.cells import Line, format_heading, format_interval, format_p, format_score, frame_rows, is_number
-from auris.results.tables import BEYOND_NOISE, DROP_NOTE, KEY, verdicts_in
+from auris.results.tables import (
+    BEYOND_NOISE,
+    DROP_NOTE,
+    KEY,
+    tabulate_errors_of_arms,
+    verdicts_in,
+    without_details,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -52,7 +60,7 @@ class Table:
 
 
 def build_run_tables(scores: Sequence[ResultRow]) -> list[Table]:
-    """Return one table for each benchmark, given the result rows of a run."""
+    """Return the tables of each benchmark, given the result rows of a run: scores, and errors of speech tasks."""
     # Rows with the split "drop" state how much worse a score is than on the same rows with their original audio.
     drops = {(row.benchmark, row.task, row.metric): row for row in scores if row.split == "drop"}
     tables = []
@@ -62,7 +70,8 @@ def build_run_tables(scores: Sequence[ResultRow]) -> list[Table]:
         has_mdd = not has_drops and any(is_number(row.detectable) for row in result_rows)
         head = ["task", "metric", "score", "", "95 % interval", *["drop"][:has_drops], "rows", *["MDD"][:has_mdd]]
         groups = []
-        for task, members in groupby(result_rows, key=lambda row: row.task):
+        shown_rows = [row for row in result_rows if row.metric not in edits.DETAILS]
+        for task, members in groupby(shown_rows, key=lambda row: row.task):
             table_rows = []
             for row in members:
                 value, low, high = (_format_value(row.metric, number) for number in (row.value, row.low, row.high))
@@ -79,11 +88,30 @@ def build_run_tables(scores: Sequence[ResultRow]) -> list[Table]:
         columns = [*head, "provenance", "signature"]
         note = DROP_NOTE if has_drops else DETECTABLE_NOTE if has_mdd else ""
         tables.append(Table(f"Benchmark {benchmark}", columns, groups, note))
+        errors = tabulate_errors((row.task, row.metric, row.value) for row in result_rows)
+        tables += _error_tables(benchmark, {(task,): texts for task, texts in errors.items()}, ["task"])
     return tables
 
 
+def _error_tables(
+    benchmark: str, errors: Mapping[tuple[str, ...], Sequence[str]], columns: Sequence[str]
+) -> list[Table]:
+    """Return a table of the error rates of speech tasks and their details, or no table if there are none.
+
+    Args:
+        benchmark: Name of the benchmark.
+        errors: The texts of the cells (`tabulate_errors`) by the texts of the first cells.
+        columns: Headings of the first cells.
+    """
+    if not errors:
+        return []
+    groups = [Group([Cell(text) for text in key], [[Cell(text) for text in texts]]) for key, texts in errors.items()]
+    caption = f"Benchmark {benchmark}: errors of speech tasks in %"
+    return [Table(caption, [*columns, *ERROR_HEADINGS], groups, ERROR_NOTE)]
+
+
 def build_study_tables(frame: pd.DataFrame) -> list[Table]:
-    """Return one table for each benchmark of a study, with a row for each arm that has a score.
+    """Return the tables of each benchmark of a study: scores with a row for each arm, and errors of speech tasks.
 
     Args:
         frame: The table that `results.table` returns.
@@ -97,7 +125,14 @@ def build_study_tables(frame: pd.DataFrame) -> list[Table]:
     baseline = f": differences to {first}" if others else ""
     tables = []
     has_drops_anywhere = False
-    for benchmark, members in frame.groupby("benchmark", sort=False):
+    error_tables = []
+    errors = tabulate_errors_of_arms(frame)
+    for benchmark in dict.fromkeys(key[0] for key in errors):
+        of_benchmark: dict[tuple[str, ...], list[str]] = {
+            key[1:]: texts for key, texts in errors.items() if key[0] == benchmark
+        }
+        error_tables += _error_tables(benchmark, of_benchmark, ["task", "arm"])
+    for benchmark, members in without_details(frame).groupby("benchmark", sort=False):
         lines = frame_rows(members)
         has_drops = any(is_number(line.get(f"{arm} drop")) for line in lines for arm in arms)
         has_drops_anywhere |= has_drops
@@ -126,7 +161,7 @@ def build_study_tables(frame: pd.DataFrame) -> list[Table]:
         )
     if has_drops_anywhere:
         note += f" {DROP_NOTE}"
-    return [*tables[:-1], replace(tables[-1], note=note)]
+    return [*tables[:-1], replace(tables[-1], note=note), *error_tables]
 
 
 def _difference_cells(line: Line, arm: str, first: str, verdict: str) -> list[Cell]:
