@@ -209,7 +209,9 @@ def test_every_row_reaches_training_step_once_per_data_epoch(compose_run, batchi
 
 @pytest.mark.slow
 def test_compiled_blocks_train_to_the_same_weights(compose_run):
-    run_configs = [compose_run("max_steps=3", f"compile={backend}", f"arm=compile_{backend}") for backend in ("null", "eager")]
+    run_configs = [
+        compose_run("max_steps=3", f"compile={backend}", f"arm=a_{backend}") for backend in ("null", "eager")
+    ]
     for run_config in run_configs:
         train.train(run_config)
     assert_equal(*map(weights, run_configs), tolerance=1e-6)
