@@ -221,7 +221,8 @@ def test_a_killed_evaluation_resumes_on_another_number_of_processes(trained_run:
         tmp_path / "one"
     )
     processes = start(evaluation(*evaluate_options(resumed, *options)), 3, tmp_path / "three")
-    while not list(resumed.glob("answers/task-*.jsonl")):  # wait until some rows are answered
+    # Wait until some rows are answered. The first line holds the settings.
+    while not any(path.read_bytes().count(b"\n") > 1 for path in resumed.glob("answers/task-*.jsonl")):
         assert all(process.is_alive() for process in processes), read_logs(tmp_path / "three")
     for process in processes:
         process.kill()
