@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import io
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -343,17 +342,6 @@ def test_the_error_for_a_missing_torchaudio_says_which_versions_to_install(monke
 # --- files in memory, and segments as files ---
 
 
-@dataclass(frozen=True)
-class MemoryFile:
-    """Audio file in memory, with its number of samples if that is known."""
-
-    content: bytes
-    n_samples: int | None = None
-
-    def read(self) -> bytes:
-        return self.content
-
-
 FORMATS = ["wav", "flac", "ogg", "mp3", "PCM_U8", "PCM_24", "DOUBLE"]
 
 
@@ -368,28 +356,29 @@ def write_noise(folder: Path, audio_format: str) -> Path:
 @pytest.mark.parametrize("audio_format", FORMATS)
 def test_a_file_in_memory_has_the_same_samples_as_on_disk(tmp_path, audio_format):
     path = write_noise(tmp_path, audio_format)
-    memory = MemoryFile(path.read_bytes())
+    memory = audio.FileContent(path.read_bytes())
     assert np.array_equal(audio.read(memory), audio.read(path))
     assert np.array_equal(audio.read(memory, offset=0.2, duration=0.3), audio.read(path, offset=0.2, duration=0.3))
     assert audio.n_samples(memory) == audio.n_samples(path)
 
 
 def test_the_stored_number_of_samples_is_used_without_decoding():
-    assert audio.n_samples(MemoryFile(b"", 123)) == 123
+    assert audio.n_samples(audio.FileContent(b"", 123)) == 123
     with pytest.raises(AudioError):
-        audio.n_samples(MemoryFile(b"", 123), offset=0.1)
+        audio.n_samples(audio.FileContent(b"", 123), offset=0.1)
 
 
 @pytest.mark.parametrize("audio_format", FORMATS)
 @pytest.mark.parametrize(("offset", "duration"), [(0.2, 0.3), (0.5, None), (0.9, 0.4)])
 def test_a_segment_cut_to_a_file_equals_the_segment_of_the_whole_file(tmp_path, audio_format, offset, duration):
     path = write_noise(tmp_path, audio_format)
-    segment = MemoryFile(audio.cut_segment(path, offset, duration))
+    segment = audio.FileContent(audio.cut_segment(path, offset, duration))
     assert np.array_equal(
         audio.read(segment, offset=0.0, duration=duration), audio.read(path, offset=offset, duration=duration)
     )
     assert np.array_equal(
-        audio.read(MemoryFile(audio.cut_segment(MemoryFile(path.read_bytes()), offset, duration))), audio.read(segment)
+        audio.read(audio.FileContent(audio.cut_segment(audio.FileContent(path.read_bytes()), offset, duration))),
+        audio.read(segment),
     )
 
 

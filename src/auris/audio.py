@@ -99,7 +99,7 @@ _FORMS = "a path, the bytes of a file, a binary file, samples, (samples, rate) o
 
 @dataclass(frozen=True)
 class FileContent:
-    """The content of an audio file, as a `Sound`."""
+    """The content of an audio file in memory, as a `Sound`."""
 
     content: bytes
     n_samples: int | None = None

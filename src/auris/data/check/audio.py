@@ -46,7 +46,7 @@ KINDS = {
 FULL_SCALE = 0.99
 _MIN_RUN = 3  # samples
 _MIN_SHARE_AT_FULL_SCALE, _MIN_SHARE_BELOW_FULL_SCALE = 1e-3, 2e-2
-_MIN_RATIO_BELOW_FULL_SCALE = 5  # of the numbers of samples at the highest (lowest) value and at the value next to it
+_MIN_RATIO_BELOW_FULL_SCALE = 5  # how much more frequent a clipped peak must be than the value next to it
 
 # Letters per second that no speech reaches: twice the rate of the fastest readers (about 20 letters per second in
 # English, and 7 in languages that write each syllable as one letter).

@@ -6,7 +6,6 @@ import json
 import os
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
-from io import BytesIO
 from pathlib import Path
 
 import fsspec
@@ -90,12 +89,6 @@ def _entry(record: Record, row: Row) -> Fields:
     }
 
 
-class _InMemory(BytesIO):
-    """An audio file in memory (an `audio.Sound`)."""
-
-    n_samples: int | None = None
-
-
 def _sound(clip: Clip) -> Fields:
     """Return a clip in SHARD_SCHEMA, with its unchanged file or, for a clip with `offset`, only the segment."""
     source = clip.path
@@ -107,7 +100,7 @@ def _sound(clip: Clip) -> Fields:
         else:
             audio.n_samples(source)  # refuses files that are not audio
             content = source.read_bytes() if isinstance(source, Path) else source.read()
-        samples = audio.n_samples(_InMemory(content))
+        samples = audio.n_samples(audio.FileContent(content))
     except OSError as error:  # its message does not name the file, so the name is added
         return {"bytes": None, "path": name, "samples": None, "problem": f"{source}: cannot be read ({error})"}
     except AudioError as error:
