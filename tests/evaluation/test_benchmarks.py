@@ -217,6 +217,16 @@ def test_multiple_choice_has_a_strict_score_an_official_score_and_a_rate_of_unpa
     assert values["chat mood_x", "choice_official"] == 0.0  # `sad` has no letter, so the script drops it
 
 
+def test_an_option_keeps_its_letter_if_another_one_is_missing(folder: Path):
+    fields = {"path": "a.wav", "question": "How does it sound?", "task_name": "mood", "dataset_name": "x"}
+    options = {"choice_a": "happy", "choice_b": None, "choice_c": "sad", "choice_d": "angry", "answer_gt": "angry"}
+    [row] = rows_of(folder, {**fields, **options})
+    values = {p.metric: p.stats[0] for p in score_responses([Response(row, "D")]) if p.metric.startswith("choice")}
+    assert values == {"choice": 1.0, "choice_official": 1.0, "choice_unparsed": 0.0}
+    values = {p.metric: p.stats[0] for p in score_responses([Response(row, "B")]) if p.metric.startswith("choice")}
+    assert values["choice"] == 0.0
+
+
 def test_the_wording_of_a_benchmark_replaces_all_other_wordings():
     labels = {"task": "er", "text": "joy"}
     style = NaturalPrompt().with_wording("Which emotion?")

@@ -19,6 +19,7 @@ import pytest
 from rich.console import Console
 
 from auris import cli, config
+from auris.errors import UsageError
 from auris.training import studies
 from auris.training.studies import Job
 from support.recipes import compose_once
@@ -119,6 +120,22 @@ def test_the_error_for_a_misspelt_override_names_the_arm():
 def test_the_error_for_an_unknown_arm_lists_all_arms_and_stages():
     with pytest.raises(ValueError, match="arm=z: expected an arm or stage of study letters: encoder, a, b"):
         studies.plan_jobs(STUDY, arm="z")
+
+
+def test_an_arm_with_other_settings_than_the_stage_that_it_starts_from_is_refused():
+    stages = {"encoder": {"overrides": ["experiment=encoder_ctc", "model.encoder.n_heads=10"]}}
+    message = (
+        "arm a: model.encoder.n_heads=4, but encoder, whose weights it starts from, is trained with 10: "
+        "set model.encoder.n_heads=10"
+    )
+    with pytest.raises(UsageError, match=message):
+        studies.plan_jobs({**STUDY, "stages": stages})
+
+
+def test_an_arm_with_other_settings_than_the_arm_that_it_starts_from_is_refused():
+    tuned = {"overrides": ["experiment=qwen2_audio_sft", "model.llm.config.rope_theta=10001"], "after": "a"}
+    with pytest.raises(UsageError, match="arm tuned: model.llm.config.rope_theta=10001, but a, whose weights it"):
+        studies.plan_jobs({**STUDY, "arms": {"a": STUDY["arms"]["a"], "tuned": tuned}})
 
 
 def test_a_circular_dependency_is_refused():

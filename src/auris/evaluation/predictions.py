@@ -104,8 +104,13 @@ def score_responses(responses: Sequence[Response], raw_metrics: Sequence[str] = 
 
 
 def _options(labels: Labels) -> list[str]:
-    """Return the options of a multiple-choice question (AIR-Bench, foundation part); empty for other rows."""
-    return [labels[key] for letter in ascii_lowercase if labels.get(key := f"choice_{letter}")]
+    """Return the options of a multiple-choice question (AIR-Bench, foundation part); empty for other rows.
+
+    An option that is missing before the last one is an empty text, so that the others keep their letters.
+    """
+    texts = [labels.get(f"choice_{letter}") or "" for letter in ascii_lowercase]
+    n_options = max((number for number, text in enumerate(texts, start=1) if text), default=0)
+    return texts[:n_options]
 
 
 def _metrics(row: Row) -> dict[str, Callable[[str], Any]]:

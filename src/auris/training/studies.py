@@ -18,7 +18,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,6 +40,9 @@ from auris.training.preemption import REQUEUE_STATUS, Preemption
 _RUNNER_KEYS = ("ablations", "arm", "seed", "seeds", "jobs", "threads", "metric", "dry_run")
 _SHARED = "shared"  # name of the study to which stages belong
 _NAMING_KEYS = ("study", "arm", "seed", "run_dir")  # settings that only name a run
+# Settings of a part of the model that may differ from those with which its weights were trained. Qwen-Audio starts from
+# Whisper, which has another `clip_end`.
+_SETTINGS_WITHOUT_FUNCTION = ("clip_end", "train_length", "config.path", "config.max_position_embeddings")
 # File in the directory of a finished run. It holds the digest of the config, and the evaluations that were made.
 _DONE_FILE = "done.json"
 
@@ -200,6 +203,8 @@ def plan_jobs(
                 composed.study, composed.arm = _SHARED, f"{name}-{_digest(configs.resolve(composed), seed)}"
                 naming = [f"study={_SHARED}", f"arm={composed.arm}", f"seed={seed}"]
             config = configs.resolve(composed)
+            for key, source_job in needed.items():
+                _check_fit(config["model"], key, source_job)
         except UserError as error:
             raise UsageError(f"study {study['study']}, arm {name}: {error}") from error
         job = Job(name, seed, [*overrides, *naming], Path(config["run_dir"]), [*needed.values()], config=config)
@@ -214,6 +219,42 @@ def plan_jobs(
             add(name, job_seed)
     _check_that_arms_differ([job for job in jobs.values() if job.name in study["arms"]])
     return list(jobs.values())
+
+
+def _check_fit(model: Config, key: str, source: Job) -> None:
+    """Check that a model has the settings with which the weights that it starts from are trained.
+
+    The run itself checks this too (`initial_weights`), but only after hours of training the source.
+
+    Args:
+        model: Section `model` of the config of the run.
+        key: `checkpoint`, or `weights.PART`.
+        source: The job whose weights the run starts from.
+
+    Raises:
+        UsageError: A setting has another value.
+    """
+    trained_model = source.config["model"]
+    for part in [key.removeprefix("weights.")] if key != "checkpoint" else trained_model:
+        trained, configured = _function_settings(trained_model[part]), _function_settings(model[part])
+        for name in trained.keys() & configured.keys():
+            if trained[name] != configured[name]:
+                raise UsageError(
+                    f"model.{part}.{name}={configured[name]}, but {source.name}, whose weights it starts from, is "
+                    f"trained with {trained[name]}: set model.{part}.{name}={trained[name]}"
+                )
+
+
+def _function_settings(part: object) -> dict[str, object]:
+    """Return the settings of a part of a model that determine what it computes with given weights.
+
+    The settings of a language model are those of its `config`, unless they are in a file at `config.path`.
+    """
+    settings = dict(part) if isinstance(part, Mapping) else {}
+    llm_config = settings.pop("config", None) or {}
+    if llm_config.get("path") is None:
+        settings |= {f"config.{name}": value for name, value in llm_config.items()}
+    return {name: value for name, value in settings.items() if name not in _SETTINGS_WITHOUT_FUNCTION}
 
 
 def _digest(config: Config, seed: int) -> str:

@@ -239,6 +239,13 @@ def test_the_sound_marks_of_nemo_are_text_in_an_answer(tmp_path):
     assert read_fields(tmp_path, {"sound": "a.wav", "conversations": turns}).labels["text"] == "A <sound> tag."
 
 
+def test_a_sound_mark_of_nemo_after_a_backslash_is_text(tmp_path):
+    turns = [{"from": "human", "value": r"<sound>What does \<sound> mean?"}, {"from": "gpt", "value": "A clip."}]
+    row = read_fields(tmp_path, {"sound": "a.wav", "conversations": turns})
+    assert len(row.clips) == 1
+    assert row.labels["messages"][0]["content"][-1]["text"] == "What does <sound> mean?"
+
+
 def test_a_task_row_may_have_fields_of_other_forms(tmp_path):
     fields = {
         "audio": "a.wav",

@@ -175,11 +175,15 @@ def _join_contents(contents: Iterable[Any]) -> Any:
 
 
 def _replace_sound_mark(message: Any) -> Any:
-    """Replace the audio marks of NeMo's sharegpt format in a message of the user by those of ms-swift."""
+    """Replace the audio marks of NeMo's sharegpt format in a message of the user by those of ms-swift.
+
+    After a backslash they are ordinary text, as the other audio marks are.
+    """
     content = message.get("content") if isinstance(message, Mapping) else None
     if not isinstance(content, str) or message["role"] != "user":
         return message
-    return {**message, "content": re.sub("<sound>|<speech>", MARK, content)}
+    text = re.sub(r"(\\?)(<sound>|<speech>)", lambda match: match[2] if match[1] else MARK, content)
+    return {**message, "content": text}
 
 
 # --- the whole row ------------------------------------------------------------------------------------------------
