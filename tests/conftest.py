@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from tokenizers import AddedToken
 
 from support.corpora import build_corpus
@@ -23,6 +24,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Whenever a tokenizer is loaded or saved, transformers deep-copies thousands of control tokens. They are never changed
 # in place, so a deep copy may share them: this takes a quarter off the time of tests that save models.
 copy._deepcopy_dispatch[AddedToken] = lambda token, memo: token
+
+# Hydra reads thirty YAML files for a composition. With libyaml this takes a quarter less time.
+yaml.SafeLoader = yaml.CSafeLoader
 
 SLOWEST_PACKAGES = ("end_to_end", "training")
 

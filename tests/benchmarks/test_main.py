@@ -113,9 +113,7 @@ def test_a_benchmark_reports_parity_and_ratio_as_json(capsys: pytest.CaptureFixt
     assert result["settings"]["clips"] == 2 and result["settings"]["trained"] == "all"
 
 
-@pytest.mark.parametrize(
-    ("benchmark", "value"), [("train_step", 1e-2), ("train_step", float("nan")), ("dpo_step", 1e-2)]
-)
+@pytest.mark.parametrize(("benchmark", "value"), [("train_step", float("nan")), ("dpo_step", 1e-2)])
 def test_sides_that_differ_are_not_timed(
     benchmark: str, value: float, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path
 ) -> None:

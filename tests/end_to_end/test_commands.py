@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
+import traceback
 from pathlib import Path
 
 import pytest
+from hydra.core.global_hydra import GlobalHydra
 
 from auris import cli
 from auris.model.weights import checkpoint_dir
+from auris.training import studies
 from support.recipes import SMALLEST_MODEL
+
+pytestmark = pytest.mark.usefixtures("single_thread")  # the study runner forks
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -87,22 +93,54 @@ def results_by_arm(folder: Path) -> dict[str, list]:
     return results
 
 
-def train_study(folder: Path) -> Path:
-    completed = call(folder, "train", "ablations=smoke", "jobs=2")
-    assert completed.returncode == 0, completed.stdout[-3000:] + completed.stderr[-3000:]
-    return folder
+class ForkedCommand:
+    """A forked process that runs an `auris` command, with the attributes of `subprocess.Popen` that a study needs."""
+
+    def __init__(self, arguments: list[str], log: Path):
+        def run() -> None:
+            sys.stdout = sys.stderr = log.open("a", buffering=1)
+            GlobalHydra.instance().clear()
+            code = 1
+            try:
+                code = cli.main(arguments)
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(code)  # skip the exit handlers inherited from the parent process
+
+        self.process = multiprocessing.get_context("fork").Process(target=run)
+        self.process.start()
+
+    def poll(self) -> int | None:
+        return self.process.exitcode
+
+
+def fork_job(job: studies.Job, arguments: list[str], threads: int) -> None:
+    """Start a process of a job by forking, because the imports of a new process take seconds."""
+    job.run_dir.mkdir(parents=True, exist_ok=True)
+    job.process = ForkedCommand(arguments, job.log)
 
 
 @pytest.fixture(scope="module")
 def short_study(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a user's directory with a completed study of one arm."""
-    return train_study(write_study(tmp_path_factory.mktemp("user"), corpus, SHORT_STUDY))
+    folder = write_study(tmp_path_factory.mktemp("user"), corpus, SHORT_STUDY)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(studies, "_start", fork_job)
+        code = cli.main(["train", "ablations=smoke", "jobs=2"])
+    log = folder / "runs/smoke/tags/seed_0/log.txt"
+    assert code == 0, log.read_text()[-3000:]
+    return folder
 
 
 @pytest.fixture(scope="module")
 def full_study(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a user's directory with a completed study of two stages and two arms."""
-    return train_study(write_study(tmp_path_factory.mktemp("user"), corpus))
+    """Return a user's directory with a completed study of two stages and two arms, trained in new processes."""
+    folder = write_study(tmp_path_factory.mktemp("user"), corpus)
+    completed = call(folder, "train", "ablations=smoke", "jobs=2")
+    assert completed.returncode == 0, completed.stdout[-3000:] + completed.stderr[-3000:]
+    return folder
 
 
 @pytest.fixture

@@ -73,7 +73,7 @@ def weights_of(path: str) -> dict[str, torch.Tensor]:
     return {name: tensor for name, tensor in load_state(path).items() if name.startswith("net.")}
 
 
-@pytest.mark.parametrize("system", SYSTEMS)
+@pytest.mark.parametrize("system", [pytest.param("qwen_audio", marks=pytest.mark.slow), "qwen2_audio"])
 def test_a_pretrained_model_is_fine_tuned_evaluated_and_prompted(compose_run, dialogues: Path, system: str, capsys):
     base = compose_run(f"experiment={system}_pretrain", "arm=base")
     train.train(base)
