@@ -35,6 +35,7 @@ class Comparison:
         errors: Differences between the two results, by name.
         limits: The largest accepted value of each error.
         work: Amount of work of one call of `run_auris`, by unit; reported per CPU second.
+        run_floor: Computes only the matrix products of `run_auris` (`benchmarks.floor`).
     """
 
     peer: str
@@ -43,6 +44,7 @@ class Comparison:
     errors: Mapping[str, float]
     limits: Mapping[str, float]
     work: Mapping[str, float] = field(default_factory=dict)
+    run_floor: Callable[[], object] | None = None
 
     def __post_init__(self) -> None:
         assert self.errors.keys() == self.limits.keys(), (self.errors, self.limits)

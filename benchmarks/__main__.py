@@ -23,6 +23,7 @@ from benchmarks import (
     Comparison,
     Report,
     SettingError,
+    bf16,
     compile,
     disagreements,
     dpo_step,
@@ -34,6 +35,7 @@ from benchmarks import (
     packing,
     plan,
     startup,
+    threads,
     train_step,
 )
 from benchmarks.goals import TARGETS, Target
@@ -42,6 +44,7 @@ from benchmarks.models import parse_lengths
 BENCHMARKS = {
     "train_step": train_step,
     "dpo_step": dpo_step,
+    "bf16": bf16,
     "mel": mel,
     "generate": generate,
     "memory": memory,
@@ -51,6 +54,7 @@ BENCHMARKS = {
     "fit_overhead": fit_overhead,
     "plan": plan,
     "startup": startup,
+    "threads": threads,
 }
 OUT = Path("runs/benchmarks")
 
@@ -65,10 +69,11 @@ Speed and memory against named peers, as ratios. Above 1, auris is faster; for `
 {benchmarks}
   rounds    number of rounds; in each round both sides run once (5)
 
-Both sides run in one process, on one thread, and are timed by CPU time. Several combinations of settings run in
-separate processes. First the results of both sides are compared: if they differ, nothing is timed and the exit code is
-1. `memory` runs each side in its own process. `packing`, `compile`, `fit_overhead`, `plan` and `startup` have no peer.
-Settings without a target are run, but not compared with a goal.
+Both sides run in one process, on one thread, and are timed by CPU time. `floor` is the share of the time of auris that
+the matrix products of the step alone take. Several combinations of settings run in separate processes. First the
+results of both sides are compared: if they differ, nothing is timed and the exit code is 1. `memory` runs each side in
+its own process. `packing`, `compile`, `fit_overhead`, `plan`, `startup` and `threads` have no peer. Settings without a
+target are run, but not compared with a goal.
 The last line of each benchmark is its result as JSON, which is also saved in {out}/.
 """
 
@@ -248,16 +253,20 @@ def _value(figure: float | Mapping[str, float]) -> float:
 
 
 def _time(comparison: Comparison, rounds: int) -> dict[str, Any]:
-    auris_times, peer_times = race(comparison, rounds)
-    ratios = [b / a for a, b in zip(auris_times, peer_times, strict=True)]
-    for number, (a, b, ratio) in enumerate(zip(auris_times, peer_times, ratios, strict=True), start=1):
-        print(f"  round {number}: auris {a:.3f} s, peer {b:.3f} s, ratio {ratio:.2f}")
-    return {
-        "ratio": {"median": median(ratios), "min": min(ratios), "max": max(ratios)},
-        "rounds": rounds,
-        "cpu_seconds": {"ours": median(auris_times), "peer": median(peer_times)},
-        **{unit: amount / median(auris_times) for unit, amount in comparison.work.items()},
-    }
+    times = race(comparison, rounds)
+    ratios = [peer / ours for ours, peer in zip(times["ours"], times["peer"], strict=True)]
+    for number, ratio in enumerate(ratios):
+        seconds = ", ".join(f"{'auris' if side == 'ours' else side} {times[side][number]:.3f} s" for side in times)
+        print(f"  round {number + 1}: {seconds}, ratio {ratio:.2f}")
+    figures: dict[str, Any] = {"ratio": _spread(ratios), "rounds": rounds}
+    if "floor" in times:
+        figures["floor"] = _spread([floor / ours for ours, floor in zip(times["ours"], times["floor"], strict=True)])
+    figures["cpu_seconds"] = {side: median(seconds) for side, seconds in times.items()}
+    return figures | {unit: amount / median(times["ours"]) for unit, amount in comparison.work.items()}
+
+
+def _spread(values: Sequence[float]) -> dict[str, float]:
+    return {"median": median(values), "min": min(values), "max": max(values)}
 
 
 def _save(name: str, result: Mapping[str, Any]) -> None:
@@ -274,18 +283,19 @@ def _environment(load: float) -> dict[str, Any]:
     return {"versions": _versions(), "machine": machine}
 
 
-def race(comparison: Comparison, rounds: int) -> tuple[list[float], list[float]]:
-    """Return the CPU seconds of auris and of the peer in each round.
+def race(comparison: Comparison, rounds: int) -> dict[str, list[float]]:
+    """Return the CPU seconds of each side in each round: `ours`, `peer`, and `floor` if there is one.
 
-    The side that runs first alternates, so that neither side gains by the order.
+    The order alternates, so that no side gains by it.
     """
-    auris_times: list[float] = []
-    peer_times: list[float] = []
+    sides = {"ours": comparison.run_auris, "peer": comparison.run_peer}
+    if comparison.run_floor is not None:
+        sides["floor"] = comparison.run_floor
+    times: dict[str, list[float]] = {side: [] for side in sides}
     for number in range(rounds):
-        turns = [(comparison.run_auris, auris_times), (comparison.run_peer, peer_times)]
-        for work, times in turns if number % 2 == 0 else reversed(turns):
-            times.append(_cpu_seconds(work))
-    return auris_times, peer_times
+        for side in sides if number % 2 == 0 else reversed(sides):
+            times[side].append(_cpu_seconds(sides[side]))
+    return times
 
 
 def _cpu_seconds(work: Callable[[], object]) -> float:

@@ -24,7 +24,7 @@ from transformers import Qwen2AudioForConditionalGeneration
 
 from auris.data.collate import Sample, collate
 from auris.training.objectives.dpo import DPO, answer_logps
-from benchmarks import Comparison
+from benchmarks import Comparison, floor
 from benchmarks.models import (
     AUDIO_ID,
     LIMITS,
@@ -43,12 +43,19 @@ from benchmarks.models import (
 
 __all__ = ["CHOICES", "PRESETS", "compare"]
 
-CHOICES = {"peer": ("live", "precomputed"), "trained": tuple(TRAINED)}
+CHOICES = {"peer": ("live", "precomputed"), "trained": tuple(TRAINED), "precision": tuple(LIMITS)}
 BETA = 0.1  # TRL's default
 
 
 def compare(
-    preset: Preset, *, peer: str = "live", lengths: str = "2-8", trained: str = "all", pairs: int = 2, seed: int = 0
+    preset: Preset,
+    *,
+    peer: str = "live",
+    lengths: str = "2-8",
+    trained: str = "all",
+    pairs: int = 2,
+    precision: str = "float32",
+    seed: int = 0,
 ) -> Comparison:
     """Run both models on the same pairs. The loss has an absolute error, the gradients have a relative one.
 
@@ -63,7 +70,7 @@ def compare(
     objective = DPO(beta=BETA)
     pairs_of_answers = [replace(row, rejected=answer) for row, answer in zip(chosen, rejected_answers, strict=True)]
     rejected = [_replace_answer(row, answer) for row, answer in zip(chosen, rejected_answers, strict=True)]
-    inputs = padded([*chosen, *rejected], [*clip_waves, *clip_waves])
+    inputs = padded([*chosen, *rejected], [*clip_waves, *clip_waves], preset.n_mels)
     with torch.no_grad():
         pack = collate(pairs_of_answers, geometry=net.geometry)
         pack["reference"] = answer_logps(reference, pack)[0]
@@ -81,13 +88,14 @@ def compare(
         rewards = BETA * (_pair_logps(peer_net, inputs) - reference_logps)
         return -F.logsigmoid(rewards[:, 0] - rewards[:, 1]).mean()
 
-    auris_step, peer_step = partial(step, net, auris_loss), partial(step, peer_net, peer_loss)
+    auris_step, peer_step = partial(step, net, auris_loss, precision), partial(step, peer_net, peer_loss, precision)
     return Comparison(
         peer=f"TRL 1.16's DPO, {peer} reference, written over transformers {transformers.__version__} Qwen2-Audio",
         run_auris=auris_step,
         run_peer=peer_step,
         errors={"loss": abs(auris_step() - peer_step()), "gradient": gradient_error(net, peer_net)},
-        limits=LIMITS,
+        limits=LIMITS[precision],
+        run_floor=floor.measure(net, auris_loss, torch.bfloat16 if precision == "bf16" else torch.float32),
     )
 
 

@@ -62,7 +62,7 @@ def report(
         run_config = _run_config(preset, folder, trained=trained, rows=rows, steps=steps, seed=seed)
         racer = Racer(run_config, stretch)
         module, data = train.build(run_config)
-        trainer = train.build_trainer(run_config, Path(run_config["run_dir"]), Preemption())
+        trainer = train.build_trainer(run_config, Path(run_config["run_dir"]), Preemption(), module.net)
         trainer.callbacks.append(racer)
         train.silence_messages()
         # The cost of the progress bar is measured, but the bar is not shown.
@@ -85,13 +85,16 @@ def report(
 def _run_config(preset: Preset, folder: Path, *, trained: str, rows: int, steps: int, seed: int) -> dict[str, Any]:
     """Return the config of a run with the sizes of the preset, composed as for `auris train`."""
     sizes = {
+        "model.encoder.n_mels": preset.n_mels,
         "model.encoder.width": preset.encoder_width,
         "model.encoder.n_layers": preset.encoder_layers,
         "model.encoder.n_heads": preset.encoder_heads,
+        "model.llm.config.model_type": preset.llm_type,
+        "model.llm.config.tie_word_embeddings": preset.has_tied_head,
         "model.llm.config.hidden_size": preset.llm_width,
         "model.llm.config.num_hidden_layers": preset.llm_layers,
         "model.llm.config.num_attention_heads": preset.llm_heads,
-        "model.llm.config.num_key_value_heads": preset.llm_heads,
+        "model.llm.config.num_key_value_heads": preset.llm_kv_heads,
         "model.llm.config.intermediate_size": preset.llm_ffn,
         "model.vocab_rows": preset.vocab_size,
     }
@@ -111,6 +114,7 @@ def _run_config(preset: Preset, folder: Path, *, trained: str, rows: int, steps:
         "runs_dir": folder / "runs",
         "seed": seed,
         "trainer.accelerator": "cpu",
+        "trainer.precision": "32-true",
         "+trainer.limit_val_batches": 0,
     }
     return config.resolve(config.compose([f"{key}={value}" for key, value in {**sizes, **run}.items()]))

@@ -23,7 +23,7 @@ def compare(preset: Preset, *, lengths: str = "2-8", clips: int = 8, tokens: int
     clip_waves = waves(lengths, clips, seed)
     net, peer_net = (model.eval() for model in models(preset, seed))
     prompts = [_prompt(row) for row in samples(clip_waves, net.geometry, preset.vocab_size, seed)]
-    pack, inputs = collate(prompts, geometry=net.geometry), padded(prompts, clip_waves, side="left")
+    pack, inputs = collate(prompts, geometry=net.geometry), padded(prompts, clip_waves, preset.n_mels, side="left")
     del inputs["labels"]
     settings = GenerationSettings(max_new_tokens=tokens)
     peer_net.generation_config.eos_token_id = None  # all responses reach the length limit, on both sides

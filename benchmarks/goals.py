@@ -88,13 +88,19 @@ TARGETS = (
     _ratio("dpo_step", "prop", 3.85 / 1.44, None, lengths="10-16", peer="precomputed"),
     _ratio("dpo_step", "prop", 3.45 / 1.08, 3.5, lengths="10-16", trained="sft"),
     _ratio("dpo_step", "prop", 3.45 / 1.60, 2.3, lengths="10-16", trained="sft", peer="precomputed"),
+    _ratio("train_step", "base", None, None),
+    _ratio("train_step", "base", None, 3.0, precision="bf16"),
+    _ratio("dpo_step", "base", None, None),
+    _ratio("bf16", "base", None, 1.8),
+    _ratio("bf16", "prop", None, 1.8),
     _ratio("mel", "128", 12.4, 12.0),
     _ratio("mel", "128", 4.7, 5.0, lengths="1-30"),
     _ratio("mel", "80", 22.0, None),
     _ratio("mel", "80", 6.8, None, lengths="1-30"),
-    _ratio("generate", "tiny", 10.1, 10.0),
     _ratio("generate", "prop", 2.24, 2.5),
+    _ratio("generate", "base", None, 3.0, clips=16),
     _at_most("memory", "small", "ratio", 0.27, 0.25),
+    _at_most("memory", "base", "ratio", None, 0.3),
     *(
         target
         for preset, straggler in (("librispeech", 1.022), ("commonvoice", 1.011), ("mixed", 1.026))
@@ -103,8 +109,6 @@ TARGETS = (
             _at_most("packing", preset, "straggler", straggler, 1.03),
         )
     ),
-    Target(benchmark="loader", preset="flac", figure="audio_seconds", prototype=2600.0, goal=2500.0),
-    Target(benchmark="loader", preset="flac", goal=5.0),
     *(_at_most("startup", preset, "cpu_seconds", None, 1.5) for preset in ("overview", "help", "misspelt", "results")),
     _at_most("fit_overhead", "prop", "overhead", None, 0.05),
     _at_most("compile", "tiny", "graphs_encoder", None, 2),

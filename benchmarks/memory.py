@@ -68,7 +68,7 @@ def measure(*, side: str, preset: Preset, lengths: str, trained: str, clips: int
     auris_net, peer_net = models(preset, seed)
     freeze_untrained(auris_net, peer_net, trained)
     rows = samples(clip_waves, auris_net.geometry, preset.vocab_size, seed)
-    pack, inputs = collate(rows, geometry=auris_net.geometry), padded(rows, clip_waves)
+    pack, inputs = collate(rows, geometry=auris_net.geometry), padded(rows, clip_waves, preset.n_mels)
     objective = NextToken()
     net: nn.Module = auris_net if side == "auris" else peer_net
     del auris_net, peer_net

@@ -9,6 +9,7 @@ Shapes: A clips, one in each row; L samples at 16 kHz; T tokens of a row; R labe
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 
@@ -33,10 +34,10 @@ from benchmarks import SettingError
 # Trained parts of each stage, by their names in auris. Pooling has no parameters.
 TRAINED = {"all": ("encoder", "projector", "llm"), "sft": ("projector", "llm"), "pretrain": ("encoder", "projector")}
 
-# The sides add float32 numbers in different orders. A loss near 9 is rounded to 1e-6.
-LIMITS = {"loss": 1e-5, "gradient": 1e-4}
+# Largest differences between the sides, absolute for the loss and relative for the gradients. The sides add numbers in
+# different orders. A loss near 9 is rounded to 1e-6 in float32, and its products to 0.4 % in bf16.
+LIMITS = {"float32": {"loss": 1e-5, "gradient": 1e-4}, "bf16": {"loss": 5e-2, "gradient": 1e-1}}
 
-N_MELS = 128  # as in Qwen2-Audio
 AUDIO_ID = 0  # id at the positions of audio tokens; does not occur in the random text
 # Number of tokens of a prompt such as "Detect the language and recognize the speech:", with begin and end of audio.
 PROMPT_TOKENS = 12
@@ -53,8 +54,12 @@ class Preset:
     llm_width: int
     llm_layers: int
     llm_heads: int
+    llm_kv_heads: int
     llm_ffn: int
     vocab_size: int
+    llm_type: str = "qwen2"
+    n_mels: int = 128  # as in Qwen2-Audio
+    has_tied_head: bool = False
 
 
 PRESETS = {
@@ -66,6 +71,7 @@ PRESETS = {
         llm_width=128,
         llm_layers=2,
         llm_heads=4,
+        llm_kv_heads=4,
         llm_ffn=384,
         vocab_size=8000,
     ),
@@ -77,6 +83,7 @@ PRESETS = {
         llm_width=512,
         llm_layers=6,
         llm_heads=8,
+        llm_kv_heads=8,
         llm_ffn=1376,
         vocab_size=156_032,
     ),
@@ -88,16 +95,38 @@ PRESETS = {
         llm_width=1024,
         llm_layers=5,
         llm_heads=8,
+        llm_kv_heads=8,
         llm_ffn=2752,
         vocab_size=6144,
+    ),
+    # The encoder of Whisper base and SmolLM2-135M, which `scale=base` trains.
+    "base": Preset(
+        encoder_width=512,
+        encoder_layers=6,
+        encoder_heads=8,
+        llm_width=576,
+        llm_layers=30,
+        llm_heads=9,
+        llm_kv_heads=3,
+        llm_ffn=1536,
+        vocab_size=49_152,
+        llm_type="llama",
+        n_mels=80,
+        has_tied_head=True,
     ),
 }
 
 
-def step(model: nn.Module, compute_loss: Callable[[], Tensor]) -> float:
+def computing_in(precision: str) -> AbstractContextManager:
+    """Return a context in which models compute in float32 or, as with `trainer.precision=bf16-mixed`, in bf16."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
+
+
+def step(model: nn.Module, compute_loss: Callable[[], Tensor], precision: str = "float32") -> float:
     """Run forward and backward, and return the loss. The gradients stay in the model."""
     model.zero_grad()
-    loss = compute_loss()
+    with computing_in(precision):
+        loss = compute_loss()
     loss.backward()
     return loss.item()
 
@@ -149,17 +178,17 @@ def models(preset: Preset, seed: int) -> tuple[AudioLM, Qwen2AudioForConditional
     """Return both models with the same random weights."""
     torch.manual_seed(seed)
     text = {
-        "model_type": "qwen2",
+        "model_type": preset.llm_type,
         "hidden_size": preset.llm_width,
         "intermediate_size": preset.llm_ffn,
         "num_hidden_layers": preset.llm_layers,
         "num_attention_heads": preset.llm_heads,
-        "num_key_value_heads": preset.llm_heads,
-        "tie_word_embeddings": False,
+        "num_key_value_heads": preset.llm_kv_heads,
+        "tie_word_embeddings": preset.has_tied_head,
     }
     audio = {
         "model_type": "qwen2_audio_encoder",
-        "num_mel_bins": N_MELS,
+        "num_mel_bins": preset.n_mels,
         "d_model": preset.encoder_width,
         "encoder_layers": preset.encoder_layers,
         "encoder_attention_heads": preset.encoder_heads,
@@ -172,13 +201,18 @@ def models(preset: Preset, seed: int) -> tuple[AudioLM, Qwen2AudioForConditional
         attn_implementation="sdpa",
     )
     peer_net = Qwen2AudioForConditionalGeneration(config).train()
+    if preset.has_tied_head:  # transformers ties the head of this class only if it loads a checkpoint
+        peer_net.lm_head.weight = peer_net.get_input_embeddings().weight
     with torch.no_grad():  # transformers initialises biases with zero, which would hide an error in them
         for name, parameter in peer_net.named_parameters():
             if name.endswith("bias"):
                 parameter.normal_(std=0.02)
     net = AudioLM(
         encoder=Encoder(
-            n_mels=N_MELS, width=preset.encoder_width, n_layers=preset.encoder_layers, n_heads=preset.encoder_heads
+            n_mels=preset.n_mels,
+            width=preset.encoder_width,
+            n_layers=preset.encoder_layers,
+            n_heads=preset.encoder_heads,
         ),
         pooling=partial(pooling.Mean, k=2),
         projector=projector.Linear,
@@ -211,7 +245,9 @@ def _sample(row: int, wave: Tensor, geometry: Geometry, vocab_size: int, seed: t
     )
 
 
-def padded(samples: Sequence[Sample], clips: Sequence[Tensor], *, side: str = "right") -> dict[str, Tensor]:
+def padded(
+    samples: Sequence[Sample], clips: Sequence[Tensor], n_mels: int, *, side: str = "right"
+) -> dict[str, Tensor]:
     """Return the same rows as the processor of transformers prepares them, with labels, which transformers shifts."""
     ids = [torch.from_numpy(sample.ids) for sample in samples]
     supervise = [torch.from_numpy(sample.supervise) for sample in samples]
@@ -222,7 +258,7 @@ def padded(samples: Sequence[Sample], clips: Sequence[Tensor], *, side: str = "r
         "input_ids": pad(ids, padding_value=1),
         "attention_mask": pad([torch.ones_like(row) for row in ids]),
         "labels": pad(labels, padding_value=IGNORE),
-        "input_features": torch.stack([log_mel(F.pad(wave, (0, MAX_SAMPLES - len(wave))), N_MELS) for wave in clips]),
+        "input_features": torch.stack([log_mel(F.pad(wave, (0, MAX_SAMPLES - len(wave))), n_mels) for wave in clips]),
         "feature_attention_mask": (torch.arange(MAX_FRAMES) < valid).long(),
     }
 

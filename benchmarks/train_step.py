@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from functools import partial
 
+import torch
 import transformers
 from torch import Tensor
 
 from auris.data.collate import collate
 from auris.training.objectives.next_token import NextToken
-from benchmarks import Comparison
+from benchmarks import Comparison, floor
 from benchmarks.models import (
     LIMITS,
     PRESETS,
@@ -37,7 +38,7 @@ PEERS = {
     "transformers": "Qwen2AudioForConditionalGeneration",
     "open_mix": "Qwen2AudioForConditionalGeneration, clips padded to the longest and masked, label-only head",
 }
-CHOICES = {"peer": tuple(PEERS), "trained": tuple(TRAINED)}
+CHOICES = {"peer": tuple(PEERS), "trained": tuple(TRAINED), "precision": tuple(LIMITS)}
 
 
 def compare(
@@ -47,6 +48,7 @@ def compare(
     lengths: str = "2-8",
     trained: str = "all",
     clips: int = 8,
+    precision: str = "float32",
     seed: int = 0,
 ) -> Comparison:
     """Run both models on the same batch. The loss has an absolute error, the gradients have a relative one."""
@@ -54,7 +56,7 @@ def compare(
     net, peer_net = models(preset, seed)
     freeze_untrained(net, peer_net, trained)
     rows = samples(clip_waves, net.geometry, preset.vocab_size, seed)
-    pack, inputs = collate(rows, geometry=net.geometry), padded(rows, clip_waves)
+    pack, inputs = collate(rows, geometry=net.geometry), padded(rows, clip_waves, preset.n_mels)
     if peer == "open_mix":
         inputs = shorten(peer_net, inputs)
     objective = NextToken()
@@ -68,11 +70,12 @@ def compare(
             return -label_logps(peer_net, inputs)[0].mean()
         return peer_net(**inputs, use_cache=False).loss  # by default it would also fill a cache for generation
 
-    auris_step, peer_step = partial(step, net, auris_loss), partial(step, peer_net, peer_loss)
+    auris_step, peer_step = partial(step, net, auris_loss, precision), partial(step, peer_net, peer_loss, precision)
     return Comparison(
         peer=f"transformers {transformers.__version__} {PEERS[peer]}",
         run_auris=auris_step,
         run_peer=peer_step,
         errors={"loss": abs(auris_step() - peer_step()), "gradient": gradient_error(net, peer_net)},
-        limits=LIMITS,
+        limits=LIMITS[precision],
+        run_floor=floor.measure(net, auris_loss, torch.bfloat16 if precision == "bf16" else torch.float32),
     )

@@ -224,6 +224,21 @@ def test_a_closed_pipe_ends_the_help_without_an_error():
     assert process.communicate()[1] == "" and process.returncode == 0
 
 
+def test_a_folder_with_the_name_of_a_setting_is_not_a_config_group(tmp_path, monkeypatch, capsys):
+    (tmp_path / "runs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["results", "study=some", "runs=elsewhere"]) == 1
+    assert "there is no study at elsewhere/some" in capsys.readouterr().err
+
+
+def test_a_config_group_is_also_searched_in_the_working_directory(tmp_path, monkeypatch, capsys):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment/mine.yaml").write_text("# @package _global_\nseed: 7\n")
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["train", "--cfg", "job", "-p", "seed", "experiment=mine"]) == 0
+    assert capsys.readouterr().out == "7\n"
+
+
 @pytest.mark.parametrize(("command", "package"), [("results", "pandas"), ("report", "jinja2")])
 def test_the_error_for_a_missing_optional_package_names_the_extra(command, package, tmp_path, monkeypatch, capsys):
     for module in [name for name in sys.modules if name.startswith("auris.results")]:

@@ -71,6 +71,9 @@ FLAGS = {
     "--debug": "show the traceback of every error, like AURIS_DEBUG=1",
     "--help, -h": "show this help",
 }
+# Environment variables of OpenMP, which torch reads when it is imported: threads that wait for others sleep. By default
+# they spin, and on a machine with other work they take the cores from the threads that they wait for.
+WAITING_THREADS = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
 WIDTH, COLUMN = 100, 34  # number of characters in a line of help, and position of the second column
 
 _EXIT_CODES = (
@@ -89,6 +92,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     not caught.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    for name, value in WAITING_THREADS.items():
+        os.environ.setdefault(name, value)
     if "--debug" in arguments:
         arguments.remove("--debug")
         os.environ["AURIS_DEBUG"] = "1"
@@ -138,7 +143,7 @@ def _compose_and_run(name: str, arguments: Sequence[str]) -> None:
     overrides = [arg for arg in arguments if arg[:1] == "~" or (arg[:1] != "-" and "=" in arg)]
     other_arguments = [arg for arg in arguments if arg not in overrides]  # Hydra's parser needs contiguous overrides
     os.environ["HYDRA_FULL_ERROR"] = "1"  # otherwise Hydra prints exceptions instead of raising them
-    overrides = [f"hydra.job.name={name}", config.SEARCH_PATH, *config.without_null_groups(overrides)]
+    overrides = [f"hydra.job.name={name}", config.search_path(), *config.without_null_groups(overrides)]
     argv, sys.argv[1:] = sys.argv[1:], [*overrides, *other_arguments]
 
     def run_composed(cfg: DictConfig) -> float | None:

@@ -30,10 +30,6 @@ HERE = Path(__file__).resolve().parent
 # In a wheel, the configs are inside the package; in a checkout, they are next to `src`.
 CONFIGS = next(path for path in (HERE / "configs", HERE.parents[1] / "configs") if path.is_dir())
 
-# Config groups are also searched in the working directory, for example ./ablations and a user's ./experiment. Hydra
-# accepts this setting only in a primary config or on the command line.
-SEARCH_PATH = "hydra.searchpath=[file://.]"
-
 # Keys of a config's `data` that select rows and describe samples. All other keys are arguments of the data module.
 ROW_KEYS = (
     "name",
@@ -55,6 +51,28 @@ Config = Mapping[str, Any]
 # These keys of a study contain overrides for the configs of its runs. Their interpolations refer to these configs, so
 # they are not resolved in the config of the study.
 _STUDY_KEYS = ("arms", "stages")
+
+
+def search_path() -> str:
+    """Return an override by which Hydra also searches the working directory for options of the groups of auris.
+
+    These are, for example, ./ablations and a user's ./experiment. Hydra would take any other directory for a group too:
+    where there is a directory ./runs, `runs=DIR` would choose an option of a group `runs`.
+    """
+    from hydra._internal.core_plugins.file_config_source import FileConfigSource
+    from hydra.core.plugins import Plugins
+
+    class WorkingDirectory(FileConfigSource):
+        @staticmethod
+        def scheme() -> str:
+            return "working-directory"
+
+        def is_group(self, config_path: str) -> bool:
+            group = config_path.partition("/")[0]
+            return super().is_group(config_path) and (group in ("", "ablations") or (CONFIGS / group).is_dir())
+
+    Plugins.instance().register(WorkingDirectory)  # once; Hydra ignores a class of the same name
+    return f"hydra.searchpath=[{WorkingDirectory.scheme()}://.]"
 
 
 def options(group: str) -> list[str]:
@@ -82,7 +100,7 @@ def compose(overrides: Sequence[str], config: str = "train") -> DictConfig:
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         try:
-            return hydra_compose(config, overrides=[SEARCH_PATH, *without_null_groups(overrides)])
+            return hydra_compose(config, overrides=[search_path(), *without_null_groups(overrides)])
         except (ConfigCompositionException, OverrideParseException) as error:
             raise explain(error, overrides, config) from error
 

@@ -104,18 +104,19 @@ def test_a_benchmark_reports_parity_and_ratio_as_json(capsys: pytest.CaptureFixt
     assert __main__.main(COMMAND) == 0
     last_line = capsys.readouterr().out.splitlines()[-1]
     result = json.loads(last_line)
-    expected = "benchmark preset settings peer ratio rounds cpu_seconds parity targets versions machine"
+    expected = "benchmark preset settings peer ratio rounds floor cpu_seconds parity targets versions machine"
     assert list(result) == expected.split()
     assert (result["benchmark"], result["preset"], result["rounds"]) == ("train_step", "tiny", 1)
     assert result["ratio"].keys() == {"median", "min", "max"} and result["ratio"]["min"] > 0
     assert result["parity"]["loss"] <= 1e-5 and result["parity"]["gradient"] <= 1e-4
+    assert 0 < result["floor"]["median"] < 2
     assert result["targets"] == {}  # no target has clips of this length
     assert result["settings"]["clips"] == 2 and result["settings"]["trained"] == "all"
 
 
-@pytest.mark.parametrize(("benchmark", "value"), [("train_step", float("nan")), ("dpo_step", 1e-2)])
+@pytest.mark.parametrize("value", [1e-2, float("nan")])
 def test_sides_that_differ_are_not_timed(
-    benchmark: str, value: float, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path
+    value: float, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path
 ) -> None:
     load = loading.load
 
@@ -125,7 +126,7 @@ def test_sides_that_differ_are_not_timed(
             net.encoder.blocks[0].query.weight[0] += value
 
     monkeypatch.setattr(loading, "load", load_and_change_weights)
-    assert __main__.main([benchmark, *SHORT]) == 1
+    assert __main__.main(COMMAND) == 1
     captured = capsys.readouterr()
     assert "round" not in captured.out and "gradient" in captured.err
     assert not (tmp_path / "runs").exists()
@@ -229,8 +230,13 @@ def test_every_target_has_valid_settings_and_is_run_by_default() -> None:
 def test_missing_settings_are_those_of_the_first_matching_target_of_the_preset() -> None:
     [case], rounds = __main__._parse(["train_step", "preset=prop", "trained=sft", "seed=7", "rounds=2"])
     assert rounds == 2 and case.settings == {
-        "peer": "transformers", "lengths": "2-8", "trained": "sft", "clips": 4, "seed": 7,
-    }  # fmt: skip
+        "peer": "transformers",
+        "lengths": "2-8",
+        "trained": "sft",
+        "clips": 4,
+        "precision": "float32",
+        "seed": 7,
+    }
     assert [target.goal for target in case.targets()] == [2.2]
     [without_target], _ = __main__._parse(["train_step", "preset=prop", "lengths=3-9"])
     assert without_target.settings["clips"] == 8 and without_target.targets() == []
@@ -259,9 +265,16 @@ def test_sides_take_turns_and_are_timed_separately(monkeypatch: pytest.MonkeyPat
         order.append(name)
         clock[0] += seconds
 
-    sides = Comparison(peer="", run_auris=lambda: work("a", 2.0), run_peer=lambda: work("b", 6.0), errors={}, limits={})
-    assert __main__.race(sides, 3) == ([2.0] * 3, [6.0] * 3)
-    assert "".join(order) == "abbaab"
+    sides = Comparison(
+        peer="",
+        run_auris=lambda: work("a", 2.0),
+        run_peer=lambda: work("b", 6.0),
+        run_floor=lambda: work("c", 1.0),
+        errors={},
+        limits={},
+    )
+    assert __main__.race(sides, 3) == {"ours": [2.0] * 3, "peer": [6.0] * 3, "floor": [1.0] * 3}
+    assert "".join(order) == "abccbaabc"
 
 
 def test_a_failure_deletes_an_earlier_result(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -282,7 +295,7 @@ def test_a_failure_deletes_an_earlier_result(monkeypatch: pytest.MonkeyPatch, tm
         (["rounds=0"], "rounds=0: expected 1 or more"),
         (["--fast"], "no benchmark '--fast'"),
         (["clips=3"], "accepted: .*preset=NAME rounds=N"),
-        (["train_step", "pairs=3"], "accepted: .*clips=... lengths=... peer=... seed=... trained=..."),
+        (["train_step", "pairs=3"], "accepted: .*clips=... lengths=... peer=... precision=... seed=... trained=..."),
         (["train_step", "trained=half"], "trained=half: expected one of all, sft, pretrain"),
         (["train_step", "clips=two"], "clips=two: expected a whole number"),
         (["train_step", "lengths=8-2"], "lengths=8-2: expected seconds"),

@@ -52,6 +52,7 @@ def read(out: Path, *splits: str) -> list[dict[str, Any]]:
     return [json.loads(line) for name in names for line in (out / f"{name}.jsonl").read_text("utf-8").splitlines()]
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bytes_with_any_number_of_processes(corpus_dir: Path, tmp_path: Path) -> None:
     build(tmp_path / "corpus", **CORPUS, processes=1)
     files = sorted(path.relative_to(corpus_dir) for path in corpus_dir.rglob("*") if path.is_file())

@@ -117,6 +117,7 @@ def test_generation_stops_at_the_end_of_the_assistant_message(compose_run):
     assert end in model.settings(chat=True).stop
 
 
+@pytest.mark.slow
 def test_a_run_with_adapters_resumes_and_is_loaded_with_merged_weights(compose_run, tmp_path: Path):
     base = compose_run("experiment=qwen2_audio_pretrain", "arm=base")
     train.train(base)
@@ -135,7 +136,7 @@ def test_a_run_with_adapters_resumes_and_is_loaded_with_merged_weights(compose_r
     train.train(uninterrupted)
     train.claim_run_dir(Path(resumed["run_dir"]), resumed)
     module, data = train.build(resumed)
-    trainer = train.build_trainer(resumed, Path(resumed["run_dir"]), Preemption())
+    trainer = train.build_trainer(resumed, Path(resumed["run_dir"]), Preemption(), module.net)
     trainer.callbacks.append(KillAt(3))
     with pytest.raises(Killed):
         trainer.fit(module, data)

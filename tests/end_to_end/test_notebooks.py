@@ -58,6 +58,7 @@ def test_the_paper_tables_run_on_shipped_files(monkeypatch: pytest.MonkeyPatch):
     assert output.count("image/png") == 2 and "† synthetic" in output and "15.5 [10.0, 21.2] ≠†" in output
 
 
+@pytest.mark.slow
 def test_the_comparison_of_systems_runs_on_another_study(study: Path, monkeypatch: pytest.MonkeyPatch):
     for run in study.glob("*/seed_*"):
         write_events(run, {"train/audio_hours": [(0, 0.0), (298, 1.0)]})

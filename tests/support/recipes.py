@@ -24,6 +24,7 @@ SMALLEST_MODEL = [
     "model.llm.config.num_hidden_layers=1",
     "model.llm.config.num_attention_heads=2",
     "model.llm.config.num_key_value_heads=2",
+    "trainer.precision=32-true",  # on every CPU
 ]
 
 

@@ -86,7 +86,9 @@ def record(run_config: dict) -> Record:
     """Train a config without checkpoints and logs, and return its record."""
     module, data = train.build(run_config)
     recorder = Recorder()
-    options = train.trainer_options(run_config["trainer"]) | {"_partial_": True}
+    precision = run_config["trainer"]["precision"]
+    options = train.trainer_options(run_config["trainer"], "32-true" if precision == "auto" else precision)
+    options["_partial_"] = True
     trainer = config.build(options)(logger=False, callbacks=[recorder], enable_checkpointing=False)
     with pytest.MonkeyPatch.context() as patch:
         for name in COLLECTIVES:

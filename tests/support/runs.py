@@ -60,7 +60,7 @@ def fit(config: dict, *extra: L.Callback) -> L.Trainer:
     """Train as `train.train` does, with additional callbacks."""
     with Preemption() as preemption:
         module, data = train.build(config)
-        trainer = train.build_trainer(config, Path(config["run_dir"]), preemption)
+        trainer = train.build_trainer(config, Path(config["run_dir"]), preemption, module.net)
         trainer.callbacks.extend(extra)
         trainer.fit(module, data)
     return trainer

@@ -131,6 +131,7 @@ def send(*numbers: signal.Signals) -> Callable[[], None]:
 # --- killed -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_every_step_and_validation_ends_like_an_undisturbed_run(compose_run, undisturbed):
     run_config = compose_run("killed")
     claim_run_dir(run_config)

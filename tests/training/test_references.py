@@ -300,6 +300,7 @@ def test_a_killed_run_resumes_with_its_original_reference(compose_run, monkeypat
     assert_equal(weights(uninterrupted), weights(killed), 0.0)
 
 
+@pytest.mark.slow
 def test_a_run_fine_tuned_on_another_machine_can_be_trained_on_preferences_here(
     compose_run, corpus, tmp_path, monkeypatch
 ):

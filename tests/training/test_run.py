@@ -192,7 +192,13 @@ def test_a_finished_run_is_skipped_and_another_config_for_its_name_is_refused(co
         train.train(compose_run("max_steps=2", "optim.lr=0.5"))
 
 
-@pytest.mark.parametrize("batching", [["data.rows_per_step=7"], ["data.rows_per_step=null", "data.token_budget=700"]])
+@pytest.mark.parametrize(
+    "batching",
+    [
+        ["data.rows_per_step=7"],
+        pytest.param(["data.rows_per_step=null", "data.token_budget=700"], marks=pytest.mark.slow),
+    ],
+)
 def test_every_row_reaches_training_step_once_per_data_epoch(compose_run, batching: list[str]):
     probe = compose_run("max_steps=2", *batching, "arm=probe")
     _, data = train.build(probe)

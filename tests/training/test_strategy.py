@@ -48,13 +48,11 @@ def runs(*names: str) -> dict[str, list[str]]:
     return {name: [f"strategy={name.split()[0]}", *CASES[name.split()[1]]] for name in names}
 
 
-TWO_PROCESS_RUNS = runs(
-    "fsdp llm_frozen", "fsdp text_only", "fsdp adapters", "fsdp dpo", "fsdp_tp encoder_frozen", "ddp llm_frozen"
-)
+TWO_PROCESS_RUNS = runs("fsdp llm_frozen", "fsdp text_only", "fsdp dpo", "fsdp_tp encoder_frozen", "ddp llm_frozen")
 BFLOAT16_RUNS = {"fsdp half": ["strategy=fsdp", "trainer.precision=bf16-mixed", *CASES["llm_frozen"]]}
 SLOW_RUNS = {  # number of processes -> runs
     1: runs("fsdp encoder_frozen", "fsdp adapters"),
-    2: runs("fsdp encoder_frozen", "fsdp ctc", "fsdp published", "fsdp dpo_live", "fsdp_tp dpo"),
+    2: runs("fsdp encoder_frozen", "fsdp adapters", "fsdp ctc", "fsdp published", "fsdp dpo_live", "fsdp_tp dpo"),
     3: runs("fsdp encoder_frozen", "fsdp qwen_audio"),
     4: runs("fsdp_tp encoder_frozen", "fsdp_tp dpo", "hsdp llm_frozen", "hsdp adapters"),
 }
@@ -243,17 +241,10 @@ def test_an_invalid_strategy_setting_is_named(arguments: dict, message: str):
 def test_an_indivisible_number_of_processes_is_refused_before_any_is_started(compose_runs):
     [run_config] = compose_runs({"fsdp_tp encoder_frozen": TWO_PROCESS_RUNS["fsdp_tp encoder_frozen"]}, 3).values()
     with pytest.raises(ValueError, match="trainer.strategy.tensor_parallel=2 does not divide the 3 processes"):
-        config.build(train.trainer_options(run_config["trainer"]))
+        config.build(train.trainer_options(run_config["trainer"], "32-true"))
 
 
-def test_the_default_precision_is_bfloat16_on_a_gpu_and_float32_on_a_cpu(compose_runs, monkeypatch):
+def test_a_sharded_strategy_has_the_precision_of_the_run(compose_runs):
     [run_config] = compose_runs({"fsdp llm_frozen": TWO_PROCESS_RUNS["fsdp llm_frozen"]}, 2).values()
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    for accelerator, precision, expected in (
-        ("cpu", "auto", "32-true"),
-        ("auto", "auto", "bf16-mixed"),
-        ("gpu", "auto", "bf16-mixed"),
-        ("gpu", "32-true", "32-true"),
-    ):
-        options = train.trainer_options(run_config["trainer"] | {"accelerator": accelerator, "precision": precision})
-        assert options["precision"] == options["strategy"]["precision"] == expected
+    options = train.trainer_options(run_config["trainer"], "bf16-mixed")
+    assert options["precision"] == options["strategy"]["precision"] == "bf16-mixed"

@@ -35,6 +35,7 @@ from auris.training.cost import GIB
 from auris.training.lightning_types import AudioModule, audio_module, datamodule
 from auris.training.strategy import ShardedStrategy
 
+ENVIRONMENT_FILE = "environment.json"  # file in the run directory
 _PACKAGES = ("torch", "lightning", "transformers", "torchaudio", "hydra-core", "numpy")
 # Number of recent steps over which speeds are averaged. The remaining time is printed after this number of steps, from
 # an average without the first step, which includes warm-up.
@@ -73,18 +74,23 @@ class EnvironmentReport(L.Callback):
 
     Args:
         run_dir: Directory of the run.
+
+    Attributes:
+        precision_reason: Why the run has its precision.
     """
 
     def __init__(self, run_dir: str | Path):
-        self.path = Path(run_dir) / "environment.json"
+        self.path = Path(run_dir) / ENVIRONMENT_FILE
         self.environment: Environment | None = None
+        self.precision_reason = ""
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Print the environment and write it to `environment.json`."""
         if trainer.is_global_zero:
             self.environment, versions = Environment.of(trainer, audio_module(pl_module)), find_versions()
             with files.tolerate_write_errors(self.path):
-                files.write_json(self.path, versions | asdict(self.environment))
+                content = versions | asdict(self.environment) | {"precision_reason": self.precision_reason}
+                files.write_json(self.path, content)
             rank_zero_info("\n".join(self.environment.format_lines(versions)))
 
     def on_train_batch_end(

@@ -25,6 +25,8 @@ from auris.model.weights import checkpoint_dir, checkpoint_io
 from auris.text.console import print_plain
 from auris.training import run as train
 from auris.training.faults import Fault, RowResult
+from auris.training.precision import choose_precision
+from auris.training.provenance import ENVIRONMENT_FILE
 
 
 def replay(file: Path, *, checkpoint: str | None, accelerator: str, console: Console) -> list[str]:
@@ -63,7 +65,9 @@ def replay(file: Path, *, checkpoint: str | None, accelerator: str, console: Con
         "strategy": "auto",
         "enable_progress_bar": False,
     }
-    options = {**train.trainer_options(config["trainer"] | overrides), "_partial_": True}
+    settings = config["trainer"] | overrides
+    precision = choose_precision(settings, module.net, run_dir / ENVIRONMENT_FILE).precision
+    options = {**train.trainer_options(settings, precision), "_partial_": True}
     trainer: L.Trainer = configs.build(options)(
         logger=False, callbacks=[restore], inference_mode=False, default_root_dir=run_dir
     )

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from hydra.utils import get_class
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
@@ -30,6 +29,7 @@ from auris.data.datamodule import AudioDataModule
 from auris.data.manifests import ManifestEntry
 from auris.errors import MissingFileError, UserError
 from auris.model import adapters
+from auris.model.audio_lm import AudioLM
 from auris.model.weights import checkpoint_dir
 from auris.text.tokenizer import Tokenizer
 from auris.training import callbacks, dry_run, faults, references, sharding, studies, throughput
@@ -38,7 +38,9 @@ from auris.training.event_files import ResumableTensorBoardLogger
 from auris.training.initial_weights import find_initial_weights
 from auris.training.lightning_types import trainer_callbacks
 from auris.training.module import AudioLMModule
+from auris.training.precision import choose_precision
 from auris.training.preemption import Preemption, run_lock
+from auris.training.provenance import ENVIRONMENT_FILE, EnvironmentReport
 from auris.training.strategy import strategy_setting
 
 # Settings that may change between two starts of a run. They determine where and how a run computes, not the result.
@@ -105,7 +107,7 @@ def train(config: Config) -> Path:
         if claim_run_dir(run_dir, config):
             module, data = build(config)
             save_tokenizer(module.tokenizer, run_dir / "tokenizer")
-            trainer = build_trainer(config, run_dir, preemption)
+            trainer = build_trainer(config, run_dir, preemption, module.net)
             started = time.time()
             trainer.fit(module, data)
             write_summary(trainer, run_dir, seconds=time.time() - started)
@@ -259,12 +261,18 @@ def build(config: Config) -> tuple[AudioLMModule, AudioDataModule]:
     return module, datamodule
 
 
-def build_trainer(config: Config, run_dir: Path, preemption: Preemption) -> L.Trainer:
-    """Build the trainer of a config with its callbacks and loggers."""
-    options = trainer_options(config["trainer"]) | {"_partial_": True}
+def build_trainer(config: Config, run_dir: Path, preemption: Preemption, net: AudioLM) -> L.Trainer:
+    """Build the trainer of a config with its callbacks and loggers. It chooses the precision for this net."""
+    choice = choose_precision(config["trainer"], net, run_dir / ENVIRONMENT_FILE)
+    rank_zero_info(str(choice))
+    built_callbacks = build_callbacks(config, preemption)
+    for callback in built_callbacks:
+        if isinstance(callback, EnvironmentReport):
+            callback.precision_reason = choice.reason
+    options = trainer_options(config["trainer"], choice.precision) | {"_partial_": True}
     return configs.build(options)(
         logger=[configs.build(logger) for logger in (config.get("logger") or {}).values()],
-        callbacks=build_callbacks(config, preemption),
+        callbacks=built_callbacks,
         default_root_dir=run_dir,
     )
 
@@ -281,15 +289,9 @@ def build_callbacks(config: Config, preemption: Preemption) -> list[L.Callback]:
     return sorted(built_callbacks, key=lambda callback: isinstance(callback, CheckpointCallback))
 
 
-def trainer_options(trainer: Config) -> dict[str, Any]:
-    """Return the section `trainer` of a config with `precision: auto` replaced by a precision.
-
-    If the strategy has a setting `precision`, it is replaced as well.
-    """
-    precision, strategy = trainer["precision"], trainer["strategy"]
-    if precision == "auto":
-        is_gpu = trainer["accelerator"] in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-        precision = "bf16-mixed" if is_gpu else "32-true"
+def trainer_options(trainer: Config, precision: str) -> dict[str, Any]:
+    """Return the section `trainer` of a config with this precision, also in the strategy if it has such a setting."""
+    strategy = trainer["strategy"]
     if isinstance(strategy, Mapping) and "precision" in strategy:
         strategy = {**strategy, "precision": precision}
     return {**trainer, "precision": precision, "strategy": strategy}
