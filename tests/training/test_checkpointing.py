@@ -17,6 +17,7 @@ import lightning as L
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer import event_file_writer
 
 from auris import config
 from auris.files import write_yaml
@@ -54,6 +55,16 @@ def compose_run(corpus: Path, folder: Path):
             return with_run_dir(compose_cached(*overrides), name, f"{folder}/runs/scratch/{name}/seed_0")
 
         yield compose_named
+
+
+@pytest.fixture(autouse=True)
+def event_files_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give the numbers of event files five digits.
+
+    TensorBoard reads event files in the order of their names: the second, the process, and a number that counts the
+    files of the process. Here several starts of a run are in the same second and process, and 10 would come before 9.
+    """
+    monkeypatch.setattr(event_file_writer._global_uid, "_value", 10_000)
 
 
 @pytest.fixture(scope="module")
