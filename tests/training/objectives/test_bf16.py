@@ -51,8 +51,7 @@ def next_token(net: AudioLM) -> tuple[Objective, dict]:
 
 def ctc(net: AudioLM) -> tuple[Objective, dict]:
     batch = pack([[clip(120), text(6)], [clip(80), text(3)]], net.geometry)
-    targets = [text(6), text(3)]
-    batch["ids"] = torch.tensor(sum(targets, []))
+    batch["ids"] = torch.tensor([*text(6), *text(3)])
     batch["cu_seqlens"] = torch.tensor([0, 6, 9], dtype=torch.int32)
     return CTC(width=nets.WIDTH, n_text=VOCAB), batch
 
