@@ -198,7 +198,8 @@ def _open(source: Source) -> soundfile.SoundFile:
     try:
         file = soundfile.SoundFile(content)
     except (soundfile.SoundFileError, TypeError) as error:  # TypeError: a .raw file, which has no header
-        raise AudioError(f"{source}: cannot be decoded ({error})") from error
+        reason = getattr(error, "error_string", error)  # without the name of the file
+        raise AudioError(f"{source}: cannot be decoded ({reason})") from error
     if file.frames == 0:
         file.close()
         raise AudioError(f"{source}: holds no samples")

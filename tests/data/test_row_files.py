@@ -58,6 +58,11 @@ def test_rows_are_the_same_in_every_file_of_rows(tmp_path, name, content):
         assert rows[1].labels == list(rows)[1].labels
 
 
+def test_a_damaged_first_row_does_not_make_the_file_another_kind(tmp_path):
+    rows = read(tmp_path / "rows.jsonl", b"damaged\n" + LINES)
+    assert [row.problem is None for row in rows] == [False, True, True, True]
+
+
 def test_a_row_of_an_array_without_an_id_is_named_by_its_place(tmp_path):
     rows = read(tmp_path / "rows.json", json.dumps([{"text": "a", "task": "text"}] * 2 + [7]).encode())
     assert [(row.id, row.problem) for row in rows] == [
@@ -104,6 +109,10 @@ DATASET_INFO = {"mine": {"file_name": "train.json", "columns": {"prompt": "q"}},
         ("a.json", array()[:-20], "a JSON array that is damaged after 2 rows"),
         ("a.json", array().replace(b"}, {", b"} {"), "damaged after 1 row: expected a comma or ]"),
         ("a.json", array(indent=1) + array(indent=1), "continues after the end of a JSON array"),
+        ("a.json", b"\n".join(json.dumps(row, indent=1).encode() for row in ROWS), "JSON objects over several lines"),
+        ("a.arrow", b"ARROW1\0\0\xff\xff\xff\xff", "starts with 'ARROW1"),
+        ("a.jsonl", b"version https://git-lfs.github.com/spec/v1\nsize 12\n", "starts with 'version https://git-lfs"),
+        ("A.CSV", b"audio,text\n", "a table"),
         ("a.json", b"[]", "has no rows"),
         ("a.json", b"", "has no rows"),
         ("a.jsonl", b"\n \n", "has no rows"),

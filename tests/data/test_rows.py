@@ -228,7 +228,7 @@ def test_a_preference_has_a_chosen_and_a_rejected_answer(tmp_path):
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}, ANSWER]}, "contains {'type': 'image'}"),
         ({"messages": [{"role": "user", "content": [{"audio": 3}]}, ANSWER]}, "the audio of a message is 3"),
         ({"messages": [{"role": "user", "content": [{**CLIP, "duration": -1}]}, ANSWER]}, "`duration` is -1"),
-        ({"messages": [TEXT_ONLY, ANSWER], "audio": "a.wav"}, "the row has `audio` and `messages`"),
+        ({"messages": [TEXT_ONLY, ANSWER], "audio": "a.wav"}, "a dialogue has `audio`: expected its clips in `audios`"),
         ({"messages": [TEXT_ONLY, ANSWER], "task": "asr"}, "`task` is 'asr', expected 'chat'"),
         ({"messages": [TEXT_ONLY, ANSWER], "mode": "loud"}, "label `mode` is 'loud'; valid modes"),
         ({"messages": [TEXT_ONLY, ANSWER], "key": " "}, "`key` is ' '"),

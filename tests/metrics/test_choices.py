@@ -68,6 +68,8 @@ def test_a_letter_is_read(letter: str, replies: list[str]) -> None:
         ["A, B, C, D", "A B C D", "A. B. C. D.", "A\nB\nC\nD", "(A) (B) (C) (D)", "The options are A, B, C and D"],
         ["A. happy\nB. sad\nC. angry\nD. calm", "A) happy B) sad", "Option A: happy. Option B: sad.", "happy or sad"],
         ["A和B", "A、B都有可能", "选A或B", "A 或者 B"],
+        ["(B)(C)", "B (or C)", "B? C?", "B or possibly C", "Possibly B, possibly C", "B as well as C"],
+        ["A: no tears. B: yes. C: no.", "A. happy - unlikely\nB. sad - likely\nC. angry - no"],  # comments on options
     ],
 )
 def test_several_letters_or_texts_are_unparsed(replies: list[str]) -> None:
@@ -140,6 +142,26 @@ def test_chinese_and_full_width_letters_are_read() -> None:
         "B，因为声音低沉",
     ]
     assert letters(replies) == dict.fromkeys(replies, "B")
+
+
+def test_a_letter_on_the_first_line_is_the_answer() -> None:
+    replies = ["B\nThe voice is low.", "B\n\nExplanation:\nA. happy: not bright\nC. angry: no shouting"]
+    assert letters(replies) == dict.fromkeys(replies, "B")
+
+
+def test_texts_without_spaces_around_them_are_read() -> None:
+    replies = {"说话人很悲伤": "B", "不是高兴而是悲伤": "B", "他很不高兴": None, "没有悲伤": None, "情绪是愤怒。": "C"}
+    assert letters([*replies], ["高兴", "悲伤", "愤怒"]) == replies
+    assert letters(["他很不高兴"], ["高兴", "不高兴"]) == {"他很不高兴": "B"}
+    assert letters(["答案是sad"]) == {"答案是sad": "B"}
+    single_characters = {"说话人是女性": None, "是": "A", "否": "B"}
+    assert letters([*single_characters], ["是", "否"]) == single_characters
+
+
+def test_a_number_is_not_a_part_of_another_number() -> None:
+    replies = {"2.5 seconds": None, "0.10 seconds": None, "It lasts 5 seconds.": "A", "10 seconds, I think": "B"}
+    assert letters([*replies], ["5 seconds", "10 seconds"]) == replies
+    assert letters(["2.5", "2.", "2,5", "有2个人"], ["2", "3"]) == {"2.5": None, "2.": "A", "2,5": None, "有2个人": "A"}
 
 
 def test_as_many_letters_are_read_as_there_are_options() -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from auris.errors import UserError, count
+from auris.errors import UserError, count, shorten
 
 # First bytes of files that are not text: what the file is, and what to do.
 _SIGNATURES = (
@@ -48,7 +48,7 @@ def is_array(path: Path) -> bool:
     Raises:
         UserError: The file is of another kind.
     """
-    if path.suffix in (".csv", ".tsv"):
+    if path.suffix.lower() in (".csv", ".tsv"):
         raise UserError(f"{path} is a table: convert it with `auris prepare layout=table`")
     with path.open("rb") as file:
         first_line = file.readline()
@@ -63,17 +63,31 @@ def is_array(path: Path) -> bool:
     start = first_line.removeprefix(codecs.BOM_UTF8).lstrip()
     if start.startswith(b"{"):
         _check_lines(path, start, has_more_lines)
+    elif start and not start.startswith(b"["):
+        _check_has_objects(path, start)
     # A list in a line of its own, with more lines after it, is a row that is no object.
     return start.startswith(b"[") and not (has_more_lines and _parse(start) is not None)
 
 
+def _check_has_objects(path: Path, first_line: bytes) -> None:
+    """Refuse a file without a line that starts a JSON object. If other lines do, only the first row is damaged."""
+    with path.open("rb") as lines:
+        if not any(line.lstrip().startswith(b"{") for line in lines):
+            start = shorten(first_line[:80].decode(errors="replace"))
+            raise UserError(
+                f"{path} starts with {start}: expected JSON, with one row in each line, or an array of rows"
+            )
+
+
 def _check_lines(path: Path, first_line: bytes, has_more_lines: bool) -> None:
-    """Refuse a file that is a single JSON object over several lines, and LLaMA-Factory's list of data sets."""
+    """Refuse a file of JSON objects over several lines, and LLaMA-Factory's list of data sets."""
     content = _parse(first_line)
     if content is None and has_more_lines:
         content = _parse(path.read_bytes().removeprefix(codecs.BOM_UTF8))
-        if isinstance(content, Mapping) and not _is_dataset_info(content):
-            raise UserError(f"{path} is one JSON object over several lines, expected an array, or one row in each line")
+        is_one_object = isinstance(content, Mapping) and not _is_dataset_info(content)
+        if is_one_object or (content is None and first_line.strip() == b"{"):
+            objects = "one JSON object" if is_one_object else "JSON objects"
+            raise UserError(f"{path} is {objects} over several lines, expected an array, or one row in each line")
     if isinstance(content, Mapping) and _is_dataset_info(content):
         raise UserError(f"{path} describes data sets for LLaMA-Factory: expected the file that its `file_name` names")
 

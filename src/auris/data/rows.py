@@ -282,8 +282,6 @@ def _chat_row(fields: Fields, row_id: str, folder: Path) -> Row:
     task = "preference" if is_preference else "chat"
     if fields.get("task", task) != task:
         raise UserError(f"`task` is {shorten(fields['task'])}, expected {task!r} for this row with `messages`")
-    if "audio" in fields:
-        raise UserError("the row has `audio` and `messages`: expected the audio of a dialogue inside its messages")
     if "offset" in fields:
         raise UserError("the row has `offset` and `messages`: expected the offset of a clip inside its messages")
     messages = fields["messages"]  # `importers.convert` has checked that this is a list

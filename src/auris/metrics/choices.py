@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from auris.errors import UserError, shorten
 
 LETTERS = "ABCD"  # the letters that AIR-Bench's script reads
+_UNSPACED = "\u3040-\u30ff\u3400-\u9fff"  # Japanese and Chinese characters, which are written without spaces
 
 # --- patterns of letters in English and Chinese responses ---
 #
@@ -37,8 +38,8 @@ _LOWER = rf"[a-z]{_BOUND}(?=\s*(?:[.):,;\]\"*}}]|$))"  # only before punctuation
 _LETTER = rf"(?<![A-Za-z0-9])(?<![A-Za-z0-9]['.-])(?:{_UPPER}|{_LOWER})"
 _ITEM = rf"[\"'(\[{{*_]{{0,4}}{_LETTER}[\"')\]}}*_]{{0,4}}"
 _AND = (
-    rf"\s*(?:或者|以及|还是|[,;/&|+、和或与及]|{_any('and or nor')})"
-    rf"(?:[\s,;/&|+、]|选项|{_any('and or nor maybe perhaps option choice a an the')}){{0,12}}"
+    rf"\s*\(?(?:或者|以及|还是|[,;/&|+、和或与及]|{_any('and or nor as_well_as')})"
+    rf"(?:[\s,;/&|+、]|选项|{_any('and or nor maybe perhaps possibly probably option choice a an the')}){{0,12}}"
 )
 _ITEMS = rf"(?>{_ITEM}(?:{_AND}{_ITEM}){{0,25}})"
 # Words that may stand between a keyword and a letter, as in "the answer *is probably option* B".
@@ -52,7 +53,7 @@ _FILL = (
     + "){0,24}"
 )
 _FILL_OF_DENIAL = _FILL.replace(r"\s", " ")  # on the same line
-_END = rf"(?=\s*(?:[.,:;!?)\]}}\"'*/|、。]|[-–—]\s|$|{_FOLLOWER}))"  # not before another word, as in "C major"
+_END = rf"(?= *\n|\s*(?:[.,:;!?)\]}}\"'*/|、。]|[-–—]\s|$|{_FOLLOWER}))"  # not before another word, as in "C major"
 
 
 def _compile(*patterns: str) -> list[re.Pattern[str]]:
@@ -64,7 +65,7 @@ _DENIALS = _compile(
     + _FILL_OF_DENIAL
     + _ITEMS,
     rf"n't\b{_FILL_OF_DENIAL}{_ITEMS}",
-    rf"(?:不是|不选|并非|而非|排除){_FILL_OF_DENIAL}{_ITEMS}",
+    rf"(?:不[是选像太很]?|没有|并非|而非|排除){_FILL_OF_DENIAL}{_ITEMS}",
     # "A isn't right", "A and B do not fit", but not "A (the text of option A) is not barking"
     rf"(?:{_ITEMS}\s*(?i:are|were|would|could|can|do)|{_ITEM}\s*(?i:is|was|does))\s*(?i:not|n't)\b\s*"
     rf"(?:[.,;!]|$|{_any('be a an the fit match sound seem make mentioned correct right true likely possible')})",
@@ -82,9 +83,12 @@ _STATEMENTS = _compile(
     + _any("correct right true best likely answer appropriate accurate"),
     rf"({_ITEMS})\s*是?(?:正确|对的)",
 )
-# "B", "(B) sad", "B because", "A, B", or a list of all options, in which punctuation or a space follows each letter.
+# "B", "(B) sad", "B because", "A, B", or a list of all options, in which punctuation or a space follows each letter. In
+# a list of options with comments ("A: no. B: yes. C: no."), the first letter is not the answer.
+_LABELS = [rf"[\"'(\[*]{{0,4}}{letter}[.:)\]*]{{1,4}}" for letter in "ABC"]
 _LEADING = _compile(
-    rf"\A((?>{_ITEMS}(?:[.):\s]+{_ITEM}(?=\W*$|\s*[.):,(\n]| +[A-Z]\b))*))(?:(?<=[)\]}}*])|{_END})",
+    r"(?s)\A(" + r".{0,200}?[\n.;,]\s*".join(_LABELS) + ")",
+    rf"\A((?>{_ITEMS}(?:[.):?\s]*{_ITEM}(?=\W*$|\s*[.):,(\n]| +[A-Z]\b))*))(?:(?<=[)\]}}*])|{_END})",
 )
 _MENTIONS = _compile(
     rf"(?<![A-Za-z0-9])([(\[{{*]{{1,4}}{_LETTER}[)\]}}*]+)",
@@ -191,12 +195,18 @@ def _replace_texts(response: str, texts: Sequence[str]) -> str:
         assert match.lastindex is not None, "each alternative is a group"
         return f"({labels[match.lastindex - 1][1]})"
 
-    return re.sub(rf"(?<!\w)(?:{pattern})", letter_of, response, flags=re.IGNORECASE)
+    return re.sub(pattern, letter_of, response, flags=re.IGNORECASE)
 
 
 def _text_pattern(text: str) -> str:
-    """Return a pattern for the words of a text with any characters between them."""
-    return r"\W+".join(map(re.escape, text.split())) + r"(?!\w)"
+    """Return a pattern for the words of a text with any characters between them.
+
+    The text must not be a part of a longer word or number (2 of 2.5). Chinese words stand next to each other without
+    spaces, but a single character must stand alone, because it may be a part of another word (是 of 是否).
+    """
+    in_word = r"\w" if re.fullmatch(f"[{_UNSPACED}]", text) else rf"[^\W{_UNSPACED}]"
+    words = r"\W+".join(map(re.escape, text.split()))
+    return rf"(?<!{in_word})(?!(?<=\d[.,])\d){words}(?!{in_word})(?!(?<=\d)[.,]\d)"
 
 
 def _words_only(text: str) -> str:

@@ -71,6 +71,19 @@ CHATS = {
             {"from": "Assistant", "value": "Rain.", "type": "text"},
         ]
     },
+    "NeMo with other names": {
+        "messages": [
+            {"role": "user", "content": "a.wav", "type": "audio"},
+            {"role": "user", "content": "What is that?", "type": "text"},
+            ANSWER,
+        ]
+    },
+    "Qwen-Audio": {
+        "conversations": [
+            {"from": "user", "value": "Audio 1:<audio>a.wav</audio>\nWhat is that?"},
+            {"from": "assistant", "value": "Rain."},
+        ]
+    },
     "NeMo's sharegpt form": {
         "sound": "a.wav",
         "conversations": [{"from": "human", "value": "<speech>What is that?"}, {"from": "gpt", "value": "Rain."}],
@@ -181,6 +194,13 @@ def test_an_escaped_audio_mark_is_text_and_needs_no_audio_file(tmp_path):
         assert row.problem is None and [clip.path.name for clip in row.clips] == ["a.wav"]
         assert message_text(row.labels["messages"][0]) == "What does <audio> mean, and <|AUDIO|>?"
         assert row.labels["messages"][1] == answer
+
+
+def test_paths_between_the_marks_of_qwen_audio_are_clips_in_order(tmp_path):
+    text = "Audio 1:<audio>a.wav</audio>\nAudio 2:<audio>b b.wav</audio>\nWhich? \\<audio>"
+    row = read_fields(tmp_path, {"query": text, "response": "b"})
+    assert [clip.path.name for clip in row.clips] == ["a.wav", "b b.wav"]
+    assert message_text(row.labels["messages"][0]) == "Which? <audio>"
 
 
 def test_a_separate_system_prompt_becomes_the_first_message(tmp_path):
@@ -318,7 +338,7 @@ def test_faults_in_ms_swift_rows_are_reported(tmp_path, fields, message):
         ({"conversations": [{"human": "x"}]}, "messages[0] is {'human': 'x'}"),
         (
             {"conversations": [{"from": "user", "value": "a.png", "type": "image"}]},
-            "`type` of conversations[0] is 'image', expected 'text' or 'audio'",
+            "`type` of turn 0 is 'image', expected 'text' or 'audio'",
         ),
         (
             {
@@ -336,6 +356,8 @@ def test_faults_in_ms_swift_rows_are_reported(tmp_path, fields, message):
             "has the fields audio_filepath, duration, id, text",
         ),
         ({"sound": "a.wav", "conversations": [{"from": "human", "value": "no mark"}]}, "0 audio marks"),
+        ({"sound": None, "conversations": [{"from": "human", "value": "<sound>"}]}, "1 audio mark (<audio>)"),
+        ({**CHATS["alpaca"], "audio": "a.wav", "audios": None}, "a dialogue has `audio`: expected its clips in"),
         ({"query": "hi", "response": "yes", "history": "[['a', 'b']]"}, "list of [question, answer]"),
         ({"prompt": "hi", "completion": {"text": "yes"}}, "`completion` is {'text': 'yes'}, expected a list"),
         (

@@ -100,6 +100,7 @@ PAIR = {"messages": [QUESTION], "chosen": "Rain.", "rejected": "Snow."}
         ({"messages": [QUESTION, {**GOOD, "loss_scale": 2.0}]}, "`loss_scale` of messages[1] is 2.0"),
         ({"messages": [QUESTION, {**GOOD, "loss": True, "weight": 0}]}, "contradict each other"),
         ({"messages": [QUESTION, {**GOOD, "mask": True}]}, "messages[1] has `mask`"),
+        ({"messages": [QUESTION, {**GOOD, "masked": True}]}, "messages[1] has `masked`"),
         ({"messages": [QUESTION, {**GOOD, "tool_calls": [{}]}]}, "messages[1] has `tool_calls`"),
         ({"messages": [QUESTION, {**GOOD, "train_detail": [{"train": False}]}]}, "messages[1] has `train_detail`"),
         ({"messages": [{**QUESTION, "training": True}, GOOD]}, "`training` is True in messages[0] (user)"),

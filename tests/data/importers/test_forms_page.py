@@ -30,7 +30,7 @@ def read(folder: Path, example: str) -> list[Row]:
 @pytest.mark.filterwarnings("error::UserWarning")  # no example has a field that is not used
 @pytest.mark.parametrize(
     ("section", "n_examples", "task"),
-    [("Dialogues", 9, "chat"), ("Preferences", 5, "preference"), ("Task rows", 2, "asr")],
+    [("Dialogues", 10, "chat"), ("Preferences", 5, "preference"), ("Task rows", 2, "asr")],
 )
 def test_all_examples_of_a_section_are_the_same_row(tmp_path, section, n_examples, task):
     examples = sections()[section]

@@ -508,17 +508,18 @@ def test_each_clip_is_read_from_its_bytes_or_if_they_are_null_from_its_path(tmp_
     write_wave(tmp_path / "x.wav", 0.5)
     stored = {"bytes": audio_bytes(0.3, tmp_path), "path": "gone.wav"}
     nameless, linked = {"bytes": stored["bytes"], "path": None}, {"bytes": None, "path": "x.wav"}
-    clips = [linked, stored, None, nameless, {"bytes": None, "path": None}, linked]
-    columns = {"audio": pa.array(clips, CLIP), "sentence": ["the cat"] * 6}
+    clips = [linked, stored, None, nameless, {"bytes": None, "path": None}, linked, {"bytes": b"", "path": "x.wav"}]
+    columns = {"audio": pa.array(clips, CLIP), "sentence": ["the cat"] * 7}
     pq.write_table(pa.table(columns), tmp_path / "a.parquet", row_group_size=4, write_statistics=write_statistics)
     for _ in range(2):  # computed, then read from the cache
         (manifest,) = read_manifests([{"path": str(tmp_path / "a.parquet"), **HUB_ENTRY}], cache_dir=tmp_path / "cache")
         rows = list(manifest.rows)
-        assert [row.id for row in rows] == [f"a.parquet:{n}" for n in range(6)]
-        usable = {n: len(row.clips[0].read()) / 16_000 for n, row in enumerate(rows) if n not in (2, 4)}
+        assert [row.id for row in rows] == [f"a.parquet:{n}" for n in range(7)]
+        usable = {n: len(row.clips[0].read()) / 16_000 for n, row in enumerate(rows) if n not in (2, 4, 6)}
         assert usable == {0: 0.5, 1: 0.3, 3: 0.3, 5: 0.5}
         assert "needs `audio`" in rows[2].problem
         assert "no audio is stored there" in build_row(rows[4])[0]
+        assert "no audio is stored there" in build_row(rows[6])[0]
         # The digest covers the audio that is stored in the file.
         assert [row.id for row in manifest.rows.without_duration()] == ["a.parquet:0", "a.parquet:5"]
 

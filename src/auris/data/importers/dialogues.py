@@ -42,15 +42,16 @@ def convert_messages(fields: Fields) -> Fields:
         raise UserError(f"the row has `{name}` and `{others[0]}`, expected only one")
     entries = require_messages(name, fields[name])
     fields = {key: value for key, value in fields.items() if key not in MESSAGE_FIELDS}
-    if any(isinstance(entry, Mapping) and {"from", "type"} <= entry.keys() for entry in entries):
-        messages = _read_nemo_turns(entries)
-    else:
-        messages = [message for entry in entries for message in _read_entry(entry)]
+    messages = [message for entry in entries for message in _read_entry(entry)]
+    if any(isinstance(entry, Mapping) and _is_nemo_turn(entry) for entry in entries):
+        messages = _read_nemo_turns(messages)
     for key in ("chosen", "rejected"):
         if isinstance(fields.get(key), Mapping):
             [fields[key]] = _read_entry(fields[key])
-    if sound := fields.pop("sound", None):  # NeMo's sharegpt format
+    sound = fields.pop("sound", None)  # NeMo's sharegpt format
+    if sound:
         fields["audios"] = sound
+    if sound or name == "conversations":  # a mark without `sound` is a lost clip
         messages = [_replace_sound_mark(message) for message in messages]
     return _finish({**fields, "messages": messages})
 
@@ -139,17 +140,22 @@ def _read_entry(entry: Any) -> list[Any]:
     return [{**entry, "role": _ROLES.get(role.lower(), role)} if isinstance(role, str) else entry]
 
 
-def _read_nemo_turns(entries: Sequence[Any]) -> list[Any]:
-    """Return the messages of NeMo's turns (`NeMoMultimodalConversation`).
+def _is_nemo_turn(entry: Fields) -> bool:
+    """Return whether an entry holds one text or one clip. `type` of {role, content} may mean something else."""
+    return "type" in entry and ("from" in entry or entry["type"] == "audio")
+
+
+def _read_nemo_turns(messages: Sequence[Any]) -> list[Any]:
+    """Convert messages {role, content, type}, which are NeMo's turns (`NeMoMultimodalConversation`).
 
     A turn of type `audio` is the segment of a file from `offset` (default: 0) that is `duration` seconds long (default:
     to the end). As in NeMo, consecutive turns of one role are one message, with a space between two texts.
     """
     turns = []
-    for number, entry in enumerate(entries):
-        if not isinstance(entry, Mapping) or not {"from", "value"} <= entry.keys():
-            raise UserError(f"conversations[{number}] is {shorten(entry)}, expected {{from, value, type}}")
-        [turn] = _read_entry(entry)
+    for number, message in enumerate(messages):
+        if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
+            raise UserError(f"turn {number} is {shorten(message)}, expected {{from, value, type}}")
+        turn = dict(message)
         kind = turn.pop("type", None)
         if kind == "audio":
             segment = {name: turn.pop(name, None) for name in ("offset", "duration")}
@@ -159,7 +165,7 @@ def _read_nemo_turns(entries: Sequence[Any]) -> list[Any]:
                 part |= {**segment, "offset": segment["offset"] or 0.0}  # without an offset, `duration` cuts nothing
             turn["content"] = part
         elif kind not in ("text", None):
-            raise UserError(f"`type` of conversations[{number}] is {shorten(kind)}, expected 'text' or 'audio'")
+            raise UserError(f"`type` of turn {number} is {shorten(kind)}, expected 'text' or 'audio'")
         turns.append(turn)
     groups = groupby(turns, key=lambda turn: {**turn, "content": None})
     return [{**shared, "content": _join_contents(turn["content"] for turn in group)} for shared, group in groups]
@@ -213,6 +219,8 @@ def _finish(fields: Fields) -> Fields:
     for name in sorted(fields.keys() & _OTHER_MODALITIES):
         if fields.pop(name) not in (None, "", [], {}, "[]"):
             raise UserError(f"the row has `{name}`, expected audio and text only")
+    if "audio" in fields:
+        raise UserError("a dialogue has `audio`: expected its clips in `audios`, or inside its messages")
     audios = [audios] if isinstance(audios, str) else audios
     if not isinstance(audios, list):
         raise UserError(f"`audios` is {shorten(audios)}, expected a list of paths")

@@ -32,7 +32,8 @@ _SKIP_FLAG = "_skipme"  # NeMo. True: the row is not used
 _ASSISTANT_FLAGS = ("loss", "loss_scale", "weight")
 
 # Fields of a message that would change what is learned, and that auris cannot honour.
-_REFUSED = ("mask", "train_detail", "training_detail", "tool_calls", "function_call", "reasoning_content", "reasoning")
+_REFUSED = ("mask", "masked", "train_detail", "training_detail", "tool_calls", "function_call")
+_REFUSED += ("reasoning_content", "reasoning")
 
 _TASK_ROW_FLAGS = (*(name for name in _FLAGS if name != "weight"), "kto_tag")
 FIELDS = frozenset({*_TASK_ROW_FLAGS, _SKIP_FLAG})

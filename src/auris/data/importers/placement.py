@@ -8,6 +8,7 @@ a row is refused.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,8 @@ from auris.errors import UserError, count
 from auris.text.audio_marks import MARK, has_marks, split_at_marks
 
 _UNNAMED_AUDIO = {"type": "audio"}  # audio mark that is a part of a message
+# Qwen-Audio writes the path of a clip between its marks. The text around them is written by `text.chat`.
+_PATH_IN_MARKS = re.compile(r"(?:Audio ?\d+: ?)?(?<!\\)<audio>([^<>\[\]\n]+)</audio>\n?")
 
 
 def place_audio(messages: Sequence[Any], audios: Sequence[Any]) -> list[Any]:
@@ -66,7 +69,13 @@ def _split_text(part: Any) -> list[Any]:
     text = part.get("text") if isinstance(part, Mapping) else None
     if not isinstance(text, str) or not has_marks(text):
         return [part]
-    return [
-        dict(_UNNAMED_AUDIO) if kind == "mark" else {"type": "text", "text": piece}
-        for kind, piece in split_at_marks(text)
-    ]
+    parts: list[Any] = []
+    for number, content in enumerate(_PATH_IN_MARKS.split(text)):  # texts and paths alternate
+        if number % 2:
+            parts.append({"type": "audio", "audio": content})
+        else:
+            parts += [
+                dict(_UNNAMED_AUDIO) if kind == "mark" else {"type": "text", "text": piece}
+                for kind, piece in split_at_marks(content)
+            ]
+    return parts

@@ -247,7 +247,7 @@ class StoredSound:
         if self.problem:
             raise AudioError(self.problem)
         content = self.reader.read_sound(self.file, self.row, self.clip)
-        if content is None:
+        if not content:
             raise AudioError(f"{self}: no audio is stored there")
         return content
 
