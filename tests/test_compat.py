@@ -129,6 +129,14 @@ def test_compilation_settings_exist():
         assert torch._dynamo.config.nested_graph_breaks is True and fx_config.use_duck_shape is False
 
 
+def test_bf16_instructions_are_those_of_the_processor():
+    info = Path("/proc/cpuinfo")
+    if not info.is_file():
+        pytest.skip("no /proc/cpuinfo, which lists the instructions of the processor")
+    flags = set(info.read_text().split())
+    assert compat.has_bf16_instructions() == bool({"amx_bf16", "avx512_bf16"} & flags)
+
+
 def test_compiled_modules_are_recognised():
     module = nn.Linear(1, 1)
     assert not compat.is_compiled(module)

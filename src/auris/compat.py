@@ -1,6 +1,7 @@
 """Private interfaces of Lightning, torch and transformers that auris relies on.
 
-No other module uses private interfaces. `tests/test_compat.py` has a test for each interface, so that an incompatible
+No other module uses private interfaces, except for Hydra's in `config.search_path`, which must not import torch.
+`tests/test_compat.py` has a test for each interface, so that an incompatible
 upgrade fails in one place.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
@@ -102,6 +104,11 @@ def set_compile_options() -> None:
 
     torch._dynamo.config.nested_graph_breaks = True
     torch.fx.experimental._config.use_duck_shape = False
+
+
+def has_bf16_instructions() -> bool:
+    """Return whether the CPU multiplies bf16 matrices by AMX or AVX512-BF16."""
+    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
 
 
 def is_compiled(module: nn.Module) -> bool:

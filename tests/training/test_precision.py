@@ -34,7 +34,7 @@ def cpu_with_bf16(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, bool]
         timed.append((n_inputs, n_outputs, is_bf16))
         return n_inputs * n_outputs / (2 if is_bf16 else 1)
 
-    monkeypatch.setattr(precision, "has_bf16_instructions", lambda: True)
+    monkeypatch.setattr(precision.compat, "has_bf16_instructions", lambda: True)
     monkeypatch.setattr(precision, "_time_linear", time_linear)
     return timed
 
@@ -52,7 +52,7 @@ def test_float32_is_chosen_on_a_cpu_where_bf16_is_not_faster(net, file, cpu_with
 
 
 def test_float32_is_chosen_without_a_measurement_on_a_cpu_without_bf16(net, file, cpu_with_bf16, monkeypatch):
-    monkeypatch.setattr(precision, "has_bf16_instructions", lambda: False)
+    monkeypatch.setattr(precision.compat, "has_bf16_instructions", lambda: False)
     assert choose_precision(TRAINER, net, file).precision == "32-true" and cpu_with_bf16 == []
 
 
@@ -70,7 +70,7 @@ def test_processes_on_cpus_do_not_measure(net, file, cpu_with_bf16):
 )
 def test_the_default_on_a_gpu_is_bf16(net, file, monkeypatch, accelerator, expected):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(precision, "has_bf16_instructions", lambda: False)
+    monkeypatch.setattr(precision.compat, "has_bf16_instructions", lambda: False)
     assert choose_precision({**TRAINER, "accelerator": accelerator}, net, file).precision == expected
 
 

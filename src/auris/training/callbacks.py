@@ -5,6 +5,7 @@ None of them changes the weights. `UnusableRows` and `Faults` may stop the run.
 
 from __future__ import annotations
 
+import ctypes.util
 import math
 import shutil
 import time
@@ -42,6 +43,8 @@ WINDOW_ROWS = 1000
 MAX_CONSECUTIVE_SKIPS = 10
 # Number of validation rows of each group (such as `asr en`, see `data.rows.group`) that TensorBoard shows.
 EXAMPLES_PER_GROUP = 2
+# Number of steps after which freed memory is returned to the system. On the demo, this takes 0.5 % of a run's time.
+TRIM_STEPS = 20
 
 
 class TaskLosses(L.Callback):
@@ -343,6 +346,25 @@ class Faults(L.Callback):
         with files.tolerate_write_errors(self.run_dir / FAULTS_DIR):
             return Fault(step=step, reason=reason, ranks=packs_by_rank, weights=weights_path).save(self.run_dir)
         return None
+
+
+class FreeMemory(L.Callback):
+    """Callback that returns freed memory to the system every TRIM_STEPS steps, on Linux.
+
+    Packs have different sizes, so glibc keeps many freed blocks that no later allocation fits: 0.5 GB after 200 steps
+    of the demo.
+    """
+
+    def __init__(self) -> None:
+        libraries = ctypes.util.find_library("c")
+        self.trim = getattr(ctypes.CDLL(libraries), "malloc_trim", None) if libraries else None
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any = None, batch_idx: int = 0
+    ) -> None:
+        """Return freed memory to the system after every TRIM_STEPS steps."""
+        if self.trim is not None and trainer.global_step % TRIM_STEPS == 0:
+            self.trim(0)
 
 
 class ProgressFile(L.Callback):

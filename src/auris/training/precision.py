@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.benchmark import Timer
 
-from auris import files
+from auris import compat, files
 from auris.config import Config
 from auris.training.strategy import Processes
 
@@ -48,7 +48,7 @@ def choose_precision(trainer: Config, net: nn.Module, environment_file: Path) ->
         return PrecisionChoice(trainer["precision"], "as set by trainer.precision")
     if trainer["accelerator"] in ("auto", "gpu", "cuda") and torch.cuda.is_available():
         return PrecisionChoice("bf16-mixed", "the default on a GPU")
-    if not has_bf16_instructions():
+    if not compat.has_bf16_instructions():
         return PrecisionChoice("32-true", "this CPU has no instructions for bf16 (AMX or AVX512-BF16)")
     if Processes.from_config(trainer).world > 1:
         return PrecisionChoice("32-true", "the default of several processes on CPUs (or set trainer.precision)")
@@ -59,11 +59,6 @@ def choose_precision(trainer: Config, net: nn.Module, environment_file: Path) ->
         "bf16-mixed" if speedup >= MIN_SPEEDUP else "32-true",
         f"the matrix products of this model are {speedup:.1f} times as fast in bf16 as in float32 on this CPU",
     )
-
-
-def has_bf16_instructions() -> bool:
-    """Return whether the CPU multiplies bf16 matrices by AMX or AVX512-BF16."""
-    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
 
 
 def measure_speedup(net: nn.Module) -> float:
