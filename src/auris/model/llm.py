@@ -116,7 +116,7 @@ def function_fields(config: PreTrainedConfig) -> dict[str, Any]:
 def _require_packable(config: PreTrainedConfig) -> None:
     """Raise UserError for models in which packed rows would interact, or whose logits are not just a matrix product.
 
-    A number of heads that the key-value heads do not divide is an error too; transformers finds it in the first forward.
+    The number of key-value heads is checked too, which transformers would only notice in the first forward.
     """
     name = config.model_type
     n_heads = getattr(config, "num_attention_heads", 1)
