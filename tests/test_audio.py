@@ -485,6 +485,7 @@ def test_samples_of_eight_bits_and_half_precision_are_scaled_by_their_range(dtyp
         ((np.zeros(1), 96_000), "1 samples at 96000 Hz"),
         (b"no audio", r"the content of a file \(8 bytes\): cannot be decoded \(Format not recognised.\)"),
         ("missing.wav", "missing.wav: no such file"),
+        ("UklGRg==" * 10_000, "'UklGRg.*…: no such file"),
     ],
 )
 def test_audio_that_cannot_be_used_is_one_sentence(given, message: str):

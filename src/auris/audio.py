@@ -69,6 +69,8 @@ _MAX_PEAK = 2.0
 # extract-segments, --max-overshoot=0.5). The segment then stops at the end of the file. A larger excess is an error.
 MAX_OVERSHOOT = 0.5
 
+_MAX_PATH = 200  # characters of a path in the message that there is no such file; the "path" may be a file in Base64
+
 
 class Sound(Protocol):
     """An audio file that is stored inside another file, such as a shard.
@@ -191,7 +193,7 @@ def _open(source: Source) -> soundfile.SoundFile:
     if isinstance(source, (str, Path)):
         path = str(source)
         if not os.path.isfile(path):
-            name = path if path.isprintable() else repr(path)
+            name = path if path.isprintable() and len(path) <= _MAX_PATH else shorten(path, _MAX_PATH)
             # pathlib turns https:// into https:/, and a manifest's directory may precede it.
             is_url = re.search(r"(^|/)[a-z][a-z0-9+]+:/", path) is not None
             advice = " (audio is not read from URLs: download it first)" if is_url else ""
