@@ -353,7 +353,8 @@ def to_wave(audio: Audio) -> np.ndarray:
             "divide by their range",
             stacklevel=2,
         )
-    if getattr(samples, "dtype", None) in (np.int32, torch.int32) and 0 < peak < 2**-16:
+    is_int32 = str(getattr(samples, "dtype", "")).removeprefix("torch.") == "int32"
+    if is_int32 and 0 < peak < 2**-16:
         warnings.warn(
             f"audio of type int32 has a peak of {peak * 2**31:.0f} steps: if it has 16 bits, pass it as int16",
             stacklevel=2,

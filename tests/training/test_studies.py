@@ -119,7 +119,10 @@ def test_evaluations_that_are_no_lists_of_arguments_are_refused(evaluate):
 
 @pytest.mark.parametrize(
     ("argument", "message"),
-    [("benchmark=embeded", "benchmark=embeded: there is no such option"), ("bootstrap=0", "bootstrap=0: expected an")],
+    [
+        ("benchmark=embedding", "benchmark=embedding: there is no such option"),
+        ("bootstrap=0", "bootstrap=0: expected an"),
+    ],
 )
 def test_invalid_arguments_of_an_evaluation_are_refused_before_training(argument: str, message: str):
     with pytest.raises(UsageError, match=f"study letters, auris evaluate: {message}"):
