@@ -33,6 +33,7 @@ def test_the_error_for_missing_settings_is_one_sentence_that_names_them(command,
     assert capsys.readouterr() == ("", f"error: expected {missing} on the command line (see --help)\n")
 
 
+STEPS = "an integer >= 1 and <= max_steps (here max_steps=100)"
 TRAIN = {"max_steps": 100, "optim": {"lr": 1e-4, "min_lr": 1e-5}}
 
 
@@ -48,7 +49,7 @@ TRAIN = {"max_steps": 100, "optim": {"lr": 1e-4, "min_lr": 1e-5}}
         ("optim.lr", "1e-4", "a number > 0"),
         ("optim.weight_decay", -1, "a number >= 0"),
         ("optim.layer_decay", -1, "a number > 0 and <= 1"),
-        ("optim.betas[1]", 1, "a number >= 0 and < 1"),
+        ("optim.betas[0]", 1, "a number >= 0 and < 1"),
         ("optim.lr_factors.encoder", -1, "a number >= 0"),
         ("optim.min_lr", 1, "a number >= 0 and <= optim.lr (here optim.lr=0.0001)"),
         ("optim.warmup_steps", 100, "an integer >= 0 and < max_steps (here max_steps=100)"),
@@ -60,8 +61,20 @@ TRAIN = {"max_steps": 100, "optim": {"lr": 1e-4, "min_lr": 1e-5}}
         ("data.valid[0].limit", True, "an integer >= 1 or null"),
         ("data.train[1].weight", 0, "a number > 0 or null"),
         ("data.temperature", 0, "a number > 0 or null"),
-        ("trainer.devices", 0, "an integer >= 1 or -1 or auto"),
-        ("trainer.val_check_interval", 0, "a number > 0 and <= 1 or an integer >= 1"),
+        ("trainer.devices", 0, "an integer >= 1 or -1 or auto or a list"),
+        ("trainer.val_check_interval", 0, f"a number > 0 and <= 1 or {STEPS}"),
+        ("trainer.val_check_interval", 101, f"a number > 0 and <= 1 or {STEPS}"),
+        ("trainer.gradient_clip_val", 1.0, "null (set optim.clip)"),
+        ("judge.price", 5, "a section or null"),
+        # A list or a section in place of a value, and the other way round.
+        ("optim.lr", [1e-4, 1e-5], "a number > 0"),
+        ("max_steps", {}, "an integer >= 1"),
+        ("optim.betas", 0.9, "a list"),
+        ("optim.lr_factors", 0.1, "a section"),
+        ("data.train", "a.jsonl", "a list (data.train=[FILE.jsonl])"),
+        ("data.train[0].tasks", "asr", "a list or null"),
+        ("data.noise.snr", 10, "a list of 2"),
+        ("data.noise.snr", [0, 10, 20], "a list of 2"),
         ("trainer.max_epochs", 2, "1"),
         ("seed", "abc", "an integer >= 0 and < 4294967296"),
         ("seed", None, "an integer >= 0 and < 4294967296"),
@@ -71,7 +84,10 @@ TRAIN = {"max_steps": 100, "optim": {"lr": 1e-4, "min_lr": 1e-5}}
         ("arm", "../escape", "a name"),
         ("arm", "", "a name"),
         ("arm", "..", "a name"),
+        ("arm", "  ", "a name"),
         ("study", "a/b", "a name"),
+        ("runs_dir", "", "a path"),  # runs_dir=$RUNS without a variable RUNS
+        ("checkpoint", " ", "a path or null"),
     ],
 )
 def test_a_value_out_of_its_range_is_named_with_the_values_expected(key: str, value: Any, expected: str):
@@ -88,6 +104,10 @@ def test_a_value_out_of_its_range_is_named_with_the_values_expected(key: str, va
         ("optim.clip", 0),
         ("trainer.devices", -1),
         ("trainer.devices[0]", 0),
+        ("trainer.val_check_interval", 100),
+        ("trainer.gradient_clip_val", None),
+        ("data.noise.snr", [0, 10]),
+        ("judge.price", {"input": 0}),
         ("my_section.lr", -1),  # a key of a user's own
     ],
 )
@@ -108,6 +128,24 @@ def test_a_value_out_of_range_is_a_usage_error_before_anything_is_loaded(capsys:
     assert capsys.readouterr().err == "error: optim.clip=-1: expected a number >= 0 or null\n"
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.train={path: a.jsonl}", "data.train={path: a.jsonl}: Cannot merge DictConfig with ListConfig"),
+        ("stage=pretrn", "max_steps: Interpolation key 'tiny.max_steps.pretrn' not found"),
+        (
+            "data.augment.p=0.5",  # scale=tiny has no augmentation
+            "data.augment.p=0.5: the chosen option of data/augment has no such key; "
+            "choose data/augment=specaugment | specaugment_double as well",
+        ),
+    ],
+)
+def test_an_override_that_does_not_fit_the_config_is_explained_in_one_line(override: str, message: str):
+    with pytest.raises(config.UsageError) as error:
+        config.resolve(config.compose([override]))
+    assert str(error.value) == message
+
+
 def test_a_range_may_depend_on_the_command():
     assert config.resolve(config.compose(["checkpoint=x"], "chat"), "chat")["seed"] is None
     assert config.allowed_values("jobs", "train") != config.allowed_values("jobs", "doctor")
@@ -122,7 +160,7 @@ def test_every_number_in_a_config_has_a_range():
         package = re.search(r"^# @package (\S+)", text)
         prefix = ".".join(parts[:-1]) if package is None else package[1].replace("_global_", "")
         command = parts[0] if len(parts) == 1 else {"benchmark": "evaluate", "judge": "evaluate"}.get(parts[0], "train")
-        for key, value in config._leaves(yaml.safe_load(text)):
+        for key, value in config._nodes(yaml.safe_load(text)):
             key = f"{prefix}.{key}".strip(".")
             is_free = parts[0] == "hydra" or key.startswith(("tiny.", "small.")) or key.endswith("_partial_")
             if isinstance(value, (int, float)) and not is_free and config.allowed_values(key, command) is None:

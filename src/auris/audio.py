@@ -13,6 +13,7 @@ from __future__ import annotations
 import io
 import math
 import os
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ import torch
 from torch import Tensor
 from transformers import WhisperFeatureExtractor
 
-from auris.errors import AudioError, UserError
+from auris.errors import AudioError, UserError, shorten
 
 _REMEDY = "install matching versions: pip install torch==2.11.0 torchaudio==2.11.0"
 
@@ -67,6 +68,8 @@ _MAX_PEAK = 2.0
 # A segment in a manifest may end this many seconds after the end of its file, because times are rounded (Kaldi's
 # extract-segments, --max-overshoot=0.5). The segment then stops at the end of the file. A larger excess is an error.
 MAX_OVERSHOOT = 0.5
+
+_MAX_PATH = 200  # characters of a path in the message that there is no such file; the "path" may be a file in Base64
 
 
 class Sound(Protocol):
@@ -190,15 +193,18 @@ def _open(source: Source) -> soundfile.SoundFile:
     if isinstance(source, (str, Path)):
         path = str(source)
         if not os.path.isfile(path):
-            name = path if path.isprintable() else repr(path)
-            raise AudioError(f"{name}: no such file")
+            name = path if path.isprintable() and len(path) <= _MAX_PATH else shorten(path, _MAX_PATH)
+            # pathlib turns https:// into https:/, and a manifest's directory may precede it.
+            is_url = re.search(r"(^|/)[a-z][a-z0-9+]+:/", path) is not None
+            advice = " (audio is not read from URLs: download it first)" if is_url else ""
+            raise AudioError(f"{name}: no such file{advice}")
         content: str | io.BytesIO = path
     else:
         content = io.BytesIO(source.read())
     try:
         file = soundfile.SoundFile(content)
     except (soundfile.SoundFileError, TypeError) as error:  # TypeError: a .raw file, which has no header
-        reason = getattr(error, "error_string", error)  # without the name of the file
+        reason = getattr(error, "error_string", error)  # without "Error opening <_io.BytesIO object at 0x7f...>"
         raise AudioError(f"{source}: cannot be decoded ({reason})") from error
     if file.frames == 0:
         file.close()
@@ -300,7 +306,7 @@ def to_wave(audio: Audio) -> np.ndarray:
     """Convert audio in any form that a caller may have to 16 kHz mono (L,) float32.
 
     Channels are averaged, then resampled, as by `read`. Integers are scaled by the range of their type. Floats are
-    expected from -1 to 1; a peak far above 1 is warned of.
+    expected from -1 to 1. A peak far above 1 is warned of, and int32 whose peak has at most 16 bits.
 
     Args:
         audio: One of these forms:
@@ -308,7 +314,8 @@ def to_wave(audio: Audio) -> np.ndarray:
             - a file: its path, its content as bytes, or an open binary file;
             - samples at 16 kHz: an array, a tensor or a list of floats, (L,), (L, channels) or (channels, L);
             - samples at another rate: `(samples, rate)`, or `(rate, samples)` as in Gradio;
-            - a dict as in Hugging Face data sets: `{array, sampling_rate}`, or `{bytes, path}` of a file.
+            - an entry of a Hugging Face data set: `{array, sampling_rate}`, `{bytes, path}` of a file, or torchcodec's
+              `AudioDecoder`.
 
     Raises:
         AudioError: The audio has another form, it has no samples or samples that are not finite, its rate is not a
@@ -316,18 +323,26 @@ def to_wave(audio: Audio) -> np.ndarray:
     """
     given: Any = audio
     if isinstance(given, Mapping):
-        if "array" in given:
-            given = (given["array"], given.get("sampling_rate"))
+        if {"array", "sampling_rate"} <= given.keys():
+            given = (given["array"], given["sampling_rate"])
+        elif (file := given.get("bytes") or given.get("path")) and "array" not in given:
+            given = file
         else:
-            given = given.get("bytes") or given.get("path") or given
+            keys = shorten(list(given))
+            raise AudioError(f"audio is a dict of {keys}: expected array and sampling_rate, or a file's bytes or path")
+    if hasattr(given, "get_all_samples"):  # torchcodec's AudioDecoder
+        decoded = given.get_all_samples()
+        given = (decoded.data, decoded.sample_rate)
     if isinstance(given, (str, os.PathLike)):
         return read(Path(given))
     content = given.read() if hasattr(given, "read") else given
-    if isinstance(content, (bytes, bytearray)):
+    if isinstance(content, (bytes, bytearray, memoryview)):
+        if not len(content):
+            raise AudioError("audio is a file without content, or an open file at its end: set its position by seek(0)")
         return read(FileContent(bytes(content)))
     samples, rate = (given[::-1] if _is_rate(given[0]) else given) if has_rate(given) else (given, SAMPLE_RATE)
     if not _is_rate(rate) or rate != int(rate) or rate < 1_000:
-        raise AudioError(f"audio with the sampling rate {rate!r:.80}: expected a whole number of Hz, at least 1,000")
+        raise AudioError(f"audio with the sampling rate {shorten(rate)}: expected a whole number of Hz, at least 1,000")
     channels = _to_channels(samples)
     if _resampled_length(len(channels), int(rate)) == 0:
         raise AudioError(f"audio of {len(channels)} samples at {rate} Hz: expected at least one sample at 16 kHz")
@@ -336,6 +351,12 @@ def to_wave(audio: Audio) -> np.ndarray:
         warnings.warn(
             f"audio has a peak of {peak:.4g}, expected floats from -1 to 1: pass integers with their own type, or "
             "divide by their range",
+            stacklevel=2,
+        )
+    is_int32 = str(getattr(samples, "dtype", "")).removeprefix("torch.") == "int32"
+    if is_int32 and 0 < peak < 2**-16:
+        warnings.warn(
+            f"audio of type int32 has a peak of {peak * 2**31:.0f} steps: if it has 16 bits, pass it as int16",
             stacklevel=2,
         )
     return wave
@@ -365,7 +386,7 @@ def _to_channels(samples: Any) -> np.ndarray:
     except ValueError as error:  # lists of different lengths
         raise AudioError(f"audio is a list of unequal parts: expected {_FORMS}") from error
     if array.dtype.kind in "OUSM" or not array.ndim:
-        raise AudioError(f"audio is {samples!r:.80}: expected {_FORMS}")
+        raise AudioError(f"audio is {shorten(samples)}: expected {_FORMS}")
     if array.dtype.kind != "f" and array.dtype not in ("int8", "int16", "int32", "uint8"):
         raise AudioError(f"audio has samples of type {array.dtype}: expected floats, int8, int16, int32 or uint8")
     if not array.size:

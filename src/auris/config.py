@@ -123,11 +123,23 @@ def explain(error: Exception, overrides: Sequence[str], command: str) -> UsageEr
         override = next((override for override in overrides if override.partition("=")[0].strip("~") == key), key)
         choices = dict(override.split("=", 1) for override in overrides if "=" in override)
         valid_keys = set(_valid_keys(command, choices))
-        if key in valid_keys:  # a group without options, such as `ablations` outside a checkout
-            return UsageError(f"{override}: expected a file {override.replace('=', '/')}.yaml in the working directory")
+        if key in valid_keys:
+            return UsageError(f"{override}: {_explain_missing(key, override)}")
         hint = did_you_mean(key, valid_keys)
         return UsageError(f"{override}: there is no {key}; {hint}to add a new key, type +{override}")
+    if match := re.match("Error merging override (.*)", str(error), re.DOTALL):  # such as a section for a list
+        return UsageError(f"{match[1]}: {str(error.__cause__).splitlines()[0]}")
     return UsageError(" ".join(str(error).split()))
+
+
+def _explain_missing(key: str, override: str) -> str:
+    """Return why a composed config lacks a key of a config file, and what to type instead."""
+    sections = key.split(".")[:-1]
+    groups = ["/".join(sections[:length]) for length in range(len(sections), 0, -1)]
+    if group := next(filter(options, groups), None):
+        return f"the chosen option of {group} has no such key; choose {group}={' | '.join(options(group))} as well"
+    # A group without options, such as `ablations` outside a checkout.
+    return f"expected a file {override.replace('=', '/')}.yaml in the working directory"
 
 
 def _valid_keys(name: str, choices: Mapping[str, str], group: str = "") -> Iterator[str]:
@@ -175,7 +187,8 @@ def resolve(cfg: DictConfig, command: str = "train") -> dict[str, Any]:
         study = OmegaConf.masked_copy(cfg, [key for key in cfg if key in _STUDY_KEYS])
         containers = OmegaConf.to_container(rest, resolve=True), OmegaConf.to_container(study, resolve=False)
     except OmegaConfBaseException as error:
-        raise UsageError(" ".join(str(error).split())) from error
+        place = f"{error.full_key}: " if error.full_key else ""
+        raise UsageError(place + str(error).splitlines()[0]) from error
     config = {str(key): value for container in containers for key, value in cast(Mapping, container).items()}
     check_values(config, "study" if command == "train" and "arms" in config else command)
     return config
@@ -187,7 +200,7 @@ def check_values(config: Config, command: str = "train") -> None:
     Raises:
         UsageError: A value is not allowed. The message shows the key, the value and the values that are allowed.
     """
-    values = dict(_leaves(config))
+    values = dict(_nodes(config))
     for key, value in values.items():
         rule = allowed_values(key, command)
         if rule is not None and not _is_allowed(value, rule, values):
@@ -199,7 +212,8 @@ def check_values(config: Config, command: str = "train") -> None:
 @cache
 def _ranges() -> list[tuple[re.Pattern, str]]:
     content = read_yaml(HERE / "ranges.yaml")
-    return [(re.compile(translate(key.replace("[", "[[]"))), str(rule)) for key, rule in content.items()]
+    rules = {key: "null" if rule is None else str(rule) for key, rule in content.items()}
+    return [(re.compile(translate(key.replace("[", "[[]"))), rule) for key, rule in rules.items()]
 
 
 @cache
@@ -209,16 +223,16 @@ def allowed_values(key: str, command: str) -> str | None:
     return next(matches, None)
 
 
-def _leaves(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the values of a config that are no sections and no lists, with keys such as `data.valid[0].limit`."""
+def _nodes(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the sections, lists and values of a config, with keys such as `data.valid[0].limit`."""
+    if key:
+        yield key, node
     if isinstance(node, Mapping):
         for name, child in node.items():
-            yield from _leaves(child, f"{key}.{name}" if key else str(name))
+            yield from _nodes(child, f"{key}.{name}" if key else str(name))
     elif isinstance(node, list):
         for number, child in enumerate(node):
-            yield from _leaves(child, f"{key}[{number}]")
-    else:
-        yield key, node
+            yield from _nodes(child, f"{key}[{number}]")
 
 
 _COMPARISONS = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
@@ -226,16 +240,23 @@ _COMPARISONS = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": ope
 
 def _is_allowed(value: Any, rule: str, values: Mapping[str, Any]) -> bool:
     """Return whether a value is one of the alternatives of a rule. `values` holds the keys that a bound may name."""
-    return any(_matches(value, alternative, values) for alternative in rule.split(" or "))
+    alternatives, _, _ = rule.partition(" (")  # without its remark
+    return any(_matches(value, alternative, values) for alternative in alternatives.split(" or "))
 
 
 def _matches(value: Any, alternative: str, values: Mapping[str, Any]) -> bool:
-    match = re.fullmatch(r"an? (integer|number|name) ?(.*)", alternative)
+    match = re.fullmatch(r"an? (section|list|path|name|integer|number) ?(.*)", alternative)
     if match is None:  # a word or a number
         return value == yaml.safe_load(alternative) and type(value) is type(yaml.safe_load(alternative))
     kind, conditions = match.groups()
+    if kind == "section":
+        return isinstance(value, Mapping)
+    if kind == "list":
+        return isinstance(value, list) and conditions in ("", f"of {len(value)}")
+    if kind == "path":
+        return isinstance(value, str) and bool(value.strip())
     if kind == "name":
-        return isinstance(value, (str, int)) and re.fullmatch(r"(?!\.+$)[^/\\]+", str(value)) is not None
+        return isinstance(value, (str, int)) and re.fullmatch(r"(?!\s*\.*$)[^/\\]+", str(value)) is not None
     # A bool is an int in Python, but nobody means 1 by `true`.
     if isinstance(value, bool) or not isinstance(value, int if kind == "integer" else (int, float)):
         return False

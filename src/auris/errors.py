@@ -47,8 +47,8 @@ def did_you_mean(name: str, valid: Iterable[str]) -> str:
 
 
 def shorten(value: object, limit: int = 80) -> str:
-    """Return the `repr` of a value for a message, with at most `limit` characters; a longer one ends with "…"."""
-    text = repr(value)
+    """Return the `repr` of a value as one line with at most `limit` characters; a longer one ends with "…"."""
+    text = repr(value).replace("\n", " ")  # arrays have several lines
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 

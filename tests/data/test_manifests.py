@@ -224,6 +224,11 @@ def test_an_unknown_key_of_an_entry_is_an_error_even_if_its_value_is_null(tmp_pa
         read_manifests([{"path": write_rows(tmp_path), "wieght": value}])
 
 
+def test_an_entry_that_is_neither_a_path_nor_a_mapping_is_an_error():
+    with pytest.raises(ValueError, match=r"data.train: \['a.jsonl'\] is no file; expected a path, or {path: FILE"):
+        read_manifests([["a.jsonl"]])
+
+
 @pytest.mark.parametrize("key", ["data.valid", "data.test"])
 def test_a_weight_outside_of_training_data_is_an_error(tmp_path, key):
     with pytest.raises(ValueError, match=f"{key}: weight=2 has no effect, only data.train is a mix"):

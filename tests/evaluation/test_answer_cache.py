@@ -162,3 +162,20 @@ def test_the_error_for_a_run_without_responses_says_how_to_get_them(tmp_path: Pa
     config = {"accelerator": "cpu", "judge": None, "rescore": str(tmp_path)}
     with pytest.raises(ValueError, match="no cached responses; run auris evaluate"):
         runner.evaluate(config)
+
+
+def test_scoring_cached_responses_again_fails_if_no_row_has_one(tmp_path: Path):
+    evaluation = answer_cache.Evaluation(
+        benchmark=Benchmark(name="b"),
+        version="v2",
+        audio="as_is",
+        changes=[],
+        judged=False,
+        run={"study": "s", "arm": "a", "seed": 0},
+        skipped={"r": "a.wav: no such file"},
+        parts=[],
+    )
+    answer_cache.save_evaluation(tmp_path / answer_cache.CACHE_DIR, "b", evaluation)
+    config = {"accelerator": "cpu", "judge": None, "rescore": str(tmp_path), "bootstrap": 10, "seed": 0}
+    with pytest.raises(ValueError, match="no row could be scored"):
+        runner.evaluate(config)

@@ -144,6 +144,7 @@ def test_clips_are_accepted_in_every_form(model: AudioModel, files: list[Path]):
     wave = audio.read(files[0])
     integers = np.round(wave * 2**15).astype(np.int16)
     forms = [(wave, 16_000), {"array": wave, "sampling_rate": 16_000}, files[0].read_bytes(), integers, wave.tolist()]
+    forms.append(list(wave))  # of NumPy scalars
     settings = {"max_new_tokens": 6}
     for ask in (
         lambda clips: model.generate(clips, [PROMPT] * len(clips), **settings),

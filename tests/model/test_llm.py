@@ -48,6 +48,12 @@ def positions(lengths: list[int]) -> torch.Tensor:
     return torch.cat([torch.arange(n) for n in lengths])
 
 
+def test_key_value_heads_must_divide_the_heads() -> None:
+    config = {**CONFIGS["qwen2"], "num_attention_heads": 4, "num_key_value_heads": 3}
+    with pytest.raises(ValueError, match="num_key_value_heads=3: expected a divisor of .*num_attention_heads=4"):
+        lm.build_llm(config, VOCAB)
+
+
 @torch.no_grad()
 def test_the_logits_of_a_packed_row_equal_those_of_transformers(config: dict) -> None:
     torch.manual_seed(0)

@@ -109,7 +109,7 @@ def test_freed_memory_is_returned_to_the_system_at_regular_steps():
     callback, calls = FreeMemory(), []
     callback.trim = calls.append
     for step in range(1, 46):
-        callback.on_train_batch_end(SimpleNamespace(global_step=step), None)
+        callback.on_train_batch_end(SimpleNamespace(global_step=step), MODULE, {})
     assert calls == [0, 0]
 
 

@@ -228,7 +228,11 @@ def test_one_step_with_bfloat16_moments_equals_adamw_with_rounded_moments():
 
 @pytest.mark.parametrize(
     ("states", "betas", "message"),
-    [("int8", (0.9, 0.98), "optim.states=int8: expected fp32 or bf16"), ("bf16", (0.9, 0.999), "optim.betas=.*0.99")],
+    [
+        ("int8", (0.9, 0.98), "optim.states=int8: expected fp32 or bf16"),
+        ("bf16", (0.9, 0.999), "optim.betas=.*0.99"),
+        ("fp32", (0.9,), r"optim.betas=\[0.9\]: expected two numbers"),
+    ],
 )
 def test_invalid_moment_dtypes_and_betas_are_refused(states, betas, message):
     with pytest.raises(ValueError, match=message):

@@ -99,6 +99,47 @@ def test_command_line_overrides_follow_those_of_the_arm():
     assert job.overrides.index("max_steps=70") > job.overrides.index("experiment=qwen2_audio_pretrain")
 
 
+@pytest.mark.parametrize("name", ["1e-4", "lr=1e-4", "a,b", "beta (new)", "null"])
+def test_the_name_of_an_arm_that_hydra_would_change_is_refused(name: str):
+    with pytest.raises(UsageError, match=rf"arm={re.escape(name)}: expected a name"):
+        studies.plan_jobs({**STUDY, "arms": {name: STUDY["arms"]["a"]}})
+
+
+@pytest.mark.parametrize("entry", [None, ["optim.lr=1e-3"], {"after": {}}, {"overrides": "optim.lr=1e-3"}])
+def test_an_arm_without_a_list_of_overrides_is_refused(entry):
+    with pytest.raises(UsageError, match=r"study letters: base is .*: expected {overrides: \[key=value, ...\]}"):
+        studies.plan_jobs({**STUDY, "arms": {"base": entry}})
+
+
+@pytest.mark.parametrize("evaluate", ["benchmark=embedded", ["benchmark=embedded"]])
+def test_evaluations_that_are_no_lists_of_arguments_are_refused(evaluate):
+    with pytest.raises(UsageError, match=r"study letters: evaluate=.*expected .* \[\[benchmark=NAME\], ...\]"):
+        studies.plan_jobs({**STUDY, "evaluate": evaluate})
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("benchmark=embedding", "benchmark=embedding: there is no such option"),
+        ("bootstrap=0", "bootstrap=0: expected an"),
+    ],
+)
+def test_invalid_arguments_of_an_evaluation_are_refused_before_training(argument: str, message: str):
+    with pytest.raises(UsageError, match=f"study letters, auris evaluate: {message}"):
+        studies.plan_jobs({**STUDY, "evaluate": [[argument]]})
+
+
+def test_weights_of_an_unknown_part_are_refused():
+    with pytest.raises(UsageError, match="arm a: `after` names encodr: expected encoder, pooling"):
+        studies.plan_jobs({**STUDY, "arms": {"a": {**STUDY["arms"]["a"], "after": {"encodr": "encoder"}}}})
+
+
+@pytest.mark.parametrize("change", [{"seeds": []}, {"arms": {}}])
+def test_a_study_without_runs_is_refused(change: dict):
+    with pytest.raises(UsageError, match="study letters: expected at least one arm and one seed"):
+        studies.plan_jobs({**STUDY, **change})
+
+
 def test_arms_with_equal_overrides_are_refused():
     study = {**STUDY, "arms": {"a": STUDY["arms"]["a"], "c": {**STUDY["arms"]["a"]}}}
     with pytest.raises(ValueError, match="a, seed 0 and c, seed 0 are the same run: they have the same overrides"):
@@ -130,6 +171,19 @@ def test_an_arm_with_other_settings_than_the_stage_that_it_starts_from_is_refuse
     )
     with pytest.raises(UsageError, match=message):
         studies.plan_jobs({**STUDY, "stages": stages})
+
+
+def test_a_setting_of_the_language_model_that_only_the_arm_names_is_compared_with_its_default():
+    tuned = {"overrides": ["experiment=qwen2_audio_sft", "+model.llm.config.hidden_act=gelu"], "after": "a"}
+    with pytest.raises(
+        UsageError, match="hidden_act=gelu, but a, .* trained with silu: set model.llm.config.hidden_ac"
+    ):
+        studies.plan_jobs({**STUDY, "arms": {**STUDY["arms"], "tuned": tuned}})
+
+
+def test_a_default_that_follows_from_other_settings_may_be_written_out():
+    overrides = [*STUDY["arms"]["a"]["overrides"], "model.encoder.ffn=512"]  # null: 4 * 128
+    studies.plan_jobs({**STUDY, "arms": {"a": {**STUDY["arms"]["a"], "overrides": overrides}}}, seed=0)
 
 
 def test_an_arm_with_other_settings_than_the_arm_that_it_starts_from_is_refused():

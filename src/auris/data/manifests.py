@@ -230,10 +230,13 @@ class ManifestEntry:
         """Parse an entry of a list in the config, such as `data.train` (`key`), and check that its files exist.
 
         Raises:
-            UserError: The entry has unknown keys, or settings that have no effect in this list.
+            UserError: The entry is neither a path nor a mapping, or it has unknown keys or settings that have no effect
+                in this list.
             MissingFileError: The manifest does not exist.
         """
         settings = {"path": entry_config} if isinstance(entry_config, (str, Path)) else entry_config
+        if not isinstance(settings, Mapping):
+            raise UserError(f"{key}: {shorten(entry_config)} is no file; expected a path, or {{path: FILE, ...}}")
         values: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
         keys = [attribute.name for attribute in fields(cls)]
         if (unknown := set(settings) - set(keys)) or "path" not in values:

@@ -76,7 +76,8 @@ def evaluate(config: Config) -> list[ResultRow]:
         judge = configs.build(config["judge"]) if ranks.is_first else None
         job = _Job(config, judge, ranks, Console(quiet=not ranks.is_first))
         if config["rescore"] is not None:
-            return _rescore(job, Path(config["rescore"])) if ranks.is_first else []
+            results = _rescore(job, Path(config["rescore"])) if ranks.is_first else []
+            return _require_results(results, ranks)
         if config["checkpoint"] is None:
             raise UsageError("expected checkpoint=... or rescore=... on the command line (see --help)")
         members = benchmarks.list_members(config["benchmark"])
@@ -88,11 +89,17 @@ def evaluate(config: Config) -> list[ResultRow]:
         for benchmark in members:
             for audio in audio_kinds:
                 results += _evaluate(job, model, weights, benchmark, audio)
-        if ranks.is_first and not results:
-            raise UserError("no row could be scored; the reasons are listed above")
+        _require_results(results, ranks)
         for table_name in config["benchmark"].get("tables", ()) if ranks.is_first else ():
             summary.print_published(job.console, table_name, results)
         return results
+
+
+def _require_results(results: list[ResultRow], ranks: Ranks) -> list[ResultRow]:
+    """Return the result rows; raise UserError if the first rank has none."""
+    if ranks.is_first and not results:
+        raise UserError("no row could be scored; the reasons are listed above")
+    return results
 
 
 def _evaluate(

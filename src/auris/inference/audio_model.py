@@ -304,7 +304,7 @@ def _is_list(audio: Any) -> TypeGuard[Sequence[Any]]:
     """Return whether an argument is a list of clips, and not the samples of one clip."""
     if not isinstance(audio, (list, tuple)) or has_rate(audio):
         return False
-    return not audio or not isinstance(audio[0], (int, float))
+    return not audio or not (isinstance(audio[0], (int, float)) or getattr(audio[0], "ndim", None) == 0)
 
 
 def _split_batch(

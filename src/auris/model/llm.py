@@ -114,8 +114,18 @@ def function_fields(config: PreTrainedConfig) -> dict[str, Any]:
 
 
 def _require_packable(config: PreTrainedConfig) -> None:
-    """Raise UserError for models in which packed rows would interact, or whose logits are not just a matrix product."""
+    """Raise UserError for models in which packed rows would interact, or whose logits are not just a matrix product.
+
+    The number of key-value heads is checked too, which transformers would only notice in the first forward.
+    """
     name = config.model_type
+    n_heads = getattr(config, "num_attention_heads", 1)
+    n_key_value_heads = getattr(config, "num_key_value_heads", None) or n_heads
+    if n_heads % n_key_value_heads:
+        raise UserError(
+            f"model.llm.config.num_key_value_heads={n_key_value_heads}: expected a divisor of "
+            f"model.llm.config.num_attention_heads={n_heads}"
+        )
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise UserError(f"{name} is not a causal language model of transformers: choose one with model.llm=...")
     model_class = cast("type[PreTrainedModel]", MODEL_FOR_CAUSAL_LM_MAPPING[type(config)])  # never a tuple of classes

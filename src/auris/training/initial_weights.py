@@ -177,10 +177,10 @@ def _suggest(differences: Sequence[Difference], source: ModelSource, model: Conf
     """Return the overrides that remove the differences."""
     others = [difference for difference in differences if not difference.key.startswith("model.llm.config.")]
     of_llm = [difference for difference in differences if difference not in others]
-    overrides = [_override(difference, model) for difference in others]
+    overrides = [override_for(difference, model) for difference in others]
     if not of_llm:
         return " ".join(overrides)
-    llm_overrides = [_override(difference, model) for difference in of_llm]
+    llm_overrides = [override_for(difference, model) for difference in of_llm]
     uses_path = model["llm"]["config"].get("path") is not None  # its config.json replaces all other entries
     directory = source.path if source.kind == "causal_lm" else source.parts["llm"]["config"].get("path")
     if directory is None:
@@ -191,7 +191,7 @@ def _suggest(differences: Sequence[Difference], source: ModelSource, model: Conf
     return f"{' '.join([*overrides, *llm_overrides])} (or {path_override}, for all settings of the language model)"
 
 
-def _override(difference: Difference, model: Config) -> str:
+def override_for(difference: Difference, model: Config) -> str:
     """Return the override that gives a setting the value that it had in training."""
     *sections, name = difference.key.split(".")[1:]
     node: Any = model

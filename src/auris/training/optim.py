@@ -140,11 +140,13 @@ def adamw(groups: Iterable[dict], *, betas: Sequence[float], eps: float, states:
         states: Type of the moments, a key of `MOMENT_TYPES`.
 
     Raises:
-        UserError: `states` is not a key of `MOMENT_TYPES`, or the second decay rate is so close to 1 that a second
-            moment could never decrease in bfloat16.
+        UserError: `states` is not a key of `MOMENT_TYPES`, there are not two decay rates, or the second one is so close
+            to 1 that a second moment could never decrease in bfloat16.
     """
     if states not in MOMENT_TYPES:
         raise UserError(f"optim.states={states}: expected {' or '.join(MOMENT_TYPES)}")
+    if len(betas) != 2:
+        raise UserError(f"optim.betas={list(betas)}: expected two numbers")
     beta1, beta2 = betas
     if MOMENT_TYPES[states] is torch.float32:
         return AdamW(groups, betas=(beta1, beta2), eps=eps)

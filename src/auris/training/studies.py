@@ -21,9 +21,12 @@ import time
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from rich import box
 from rich.console import Console
@@ -33,7 +36,9 @@ from rich.table import Table
 from auris import config as configs
 from auris import files
 from auris.config import Config
-from auris.errors import UsageError, UserError, count
+from auris.errors import UsageError, UserError, count, shorten
+from auris.model import llm
+from auris.training.initial_weights import Difference, override_for
 from auris.training.preemption import REQUEUE_STATUS, Preemption
 
 # Settings of the study runner, which are not passed on to the runs.
@@ -42,7 +47,7 @@ _SHARED = "shared"  # name of the study to which stages belong
 _NAMING_KEYS = ("study", "arm", "seed", "run_dir")  # settings that only name a run
 # Settings of a part of the model that may differ from those with which its weights were trained. Qwen-Audio starts from
 # Whisper, which has another `clip_end`.
-_SETTINGS_WITHOUT_FUNCTION = ("clip_end", "train_length", "config.path", "config.max_position_embeddings")
+_SETTINGS_WITHOUT_FUNCTION = ("clip_end", "train_length")
 # File in the directory of a finished run. It holds the digest of the config, and the evaluations that were made.
 _DONE_FILE = "done.json"
 
@@ -137,7 +142,7 @@ def plan_jobs(
 ) -> list[Job]:
     """Return the jobs of a study; every job comes after the jobs that it needs.
 
-    The configs of all arms are composed, so that a misspelt override ends the study before it starts.
+    The configs of all arms and evaluations are composed, so that a misspelt override ends the study before it starts.
 
     Args:
         study: The resolved config of the study.
@@ -150,6 +155,9 @@ def plan_jobs(
             config.
     """
     entries = {**(study.get("stages") or {}), **study["arms"]}
+    for name, entry in entries.items():
+        _check_entry(f"study {study['study']}: {name}", entry)
+    _check_evaluations(f"study {study['study']}", study.get("evaluate"))
     if arm is not None and arm not in entries:
         raise UsageError(f"arm={arm}: expected an arm or stage of study {study['study']}: {', '.join(entries)}")
     selected = [arm] if arm is not None else list(study["arms"])
@@ -165,6 +173,14 @@ def plan_jobs(
         if name not in compositions:
             compositions[name] = configs.compose([*entries[name]["overrides"], *extra_overrides])
         return deepcopy(compositions[name])
+
+    @cache
+    def check_evaluation(*arguments: str) -> None:
+        """Raise UsageError if arguments of `auris evaluate` are invalid; it would say so only after the training."""
+        try:
+            configs.resolve(configs.compose(["checkpoint=RUN", *arguments], "evaluate"), "evaluate")
+        except UserError as error:
+            raise UsageError(f"study {study['study']}, auris evaluate: {error}") from error
 
     def add(name: str, seed: int, dependents: tuple[str, ...] = ()) -> Job:
         """Add the job of an arm or stage after the jobs that it needs.
@@ -194,7 +210,11 @@ def plan_jobs(
         overrides = [*entry["overrides"], *weights, *extra_overrides]
         naming = [f"study={study['study']}", f"arm={name}", f"seed={seed}"]
         try:
+            _check_name(f"study={study['study']}")
+            _check_name(f"arm={name}")
             composed = compose(name)
+            if not is_whole_model and (unknown := sorted(after.keys() - composed.weights.keys())):
+                raise UsageError(f"`after` names {', '.join(unknown)}: expected {', '.join(composed.weights)}")
             for key, source_job in needed.items():
                 if key not in extra_keys:
                     OmegaConf.update(composed, key, str(source_job.run_dir))
@@ -211,14 +231,62 @@ def plan_jobs(
         # Only selected arms are evaluated here. Another job of a SLURM array may be evaluating the arms that they need.
         if is_arm and name in selected:
             job.evaluate = [list(arguments) for arguments in entry.get("evaluate") or study.get("evaluate") or []]
+            for arguments in job.evaluate:
+                check_evaluation(*arguments)
         jobs[name, seed] = job
         return job
 
     for job_seed in [seed] if seed is not None else study["seeds"]:
         for name in selected:
             add(name, job_seed)
+    if not jobs:
+        raise UsageError(f"study {study['study']}: expected at least one arm and one seed")
     _check_that_arms_differ([job for job in jobs.values() if job.name in study["arms"]])
     return list(jobs.values())
+
+
+def _check_entry(label: str, entry: object) -> None:
+    """Check the form of an arm or stage. Its overrides are checked when they are composed.
+
+    Args:
+        label: Name of the entry, for messages.
+        entry: The entry of the study's file.
+
+    Raises:
+        UsageError: The entry has another form.
+    """
+    if not isinstance(entry, Mapping) or not _is_list_of_text(entry.get("overrides")):
+        raise UsageError(f"{label} is {shorten(entry)}: expected {{overrides: [key=value, ...]}}; [] changes nothing")
+    if not isinstance(after := entry.get("after"), (str, Mapping, type(None))):
+        raise UsageError(f"{label}: after={shorten(after)}, expected NAME or {{part: NAME, ...}} of arms or stages")
+    _check_evaluations(label, entry.get("evaluate"))
+
+
+def _check_evaluations(label: str, evaluations: object) -> None:
+    """Raise UsageError unless a value is a list with a list of arguments for each evaluation, or None."""
+    if evaluations is not None and not (isinstance(evaluations, list) and all(map(_is_list_of_text, evaluations))):
+        raise UsageError(
+            f"{label}: evaluate={shorten(evaluations)}, expected a list for each evaluation, [[benchmark=NAME], ...]"
+        )
+
+
+def _is_list_of_text(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def _check_name(override: str) -> None:
+    """Check that Hydra, which reads the overrides of each run, does not change a name.
+
+    Raises:
+        UsageError: The name is a number for Hydra (`1e-4`), or its grammar gives a character a meaning.
+    """
+    name = override.partition("=")[2]
+    try:
+        is_kept = str(OverridesParser.create().parse_override(override).value()) == name
+    except HydraException:
+        is_kept = False
+    if not is_kept:
+        raise UsageError(f"{override}: expected a name that starts with a letter and contains only A-Z a-z 0-9 . _ + -")
 
 
 def _check_fit(model: Config, key: str, source: Job) -> None:
@@ -238,22 +306,21 @@ def _check_fit(model: Config, key: str, source: Job) -> None:
     for part in [key.removeprefix("weights.")] if key != "checkpoint" else trained_model:
         trained, configured = _function_settings(trained_model[part]), _function_settings(model[part])
         for name in trained.keys() & configured.keys():
-            if trained[name] != configured[name]:
+            # Null is a default value that depends on other settings, as for `ffn`.
+            if trained[name] != configured[name] and None not in (trained[name], configured[name]):
+                difference = Difference(f"model.{part}.{name}", trained[name], configured[name])
                 raise UsageError(
-                    f"model.{part}.{name}={configured[name]}, but {source.name}, whose weights it starts from, is "
-                    f"trained with {trained[name]}: set model.{part}.{name}={trained[name]}"
+                    f"{difference.key}={configured[name]}, but {source.name}, whose weights it starts from, is "
+                    f"trained with {trained[name]}: set {override_for(difference, model)}"
                 )
 
 
 def _function_settings(part: object) -> dict[str, object]:
-    """Return the settings of a part of a model that determine what it computes with given weights.
-
-    The settings of a language model are those of its `config`, unless they are in a file at `config.path`.
-    """
+    """Return the settings of a part of a model that determine what it computes with given weights."""
     settings = dict(part) if isinstance(part, Mapping) else {}
-    llm_config = settings.pop("config", None) or {}
-    if llm_config.get("path") is None:
-        settings |= {f"config.{name}": value for name, value in llm_config.items()}
+    if "config" in settings:  # the language model
+        llm_settings = llm.function_fields(llm.read_config(settings.pop("config")))
+        settings |= {f"config.{name}": value for name, value in llm_settings.items()}
     return {name: value for name, value in settings.items() if name not in _SETTINGS_WITHOUT_FUNCTION}
 
 

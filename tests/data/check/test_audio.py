@@ -113,6 +113,7 @@ def dither() -> np.ndarray:
         (np.full(RATE, 0.3), {"silent": ["a"]}),  # a constant offset
         (0.3 + dither(), {"silent": ["a"]}),
         (5e-4 * speech_like(), {}),  # quiet, but not silent
+        (np.stack([speech_like(), -speech_like()], 1), {"silent": ["a"]}),  # its channels cancel each other
         (np.stack([speech_like(), np.zeros(RATE)], 1), {}),  # a silent channel
         (np.concatenate([0.3 + 0.2 * speech_like(), np.zeros(RATE)]), {}),  # padding after an offset
         (np.clip(speech_like(), 0, None), {}),

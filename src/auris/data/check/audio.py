@@ -192,7 +192,9 @@ def decode_clip(clip: Clip) -> DecodedClip:
     seconds = len(wave) / audio.SAMPLE_RATE
     faults = list(_find_length_faults(clip, seconds))
     if audio.is_silent(wave):  # no digest, because silent clips are not duplicates of one another
-        faults.append(("silent", f"{clip.path}: its samples differ by at most {np.ptp(wave):.1e}"))
+        is_sum_of_sounds = not all(map(audio.is_silent, original.T))  # such as the two wires of a balanced line
+        reason = "its channels cancel each other" if is_sum_of_sounds else "it is constant or dither"
+        faults.append(("silent", f"{clip.path}: {reason}, its samples differ by at most {np.ptp(wave):.1e}"))
         return DecodedClip(seconds, b"", tuple(faults))
     if (share := clipped_share(original)) > 0:  # not of `wave`, because resampling smooths the flat peaks
         faults.append(
