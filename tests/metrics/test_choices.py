@@ -37,6 +37,7 @@ def letters(replies: list[str], options: list[str] = OPTIONS) -> dict[str, str |
             "B",
             ["B", " b.", "b)", "**B**", '"B"', "B because it is slow", "I think B", "[[B]]", "B\nBecause it is slow"],
         ),
+        ("B", ["<think>A or C? Not D.</think>B", "<think>\nA.\n</think>\n\nThe answer is B.", "I prefer B over A."]),
         (
             "B",
             ["I think it's B.", "I would go with B since it's slow", "The answer is: B, I think", "the answer is b."],

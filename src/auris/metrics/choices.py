@@ -61,7 +61,7 @@ def _compile(*patterns: str) -> list[re.Pattern[str]]:
 
 
 _DENIALS = _compile(
-    _any("not no neither nor never cannot none without except excluding rather_than instead_of rule_out eliminate")
+    _any("not no neither nor never cannot none without except excluding rather_than over instead_of rule_out eliminate")
     + _FILL_OF_DENIAL
     + _ITEMS,
     rf"n't\b{_FILL_OF_DENIAL}{_ITEMS}",
@@ -118,12 +118,14 @@ def parse_option(reply: str | None, options: Sequence[str]) -> int | None:
     5. It states the text of an option as its answer.
     6. It contains the text of an option as whole words.
 
-    A letter or a text that is denied ("not A", "neither A nor B", "A is wrong") does not count. A letter before another
-    word is no letter in rules 3 and 4, because it may be an article, a musical key (C major) or part of a name. A
-    letter that no option has (E of four) names no option. If the text of one option contains another one, the longer
-    one counts (`dog barking`, not `dog`). If two options have the same text, the first one counts.
+    Thoughts (`<think>...</think>`) are left out. A letter or a text that is denied ("not A", "neither A nor B", "A is
+    wrong") does not count. A letter before another word is no letter in rules 3 and 4, because it may be an article, a
+    musical key (C major) or part of a name. A letter that no option has (E of four) names no option. If the text of one
+    option contains another one, the longer one counts (`dog barking`, not `dog`). If two options have the same text,
+    the first one counts.
     """
-    response = unicodedata.normalize("NFKC", reply or "").replace("’", "'").strip()
+    without_thoughts = re.sub(r"<think>.*?</think>", " ", reply or "", flags=re.DOTALL)
+    response = unicodedata.normalize("NFKC", without_thoughts).replace("’", "'").strip()
     texts = [_words_only(text) for text in options]
     if len(_words_only(response)) > 1 and _words_only(response) in texts:
         return texts.index(_words_only(response))
