@@ -15,7 +15,7 @@ from auris.data.loader import LoaderError
 from auris.errors import RunStopped
 from auris.text.tasks import LOSS_CURVES
 from auris.training import callbacks
-from auris.training.callbacks import Faults, FreeMemory, ProgressFile, TaskLosses, UnusableRows
+from auris.training.callbacks import Faults, FreeMemory, ProgressFile, StatusLog, TaskLosses, UnusableRows
 from auris.training.faults import Fault
 
 MODULE = SimpleNamespace(max_steps=100)
@@ -111,6 +111,31 @@ def test_freed_memory_is_returned_to_the_system_at_regular_steps():
     for step in range(1, 46):
         callback.on_train_batch_end(SimpleNamespace(global_step=step), MODULE, {})
     assert calls == [0, 0]
+
+
+def test_a_run_without_a_progress_bar_says_once_a_minute_where_it_is(monkeypatch: pytest.MonkeyPatch):
+    seconds, lines = [0.0], []
+    monkeypatch.setattr(callbacks, "time", SimpleNamespace(monotonic=lambda: seconds[0]))
+    monkeypatch.setattr(callbacks, "rank_zero_info", lines.append)
+    log = StatusLog()
+    state = SimpleNamespace(global_step=10, progress_bar_callback=None, num_val_batches=[8])
+    state.callback_metrics = {"train/loss": torch.tensor(2.5)}
+    log.on_train_start(state, MODULE)
+    for step in range(11, 41):
+        seconds[0] += 5.0
+        state.global_step = step
+        log.on_train_batch_end(state, MODULE, {})
+    assert lines == [
+        "step 22 of 100, train/loss 2.500, about 6 min left",
+        "step 34 of 100, train/loss 2.500, about 6 min left",
+    ]
+    seconds[0] += 40.0
+    log.on_validation_batch_end(state, MODULE, {}, batch_idx=2)
+    assert lines[2:] == ["step 40: validation, batch 3 of 8"]
+    state.progress_bar_callback = object()
+    seconds[0] += 100.0
+    log.on_train_batch_end(state, MODULE, {})
+    assert len(lines) == 3
 
 
 def start(callback: UnusableRows, *problems: tuple[str, str]) -> None:

@@ -29,3 +29,10 @@ def print_plain(console: Console, text: str, *, style: str | None = None) -> Non
     Characters that are not valid Unicode (lone surrogates in file names) are replaced.
     """
     console.print(text.encode(errors="replace").decode(), style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def format_duration(seconds: float) -> str:
+    """Format a duration in seconds, minutes or hours, such as "12 min"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:,.1f} h"

@@ -27,6 +27,7 @@ from auris.errors import AudioError, RowError, RunStopped
 from auris.model.distributed import gather
 from auris.model.weights import checkpoint_dir, checkpoint_io
 from auris.text import tasks
+from auris.text.console import format_duration
 from auris.text.tasks import LOSS_CURVES
 from auris.training.event_files import ResumableTensorBoardLogger
 from auris.training.faults import FAULTS_DIR, Fault, RowPosition, replay_command
@@ -365,6 +366,51 @@ class FreeMemory(L.Callback):
         """Return freed memory to the system after every TRIM_STEPS steps."""
         if self.trim is not None and trainer.global_step % TRIM_STEPS == 0:
             self.trim(0)
+
+
+class StatusLog(L.Callback):
+    """Callback that prints once a minute where the run is, if there is no progress bar."""
+
+    def __init__(self) -> None:
+        self.last_line = 0.0  # by time.monotonic()
+        self.start = (0.0, 0)  # time and step at which this start of the run began to train
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Remember when training starts."""
+        self.last_line = time.monotonic()
+        self.start = (self.last_line, trainer.global_step)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any = None, batch_idx: int = 0
+    ) -> None:
+        """Print the step, the loss and the remaining time if a minute has passed since the last line."""
+        if not self._is_due(trainer):
+            return
+        start_time, start_step = self.start
+        step, max_steps = trainer.global_step, audio_module(pl_module).max_steps
+        seconds = (time.monotonic() - start_time) / (step - start_step) * (max_steps - step)
+        loss = float(trainer.callback_metrics.get("train/loss", math.nan))
+        rank_zero_info(f"step {step:,} of {max_steps:,}, train/loss {loss:.3f}, about {format_duration(seconds)} left")
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any = None,
+        batch_idx: int = 0,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Print the number of the batch if a minute has passed since the last line."""
+        if self._is_due(trainer):
+            n_batches = trainer.num_val_batches[dataloader_idx]
+            rank_zero_info(f"step {trainer.global_step:,}: validation, batch {batch_idx + 1} of {n_batches}")
+
+    def _is_due(self, trainer: L.Trainer) -> bool:
+        is_due = trainer.progress_bar_callback is None and time.monotonic() - self.last_line >= 60
+        if is_due:
+            self.last_line = time.monotonic()
+        return is_due
 
 
 class ProgressFile(L.Callback):

@@ -30,6 +30,7 @@ from auris import files
 from auris.audio import ENCODER_RATE
 from auris.data.epoch_stats import DataAmount, compute_epoch_stats
 from auris.errors import count
+from auris.text.console import format_duration
 from auris.training import cost, optim
 from auris.training.cost import GIB
 from auris.training.lightning_types import AudioModule, audio_module, datamodule
@@ -113,7 +114,7 @@ class EnvironmentReport(L.Callback):
             peak_note = ""
             if module.device.type == "cuda":
                 peak_note = f"; peak memory so far {cost.measure_peak_bytes(module.device) / GIB:.2f} GiB"
-            duration = _format_duration(seconds)
+            duration = format_duration(seconds)
             rank_zero_info(
                 f"{_format_tokens(speed)}/s: {count(n_steps_left, 'step')} left, about {duration}{peak_note}"
             )
@@ -260,7 +261,7 @@ class Environment:
             f"hours of audio and share of tokens by task: {'; '.join(shares)}",
             f"estimated memory per device: {self.states_bytes / GIB:.2f} GiB for weights, gradients and moments "
             f"({self.moments}), {self.pack_bytes / GIB:.2f} GiB for a full pack",
-            f"time: at least {_format_duration(self.least_seconds)} for the matrix products alone at this device's "
+            f"time: at least {format_duration(self.least_seconds)} for the matrix products alone at this device's "
             f"measured speed ({self.matmul_speed / 1e12:.2f} TFLOP/s); a better estimate follows after {WINDOW_STEPS} "
             "steps",
         ]
@@ -296,9 +297,3 @@ def _format_tokens(n_tokens: float) -> str:
         if n_tokens >= factor:
             return f"{n_tokens / factor:.1f} {prefix} tokens"
     return f"{n_tokens:.0f} tokens"
-
-
-def _format_duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:,.1f} h"

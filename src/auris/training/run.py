@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import shutil
+import sys
 import time
 import warnings
 from collections.abc import Generator, Mapping
@@ -269,7 +270,9 @@ def build_trainer(config: Config, run_dir: Path, preemption: Preemption, net: Au
     for callback in built_callbacks:
         if isinstance(callback, EnvironmentReport):
             callback.precision_reason = choice.reason
-    options = trainer_options(config["trainer"], choice.precision) | {"_partial_": True}
+    has_bar = any(isinstance(callback, ProgressBar) for callback in built_callbacks)
+    options = trainer_options(config["trainer"], choice.precision)
+    options |= {"enable_progress_bar": has_bar, "_partial_": True}  # Lightning would add a bar of its own
     return configs.build(options)(
         logger=[configs.build(logger) for logger in (config.get("logger") or {}).values()],
         callbacks=built_callbacks,
@@ -278,13 +281,18 @@ def build_trainer(config: Config, run_dir: Path, preemption: Preemption, net: Au
 
 
 def build_callbacks(config: Config, preemption: Preemption) -> list[L.Callback]:
-    """Return the callbacks of a config. `CheckpointCallback` is last, because it stores the state of all others."""
+    """Return the callbacks of a config. `CheckpointCallback` is last, because it stores the state of all others.
+
+    There is a progress bar only on a terminal and in a notebook. In a file it would be one line without end.
+    """
+    is_interactive = sys.stdout.isatty() or "ipykernel" in sys.modules
+    has_bar = config["trainer"]["enable_progress_bar"] and is_interactive
     built_callbacks = []
     for settings in (config.get("callbacks") or {}).values():
         callback = configs.build(settings)
         if isinstance(callback, partial):  # `CheckpointCallback`, which needs another argument
             callback = callback(preemption=preemption)
-        if config["trainer"]["enable_progress_bar"] or not isinstance(callback, ProgressBar):
+        if has_bar or not isinstance(callback, ProgressBar):
             built_callbacks.append(callback)
     return sorted(built_callbacks, key=lambda callback: isinstance(callback, CheckpointCallback))
 

@@ -385,7 +385,7 @@ def run_jobs(jobs: list[Job], max_parallel: int, threads: int = 1, metric: str |
     console.print(f"{count(len(jobs), 'run')}{already_done}, {max_parallel} in parallel, {threads_each}")
     live_table = Live(console=console, refresh_per_second=2, transient=False, auto_refresh=console.is_terminal)
     with Preemption(exits_at_once=False) as preemption, live_table:
-        is_forwarded = False
+        is_forwarded, last_lines = False, time.monotonic()
         while any(
             job.status in ("running", "evaluating") or (job.status == "waiting" and not preemption.received)
             for job in jobs
@@ -401,6 +401,11 @@ def run_jobs(jobs: list[Job], max_parallel: int, threads: int = 1, metric: str |
             else:  # in a log file, print one line per change instead of the table
                 for job in changed_jobs:
                     console.print(f"{job.key}: {job.status}")
+                if time.monotonic() - last_lines > 60:  # and where the running jobs are
+                    last_lines = time.monotonic()
+                    for job in jobs:
+                        if job.status == "running" and (progress := files.read_metadata(job.run_dir / "progress.json")):
+                            console.print(f"{job.key}: step {progress['step']} of {progress['max_steps']}")
             time.sleep(0.2)
         live_table.update(_make_table(jobs, metric))
     unfinished = [job for job in jobs if job.status != "done"]
