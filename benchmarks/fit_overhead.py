@@ -65,7 +65,7 @@ def report(
         trainer = train.build_trainer(run_config, Path(run_config["run_dir"]), Preemption(), module.net)
         trainer.callbacks.append(racer)
         train.silence_messages()
-        # The cost of the progress bar is measured, but the bar is not shown.
+        # On a terminal, the cost of the progress bar is measured, but the bar is not shown.
         with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(MeasuringDone):
             trainer.fit(module, data)
     fitted, bare_weights = (torch.nn.utils.parameters_to_vector(net.parameters()) for net in (module, racer.bare))
