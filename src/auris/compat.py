@@ -1,8 +1,7 @@
 """Private interfaces of Lightning, torch and transformers that auris relies on.
 
-No other module uses private interfaces, except for Hydra's in `config.search_path`, which must not import torch.
-`tests/test_compat.py` has a test for each interface, so that an incompatible
-upgrade fails in one place.
+No other module uses private interfaces, except `config.search_path`, which must not import torch. For each interface
+`tests/test_compat.py` has a test, so that an incompatible upgrade fails in one place.
 """
 
 from __future__ import annotations

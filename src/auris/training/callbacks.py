@@ -5,7 +5,7 @@ None of them changes the weights. `UnusableRows` and `Faults` may stop the run.
 
 from __future__ import annotations
 
-import ctypes.util
+import ctypes
 import math
 import shutil
 import time
@@ -44,7 +44,7 @@ WINDOW_ROWS = 1000
 MAX_CONSECUTIVE_SKIPS = 10
 # Number of validation rows of each group (such as `asr en`, see `data.rows.group`) that TensorBoard shows.
 EXAMPLES_PER_GROUP = 2
-# Number of steps after which freed memory is returned to the system. On the demo, this takes 0.5 % of a run's time.
+# Number of steps after which freed memory is returned to the system.
 TRIM_STEPS = 20
 
 
@@ -350,15 +350,14 @@ class Faults(L.Callback):
 
 
 class FreeMemory(L.Callback):
-    """Callback that returns freed memory to the system every TRIM_STEPS steps, on Linux.
+    """Callback that returns freed memory to the system every TRIM_STEPS steps, if the C library is glibc.
 
     Packs have different sizes, so glibc keeps many freed blocks that no later allocation fits: 0.5 GB after 200 steps
     of the demo.
     """
 
     def __init__(self) -> None:
-        libraries = ctypes.util.find_library("c")
-        self.trim = getattr(ctypes.CDLL(libraries), "malloc_trim", None) if libraries else None
+        self.trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # None: the C library is not glibc
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any = None, batch_idx: int = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from auris.model.audio_lm import AudioLM
 
 
-class Objective(nn.Module):
+class Objective(nn.Module, ABC):
     """Base class of objectives: the loss of a pack, and the responses to a pack of prompts.
 
     Attributes:
@@ -24,13 +25,13 @@ class Objective(nn.Module):
 
     views: tuple[str, ...]
 
+    @abstractmethod
     def count(self, pack: Pack) -> Tensor:
         """Return the number by which the summed loss is divided."""
-        raise NotImplementedError
 
+    @abstractmethod
     def forward(self, net: AudioLM, pack: Pack) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the summed loss, and sums to be logged by name."""
-        raise NotImplementedError
 
     def answer(self, net: AudioLM, pack: Pack, settings: GenerationSettings, **options: Any) -> list[list[int]]:
         """Return the token ids of the response to each row of a pack of prompts.
