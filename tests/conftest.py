@@ -94,5 +94,14 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Build a small synthetic corpus with its tokenizer."""
-    row_counts = {"asr": {"en": 4, "zh": 2}, "s2tt": 4, "lid": 2, "sgc": 2, "ks": 2, "sec": 2, "mic": 2, "aqa": 2}
+    row_counts = {
+        "asr": {"en": 4, "zh": 2},
+        "s2tt": {"de-en": 2, "en-de": 2},
+        "lid": 2,
+        "sgc": 2,
+        "ks": 2,
+        "sec": 2,
+        "mic": 2,
+        "aqa": 2,
+    }
     return build_corpus(tmp_path_factory.mktemp("embedded") / "corpus", row_counts)

@@ -5,7 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-TRAIN_ROWS = {"asr": {"en": 12, "zh": 6}, "s2tt": 8, "lid": 7, "sgc": 4, "ks": 10, "sec": 10, "mic": 8, "aqa": 6}
+TRAIN_ROWS = {
+    "asr": {"en": 12, "zh": 6},
+    "s2tt": {"de-en": 4, "en-de": 4},
+    "lid": 7,
+    "sgc": 4,
+    "ks": 10,
+    "sec": 10,
+    "mic": 8,
+    "aqa": 6,
+}
 
 
 def build_corpus(path: Path, held_out: dict[str, Any]) -> Path:
@@ -19,6 +28,6 @@ def build_corpus(path: Path, held_out: dict[str, Any]) -> Path:
     from auris.corpus.vocabulary import train_tokenizer
 
     sizes = {"train": TRAIN_ROWS, "valid": held_out, "test": held_out}
-    build(path, sizes=sizes, seed=1, processes=1, text_lines=200, directions=["de-en", "en-de"], scale=1.0)
+    build(path, sizes=sizes, seed=1, processes=1, text_lines=200, scale=1.0)
     train_tokenizer(path, 600)
     return path

@@ -15,7 +15,7 @@ from auris.data.loader import LoaderError
 from auris.errors import RunStopped
 from auris.text.tasks import LOSS_CURVES
 from auris.training import callbacks
-from auris.training.callbacks import Faults, FreeMemory, ProgressFile, StatusLog, TaskLosses, UnusableRows
+from auris.training.callbacks import Faults, ProgressFile, StatusLog, TaskLosses, UnusableRows
 from auris.training.faults import Fault
 
 MODULE = SimpleNamespace(max_steps=100)
@@ -103,14 +103,6 @@ def messages(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(callbacks, "rank_zero_warn", messages.append)
     monkeypatch.setattr(callbacks, "rank_zero_info", messages.append)
     return messages
-
-
-def test_freed_memory_is_returned_to_the_system_at_regular_steps():
-    callback, calls = FreeMemory(), []
-    callback.trim = calls.append
-    for step in range(1, 46):
-        callback.on_train_batch_end(SimpleNamespace(global_step=step), MODULE, {})
-    assert calls == [0, 0]
 
 
 def test_a_run_without_a_progress_bar_says_once_a_minute_where_it_is(monkeypatch: pytest.MonkeyPatch):

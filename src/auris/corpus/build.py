@@ -35,7 +35,7 @@ from auris.errors import UserError
 from auris.files import create_directory, write_json, write_jsonl, write_text
 from auris.text.tasks import TASKS
 
-VERSION = 3  # raise it with every change after which the same seed gives different bytes
+VERSION = 4  # raise it with every change after which the same seed gives different bytes
 _METADATA_FILE = "corpus.json"
 
 
@@ -43,7 +43,6 @@ def build(
     out: Path,
     *,
     sizes: Sizes,
-    directions: Sequence[str],
     text_lines: int,
     scale: float = 1.0,
     seed: int = 0,
@@ -54,9 +53,7 @@ def build(
     Args:
         out: Directory to create. It appears when it is complete; until then files are written to `out` + '.partial'.
         sizes: Numbers of rows by split and task. A number is divided evenly among the task's variants (languages,
-            classes); a mapping gives the number for each variant.
-        directions: Translation directions such as 'de-en'. If the size of `s2tt` is one number, its rows are divided
-            evenly among them.
+            classes, translation directions); a mapping gives the number for each variant.
         text_lines: Number of lines in `text.txt`, which has sentences of the training split in every language that
             occurs in training rows, and English keyword phrases.
         scale: Factor by which every size is multiplied. Products are rounded, and those of positive sizes are at least
@@ -68,20 +65,14 @@ def build(
         The content of `corpus.json`: config, version of eSpeak, numbers of rows, seconds of audio, hashes.
 
     Raises:
-        UserError: A size or direction is invalid, or `out` holds other files.
+        UserError: A size is invalid, or `out` holds other files.
         ImportError: eSpeak NG is not installed.
     """
     sizes = scale_sizes(sizes, scale)
-    config = {
-        "version": VERSION,
-        "seed": seed,
-        "sizes": sizes,
-        "directions": list(directions),
-        "text_lines": text_lines,
-    }
+    config = {"version": VERSION, "seed": seed, "sizes": sizes, "text_lines": text_lines}
     if metadata := reuse_finished_directory(out, _METADATA_FILE, "synthetic corpus", config):
         return metadata
-    specs = plan_rows(sizes, directions, seed)
+    specs = plan_rows(sizes, seed)
     if not specs:
         raise UserError("every size in sizes is 0; set one, for example sizes.train.asr.en=100")
     engine = speech.get_version()

@@ -11,9 +11,9 @@ from auris.corpus import grammar
 from auris.corpus.draws import pick
 from auris.corpus.grammar import KEYWORDS, LANGUAGES, SPLITS
 from auris.corpus.output import derive_seed
-from auris.corpus.recipes import RECIPES, id_prefix
+from auris.corpus.recipes import RECIPES, Recipe, id_prefix
 from auris.corpus.recording import RowSpec
-from auris.errors import UserError, shorten
+from auris.errors import UserError
 
 Sizes = Mapping[str, Mapping[str, int | Mapping[str, int]]]
 
@@ -27,23 +27,16 @@ def scale_sizes(sizes: Any, scale: float) -> Any:
     return max(round(sizes * scale), min(sizes, 1))
 
 
-def plan_rows(sizes: Sizes, directions: Sequence[str], seed: int) -> list[RowSpec]:
+def plan_rows(sizes: Sizes, seed: int) -> list[RowSpec]:
     """Return a spec for every row, ordered by split and task.
 
     Args:
         sizes: Numbers of rows by split and task; see `build`.
-        directions: Translation directions among which the rows of `s2tt` are divided.
         seed: Seed of the corpus.
 
     Raises:
-        UserError: A split, task, variant or direction is unknown, or a size is not a number of rows.
+        UserError: A split, task or variant is unknown, or a size is not a number of rows.
     """
-    for direction in directions:
-        if direction not in RECIPES["s2tt"].optional_variants:
-            raise UserError(
-                f"directions contains {shorten(direction)}, expected two different codes of {', '.join(LANGUAGES)}, "
-                "for example de-en"
-            )
     if unknown := set(sizes) - set(SPLITS):
         raise UserError(f"sizes has the splits {sorted(unknown)}, expected {', '.join(SPLITS)}")
     specs = []
@@ -51,9 +44,8 @@ def plan_rows(sizes: Sizes, directions: Sequence[str], seed: int) -> list[RowSpe
         if unknown := set(sizes.get(split, {})) - set(RECIPES):
             raise UserError(f"sizes.{split} has the tasks {sorted(unknown)}, expected {', '.join(RECIPES)}")
         for task, recipe in RECIPES.items():
-            variants = tuple(directions) if task == "s2tt" else recipe.variants
             size = sizes.get(split, {}).get(task, 0)
-            counts = _count_by_variant(f"sizes.{split}.{task}", size, variants, recipe.optional_variants)
+            counts = _count_by_variant(f"sizes.{split}.{task}", size, recipe)
             # Variants are interleaved in proportion, so that the first rows are a representative sample.
             order = sorted(
                 (index / count, variant, index) for variant, count in counts.items() for index in range(count)
@@ -65,24 +57,18 @@ def plan_rows(sizes: Sizes, directions: Sequence[str], seed: int) -> list[RowSpe
     return specs
 
 
-def _count_by_variant(
-    key: str, size: int | Mapping[str, int], variants: Sequence[str], optional_variants: Sequence[str]
-) -> dict[str, int]:
+def _count_by_variant(key: str, size: int | Mapping[str, int], recipe: Recipe) -> dict[str, int]:
     """Return the number of rows of each variant.
 
     If `size` is a number, it is divided evenly, and the first variants get the remainder.
     """
     if isinstance(size, Mapping):
-        valid = dict.fromkeys((*variants, *optional_variants))
+        valid = dict.fromkeys((*recipe.variants, *recipe.optional_variants))
         if unknown := set(size) - set(valid):
             raise UserError(f"{key} has the variants {sorted(unknown)}, expected any of {', '.join(valid)}")
         return dict(size)
-    if size and not variants:
-        raise UserError(
-            f"{key}={size}, but directions is empty; name translation directions, for example directions=[de-en], or "
-            f"set {key}=0 to leave these rows out"
-        )
-    return {variant: (size - index + len(variants) - 1) // len(variants) for index, variant in enumerate(variants)}
+    n_variants = len(recipe.variants)
+    return {variant: (size - index + n_variants - 1) // n_variants for index, variant in enumerate(recipe.variants)}
 
 
 def draw_text(n_lines: int, seed: int, languages: Sequence[str]) -> list[str]:

@@ -15,7 +15,8 @@ from auris.corpus.grammar import KEYWORDS, LANGUAGES
 from auris.corpus.recording import Recording, RowSpec, Script
 from auris.text.tasks import TASKS
 
-DIRECTIONS = tuple(f"{source}-{target}" for source in LANGUAGES for target in LANGUAGES if source != target)
+_DIRECTIONS = ("de-en", "es-en", "fr-en", "it-en", "zh-en", "ja-en", "en-de", "en-zh")
+_ALL_DIRECTIONS = tuple(f"{source}-{target}" for source in LANGUAGES for target in LANGUAGES if source != target)
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ _INTENTS = tuple(requests.INTENTS)
 
 RECIPES = {
     "asr": Recipe(spoken.write_asr, LANGUAGES),
-    "s2tt": Recipe(spoken.write_s2tt, (), DIRECTIONS),
+    "s2tt": Recipe(spoken.write_s2tt, _DIRECTIONS, _ALL_DIRECTIONS),
     "lid": Recipe(spoken.write_lid, LANGUAGES),
     "sgc": Recipe(spoken.write_sgc, ("male", "female")),
     "ks": Recipe(spoken.write_ks, KEYWORDS),

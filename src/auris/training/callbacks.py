@@ -5,7 +5,6 @@ None of them changes the weights. `UnusableRows` and `Faults` may stop the run.
 
 from __future__ import annotations
 
-import ctypes
 import math
 import shutil
 import time
@@ -44,8 +43,6 @@ WINDOW_ROWS = 1000
 MAX_CONSECUTIVE_SKIPS = 10
 # Number of validation rows of each group (such as `asr en`, see `data.rows.group`) that TensorBoard shows.
 EXAMPLES_PER_GROUP = 2
-# Number of steps after which freed memory is returned to the system.
-TRIM_STEPS = 20
 
 
 class TaskLosses(L.Callback):
@@ -347,24 +344,6 @@ class Faults(L.Callback):
         with files.tolerate_write_errors(self.run_dir / FAULTS_DIR):
             return Fault(step=step, reason=reason, ranks=packs_by_rank, weights=weights_path).save(self.run_dir)
         return None
-
-
-class FreeMemory(L.Callback):
-    """Callback that returns freed memory to the system every TRIM_STEPS steps, if the C library is glibc.
-
-    Packs have different sizes, so glibc keeps many freed blocks that no later allocation fits: 0.5 GB after 200 steps
-    of the demo.
-    """
-
-    def __init__(self) -> None:
-        self.trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # None: the C library is not glibc
-
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any = None, batch_idx: int = 0
-    ) -> None:
-        """Return freed memory to the system after every TRIM_STEPS steps."""
-        if self.trim is not None and trainer.global_step % TRIM_STEPS == 0:
-            self.trim(0)
 
 
 class StatusLog(L.Callback):
