@@ -75,7 +75,7 @@ FLAGS = {
 # they spin, and on a machine with other work they take the cores from the threads that they wait for.
 WAITING_THREADS = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
 # oneDNN keeps a program for each shape that it has computed, 1,024 by default. Packs have new shapes at every step, and
-# these small blocks lie between freed tensors, whose memory then cannot be used again: 300 MB after 120 steps of the demo.
+# these small blocks lie between freed tensors, whose memory then cannot be used again: 250 MB after 120 demo steps.
 SMALL_PRIMITIVE_CACHE = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64"}
 WIDTH, COLUMN = 100, 34  # number of characters in a line of help, and position of the second column
 

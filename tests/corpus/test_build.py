@@ -72,7 +72,7 @@ def test_two_seeds_have_no_row_in_common() -> None:
 
 
 def test_a_larger_corpus_contains_the_smaller_one() -> None:
-    small, large = (set(plan_rows({"train": {"lid": n, "ks": n}}, [], 0)) for n in (10, 35))
+    small, large = (set(plan_rows({"train": {"lid": n, "ks": n}}, 0)) for n in (10, 35))
     assert small < large
 
 

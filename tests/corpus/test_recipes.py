@@ -37,11 +37,14 @@ from auris.text.tasks import TASKS
 GOLDEN = Path(__file__).with_name("golden.json")
 CORPUS: dict[str, Any] = {
     "sizes": {
-        "train": {**dict.fromkeys(RECIPES, 4), "asr": {"en": 1, "zh": 1, "ko": 1, "yue": 1}},
-        "valid": dict.fromkeys(RECIPES, 2),
-        "test": dict.fromkeys(RECIPES, 2),
+        "train": {
+            **dict.fromkeys(RECIPES, 4),
+            "asr": {"en": 1, "zh": 1, "ko": 1, "yue": 1},
+            "s2tt": {"de-en": 2, "en-ko": 1, "yue-en": 1},
+        },
+        "valid": {**dict.fromkeys(RECIPES, 2), "s2tt": {"de-en": 1, "en-ko": 1}},
+        "test": {**dict.fromkeys(RECIPES, 2), "s2tt": {"de-en": 1, "en-ko": 1}},
     },
-    "directions": ["de-en", "en-ko", "yue-en"],
     "text_lines": 100,
     "seed": 3,
 }

@@ -9,7 +9,7 @@ import numpy as np
 
 from auris.corpus import grammar
 from auris.corpus.draws import pick
-from auris.corpus.grammar import KEYWORDS, LANGUAGES, SPLITS
+from auris.corpus.grammar import KEYWORDS, SPLITS
 from auris.corpus.output import derive_seed
 from auris.corpus.recipes import RECIPES, Recipe, id_prefix
 from auris.corpus.recording import RowSpec
