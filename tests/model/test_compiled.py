@@ -73,7 +73,8 @@ def block_lists(net: AudioLM) -> list[nn.ModuleList]:
 
 @pytest.mark.parametrize(
     ("backend", "tolerance"),
-    [pytest.param(None, 0.0, id="no backend"), pytest.param(aot_eager, 1e-4, id="aot_eager", marks=pytest.mark.slow)],
+    # Without a backend, only the gradients of norms and MLPs are rounded differently (`model.decoder_layers`).
+    [pytest.param(None, 1e-5, id="no backend"), pytest.param(aot_eager, 1e-4, id="aot_eager", marks=pytest.mark.slow)],
 )
 def test_a_compiled_step_equals_an_eager_step_and_needs_two_graphs_per_kind_of_block(
     backend: Callable | None, tolerance: float, monkeypatch: pytest.MonkeyPatch

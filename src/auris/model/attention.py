@@ -111,14 +111,13 @@ def _attend_one_by_one(
     """
     n_q, n_k = sequence_lengths(cu_q), sequence_lengths(cu_k)
     assert len(n_q) == len(n_k) and sum(n_q) == len(q) and sum(n_k) == len(k) == len(v), (n_q, n_k, q.shape, k.shape)
-    k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) if x.shape[1] < q.shape[1] else x for x in (k, v))
     # The backward of `split` is one concatenation. The backward of slices would be one pack-sized tensor per sequence.
     parts = zip(q.split(n_q), k.split(n_k), v.split(n_k), strict=True)
     return torch.cat([_attend(*part, causal=causal, scale=scale) for part in parts])
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, *, causal: bool, scale: float | None) -> Tensor:
-    """Attend within one sequence: q (Tq, H, Dh), k and v (Tk, H, Dh) -> (Tq, H, Dh)."""
+    """Attend within one sequence: q (Tq, Hq, Dh), k and v (Tk, Hk, Dh) -> (Tq, Hq, Dh)."""
     n_q, n_k = len(q), len(k)
     # torch's is_causal aligns queries and keys at the top left, which is correct only if their numbers are equal. A
     # single query is the last one and attends to all keys, so it needs no mask.
@@ -126,7 +125,8 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, *, causal: bool, scale: float | Non
     is_causal = causal and n_q == n_k
     # Without a leading batch axis, the CPU would not choose its flash kernel.
     q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
-    out = F.scaled_dot_product_attention(q, k, v, bias, is_causal=is_causal, scale=scale)
+    grouped = q.shape[1] != k.shape[1]
+    out = F.scaled_dot_product_attention(q, k, v, bias, is_causal=is_causal, scale=scale, enable_gqa=grouped)
     return out[0].transpose(0, 1)
 
 

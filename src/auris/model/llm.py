@@ -28,6 +28,7 @@ from transformers import (
 from auris import compat
 from auris.errors import MissingFileError, UserError
 from auris.model import attention
+from auris.model.decoder_layers import replace_layers
 from auris.model.vocabulary import input_table
 
 # Config entries that scale or cap logits after the output matrix. `AudioLM.head` would silently skip them.
@@ -63,6 +64,7 @@ def build_llm(config: Mapping[str, Any], vocab_size: int, train_length: int | No
     _require_packable(hf_config)
     # The config's dtype is ignored: training strategies and `inference.load` choose the precision.
     llm = AutoModelForCausalLM.from_config(hf_config, attn_implementation="packed", dtype=torch.get_default_dtype())
+    replace_layers(llm)
     if train_length is not None:
         decoder = llm.get_decoder()
         if hf_config.model_type != "qwen2":
