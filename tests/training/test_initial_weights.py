@@ -17,6 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralFo
 from auris import config as auris_config
 from auris.model.weights.identify import identify
 from auris.training.initial_weights import find_differences, find_initial_weights
+from auris.training.weight_settings import find_sources
 from support import published
 from support.manifests import tokenizer
 from support.recipes import compose_once
@@ -56,7 +57,8 @@ def llm_config(directory: Path, **changes: Any) -> dict[str, Any]:
 def check(model: dict[str, Any], *, checkpoint: Path | None = None, **weights: Path) -> None:
     """Build a model on the meta device, and check the weights from which it would start, as `auris train` does."""
     config = {"model": model, "checkpoint": checkpoint, "weights": weights, "tokenizer": "here"}
-    find_initial_weights(config, auris_config.build_net(config, tokenizer()), tokenizer())
+    net = auris_config.build_net(config, tokenizer())
+    find_initial_weights(config, find_sources(config), net, tokenizer())
 
 
 def refusal(model: dict[str, Any], **sources: Path) -> tuple[str, list[str]]:

@@ -164,6 +164,18 @@ class Tokenizer:
         chatml = (END_OF_TEXT, IM_START, IM_END)
         return sorted(self.id(token) for token in control_tokens() if token not in chatml and self._has(token))
 
+    @property
+    def chat_format(self) -> str:
+        """Format of dialogues in the chat template of the vocabulary: `ChatML`, `not ChatML` or `missing`.
+
+        auris writes dialogues itself (`auris.text.chat`), in ChatML. The template shows whether the language model to
+        which the vocabulary belongs has learnt this format.
+        """
+        template = self.fast.chat_template
+        if not template:
+            return "missing"
+        return "ChatML" if IM_START in str(template) and IM_END in str(template) else "not ChatML"
+
     def id(self, token: str) -> int:
         """Return the id of a control token.
 

@@ -18,13 +18,14 @@ from auris.errors import MissingFileError, UserError
 from auris.model import llm
 from auris.model.audio_lm import AudioLM
 from auris.model.weights import loading
-from auris.model.weights.identify import ModelSource, identify
+from auris.model.weights.identify import ModelSource
 from auris.model.weights.loading import InitialWeights
 from auris.text.tokenizer import Tokenizer, read_vocabulary
+from auris.training.weight_settings import ENCODER_SIZES
 
 # Attributes of a part that determine its function together with its weights. `llm.function_fields` lists those of the
-# language model. `clip_end` is missing: Qwen-Audio starts from Whisper, which has another value.
-_ATTRIBUTES = {"encoder": ("n_mels", "width", "n_layers", "n_heads", "ffn", "max_positions"), "pooling": ("k",)}
+# language model.
+_ATTRIBUTES = {"encoder": ENCODER_SIZES, "pooling": ("k",)}
 # Widths of the encoder and the LLM, on which the shapes of all parts between them depend.
 _WIDTHS = ("model.encoder.width", "model.llm.config.hidden_size")
 
@@ -47,30 +48,30 @@ class Difference:
         return f"{self.key} is {_format(self.configured)}, but it was {_format(self.trained)} in training"
 
 
-def find_initial_weights(config: Config, net: AudioLM, tokenizer: Tokenizer) -> list[InitialWeights]:
+def find_initial_weights(
+    config: Config, sources: Mapping[str, ModelSource], net: AudioLM, tokenizer: Tokenizer
+) -> list[InitialWeights]:
     """Return the weights to load for `checkpoint` and for each part in `weights`, in this order.
 
     Args:
         config: Resolved config of the run.
+        sources: Sources of the weights by key (`weight_settings.find_sources`).
         net: The model, which may be on the meta device.
         tokenizer: Tokenizer of the run.
 
     Raises:
         UserError: Weights do not fit the model, or were trained with other settings of the model or another vocabulary.
     """
-    part_paths = {f"weights.{part}": path for part, path in config["weights"].items()}
     initial = []
-    for key, path in {"checkpoint": config["checkpoint"], **part_paths}.items():
-        if path is None:
-            continue
-        source, part = identify(path), key.removeprefix("weights.")
+    for key, source in sources.items():
+        label, part = f"{key}={source.path}", key.removeprefix("weights.")
         if part in ("checkpoint", "llm"):
-            _check_vocabulary(f"{key}={path}", source, config, tokenizer)
+            _check_vocabulary(label, source, config, tokenizer)
         weights = InitialWeights(
             source=source.open_tensors(),
             layout=source.layout,
             parts=None if key == "checkpoint" else [part],
-            label=f"{key}={path}",
+            label=label,
         )
         _check_fit(weights, source, config["model"], net)
         initial.append(weights)

@@ -28,7 +28,7 @@ from auris import files
 from auris.config import Config
 from auris.data.datamodule import AudioDataModule
 from auris.data.manifests import ManifestEntry
-from auris.errors import MissingFileError, UserError
+from auris.errors import UserError
 from auris.model import adapters
 from auris.model.audio_lm import AudioLM
 from auris.model.weights import checkpoint_dir
@@ -43,6 +43,13 @@ from auris.training.precision import choose_precision
 from auris.training.preemption import Preemption, run_lock
 from auris.training.provenance import ENVIRONMENT_FILE, EnvironmentReport
 from auris.training.strategy import strategy_setting
+from auris.training.weight_settings import (
+    adopt_settings,
+    find_sources,
+    load_tokenizer,
+    report_chat_format,
+    typed_overrides,
+)
 
 # Settings that may change between two starts of a run. They determine where and how a run computes, not the result.
 _CHANGEABLE_SETTINGS = (
@@ -80,6 +87,7 @@ def run(config: Config) -> int | float | None:
     silence_messages()
     if "arms" in config:
         return studies.run_study(config)
+    config = adopt_settings(config, find_sources(config), typed_overrides())
     finished = train(config) / "finished.json"
     if config["dry_run"] or not _is_first_process():
         return None
@@ -223,16 +231,10 @@ def build(config: Config) -> tuple[AudioLMModule, AudioDataModule]:
             raise UserError(f"data.{split}=[]: expected at least one file, for example data.{split}=[FILE.jsonl]")
         for entry in data[split]:
             ManifestEntry.parse(entry, f"data.{split}")  # report a wrong path before anything is built
-    try:
-        tokenizer = Tokenizer.load(config["tokenizer"], audio_pads=configs.build(config["prompt"]).audio_pads)
-    except FileNotFoundError as error:
-        if config["checkpoint"] is None:
-            raise
-        raise MissingFileError(
-            f"{error}; a run directory contains the run's tokenizer: set tokenizer={config['checkpoint']}/tokenizer"
-        ) from error
+    sources, tokenizer = find_sources(config), load_tokenizer(config)
+    report_chat_format(config, sources.get("weights.llm"), tokenizer)
     net = configs.build_net(config, tokenizer)
-    initial = find_initial_weights(config, net, tokenizer)
+    initial = find_initial_weights(config, sources, net, tokenizer)
     # This is checked here, before the processes are started.
     if (tensor_parallel := strategy_setting(config["trainer"], "tensor_parallel")) > 1:
         has_adapters = bool({adapters.LORA, adapters.NEW_TOKENS} & set(config["trainable"]))

@@ -38,8 +38,10 @@ from auris import files
 from auris.config import Config
 from auris.errors import UsageError, UserError, count, shorten
 from auris.model import llm
+from auris.model.weights.identify import ModelSource
 from auris.training.initial_weights import Difference, override_for
 from auris.training.preemption import REQUEUE_STATUS, Preemption
+from auris.training.weight_settings import adopt_settings, find_sources
 
 # Settings of the study runner, which are not passed on to the runs.
 _RUNNER_KEYS = ("ablations", "arm", "seed", "seeds", "jobs", "threads", "metric", "dry_run")
@@ -223,6 +225,8 @@ def plan_jobs(
                 composed.study, composed.arm = _SHARED, f"{name}-{_digest(configs.resolve(composed), seed)}"
                 naming = [f"study={_SHARED}", f"arm={composed.arm}", f"seed={seed}"]
             config = configs.resolve(composed)
+            planned = {key: _plan_source(job) for key, job in needed.items() if key not in extra_keys}
+            config = adopt_settings(config, find_sources(config, planned), overrides)
             for key, source_job in needed.items():
                 _check_fit(config["model"], key, source_job)
         except UserError as error:
@@ -287,6 +291,12 @@ def _check_name(override: str) -> None:
         is_kept = False
     if not is_kept:
         raise UsageError(f"{override}: expected a name that starts with a letter and contains only A-Z a-z 0-9 . _ + -")
+
+
+def _plan_source(job: Job) -> ModelSource:
+    """Describe the model that a job will have trained."""
+    tokenizer = str(job.run_dir / "tokenizer")
+    return ModelSource(path=job.run_dir, kind="run", config=job.config, model=job.config["model"], tokenizer=tokenizer)
 
 
 def _check_fit(model: Config, key: str, source: Job) -> None:
