@@ -78,6 +78,15 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(scope="session")
+def whisper_base() -> Path:
+    """Return the directory of a real encoder, that of Whisper base, which is not part of the repository."""
+    path = ROOT / "../shared/models/whisper-base"
+    if not path.is_dir():
+        pytest.skip("the real models next to the checkout are missing")
+    return path
+
+
+@pytest.fixture(scope="session")
 def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Yield the directory of a real language model, SmolLM2-135M-Instruct, which is not part of the repository."""
     script = ROOT / "../shared/models/unpack.py"

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import (
     Qwen2AudioEncoder,
     Qwen2AudioEncoderConfig,
@@ -13,10 +16,12 @@ from transformers import (
     WhisperModel,
 )
 from transformers.masking_utils import create_bidirectional_mask
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from auris import audio
 from auris.model import pooling
 from auris.model.encoder import Encoder
+from auris.model.weights.identify import identify
 from auris.model.weights.layouts import LAYOUTS
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -28,7 +33,10 @@ LENGTHS = [480, 160 * 37, 160 * 38, 16_001, 33_333, 100, 479_840, 479_841, 480_0
 
 
 def build_encoder(reference_state: dict[str, torch.Tensor], n_mels: int) -> Encoder:
-    encoder = Encoder(n_mels=n_mels, width=32, n_layers=2, n_heads=4, ffn=48)
+    return load_encoder(Encoder(n_mels=n_mels, width=32, n_layers=2, n_heads=4, ffn=48), reference_state)
+
+
+def load_encoder(encoder: Encoder, reference_state: dict[str, torch.Tensor]) -> Encoder:
     whisper = LAYOUTS["whisper"]
     state = {whisper.model_names(f"encoder.{k}")[0].removeprefix("encoder."): v for k, v in reference_state.items()}
     encoder.load_state_dict(state)
@@ -86,6 +94,25 @@ def test_the_encoding_of_a_clip_of_30_s_equals_that_of_whisper(clips: tuple) -> 
     x, _ = encoder(features[-1], torch.tensor([3000]))
     expected = reference(features[-1:]).last_hidden_state[0]
     torch.testing.assert_close(encoder.norm(x), expected, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_the_real_weights_encode_a_real_recording_as_in_transformers(whisper_base: Path, shared_data: Path) -> None:
+    """Only rounding in float64 remains of 11 s of speech, padded to 30 s; the values reach 24."""
+    state = {
+        name.removeprefix("model.encoder."): tensor.double()
+        for name, tensor in load_file(whisper_base / "model.safetensors").items()
+    }
+    reference = WhisperEncoder(WhisperConfig.from_pretrained(whisper_base)).eval()
+    reference.load_state_dict(state)
+    node = identify(whisper_base).parts["encoder"]
+    encoder = load_encoder(Encoder(**{name: value for name, value in node.items() if name != "_target_"}), state)
+    wave = np.pad(audio.read(shared_data / "real/whisper_jfk/jfk.flac"), (0, 19 * audio.SAMPLE_RATE))
+    mel = audio.log_mel(wave, 80).double()
+    x, _ = encoder(mel, torch.tensor([3000]))
+    expected = reference(mel[None, :, :3000]).last_hidden_state[0]
+    assert expected.abs().max() > 10
+    torch.testing.assert_close(encoder.norm(x), expected, atol=1e-9, rtol=0)
 
 
 def test_the_position_table_equals_that_of_whisper() -> None:

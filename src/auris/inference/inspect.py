@@ -21,6 +21,7 @@ from auris.errors import UsageError
 from auris.inference import load as pretrained
 from auris.inference.export import FORMATS
 from auris.inference.export_formats import find_unsupported
+from auris.model import llm
 from auris.model.audio_lm import AudioLM
 from auris.model.generation import GenerationSettings
 from auris.model.vocabulary import input_table
@@ -28,9 +29,10 @@ from auris.model.weights import identify, loading
 from auris.model.weights.tensors import TensorSource
 from auris.text import task_table
 from auris.text.console import print_plain
-from auris.text.tokenizer import Tokenizer
+from auris.text.tokenizer import Tokenizer, read_vocabulary
 from auris.training import dry_run
 from auris.training.cost import GIB, STAGES, Workload
+from auris.training.weight_settings import ENCODER_SIZES
 
 
 def examine(path: str, which: str = "last", *, token_budget: int = 8192, console: Console | None = None) -> list[str]:
@@ -50,6 +52,9 @@ def examine(path: str, which: str = "last", *, token_budget: int = 8192, console
     tensors = source.open_tensors()
     print_plain(console, f"{path}: {identify.KINDS[source.kind]}")
     print_plain(console, _summarize(tensors))
+    for part, settings in source.parts.items():
+        if part in ("encoder", "llm"):
+            print_plain(console, f"{part}: {_describe_sizes(part, settings)}")
     problems: list[str] = []
     if source.model is None:
         _show_part(console, source)
@@ -69,6 +74,29 @@ def examine(path: str, which: str = "last", *, token_budget: int = 8192, console
     for problem in problems:
         print_plain(console, f"problem: {problem}", style="red")
     return problems
+
+
+# Config entries of a language model that determine its sizes, and the base of its rotary embedding.
+_LLM_SIZES = (
+    "model_type",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "intermediate_size",
+    "rope_theta",
+    "tie_word_embeddings",
+)
+
+
+def _describe_sizes(part: str, node: identify.Node) -> str:
+    """Return the sizes of an encoder or a language model, by their keys in configs of auris."""
+    if part == "encoder":
+        values = {name: node.get(name) for name in ENCODER_SIZES}
+    else:
+        values = llm.function_fields(llm.read_config(node["config"])) if "config" in node else {}
+    names = ENCODER_SIZES if part == "encoder" else _LLM_SIZES
+    return ", ".join(f"{name} {values[name]}" for name in names if values.get(name) is not None)
 
 
 def _call(function: Callable[..., Any], *arguments: Any, problems: list[str]) -> Any:
@@ -103,8 +131,15 @@ def _show_part(console: Console, source: identify.ModelSource) -> None:
             module = module(vocab_size=vocab_size)
     console.print(dry_run.make_parameter_table({part: module}))
     if part == "llm":
-        tokenizer = f"{source.tokenizer}, audio tokens are added in training" if source.tokenizer else "none"
-        print_plain(console, f"tokenizer: {tokenizer}")
+        print_plain(console, f"vocabulary: {vocab_size:,} rows of the embedding")
+        if source.tokenizer is None:
+            print_plain(console, "tokenizer: none; set tokenizer=DIR in training")
+        else:
+            n_tokens = len(read_vocabulary(source.tokenizer))
+            print_plain(
+                console, f"tokenizer: {source.tokenizer}, {n_tokens:,} tokens; audio tokens are added in training"
+            )
+            print_plain(console, f"chat template: {Tokenizer.load(source.tokenizer).chat_format}")
 
 
 def _show_use(
@@ -115,6 +150,7 @@ def _show_use(
     parts = ", ".join(source.parts)
     print_plain(console, f"usable as checkpoint={source.path}, or as weights.PART={source.path} for PART in {parts}")
     print_plain(console, f"tokenizer: {tokenizer.size:,} tokens, embedding: {vocab_rows:,} rows")
+    print_plain(console, f"chat template of the tokenizer: {tokenizer.chat_format}")
     if source.generation:
         settings = _call(GenerationSettings.from_config, source.generation, problems=problems)
         print_plain(console, f"generation_config.json: {settings}")

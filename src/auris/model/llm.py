@@ -64,6 +64,7 @@ def build_llm(config: Mapping[str, Any], vocab_size: int, train_length: int | No
     _require_packable(hf_config)
     # The config's dtype is ignored: training strategies and `inference.load` choose the precision.
     llm = AutoModelForCausalLM.from_config(hf_config, attn_implementation="packed", dtype=torch.get_default_dtype())
+    decoder_layers(llm)  # refuses an encoder such as BERT, which transformers can build as a causal LM
     replace_layers(llm)
     if train_length is not None:
         decoder = llm.get_decoder()
@@ -213,8 +214,15 @@ class LongRotary(nn.Module):
 
 
 def decoder_layers(llm: PreTrainedModel) -> nn.ModuleList:
-    """Return the decoder layers, first to last."""
-    return next(child for child in llm.get_decoder().children() if isinstance(child, nn.ModuleList))
+    """Return the decoder layers, first to last.
+
+    Raises:
+        UserError: the model has no such list, because it is an encoder such as BERT.
+    """
+    layers = next((child for child in llm.get_decoder().children() if isinstance(child, nn.ModuleList)), None)
+    if layers is None:
+        raise UserError(f"{llm.config.model_type} has no decoder layers: choose a causal language model (weights.llm=DIR)")
+    return layers
 
 
 def tokenwise_parts_of_last_layer(llm: PreTrainedModel) -> list[nn.Module]:
