@@ -127,7 +127,7 @@ def test_each_option_of_each_group_composes_with_valid_targets(combination):
     assert invalid_targets(compose(*combination)) == []
 
 
-@pytest.mark.parametrize("scale", ["full", pytest.param("small", marks=pytest.mark.slow), "tiny"])
+@pytest.mark.parametrize("scale", ["full", pytest.param("small", marks=pytest.mark.slow), "base", "tiny"])
 @pytest.mark.parametrize("experiment", sorted(path.stem for path in (config.CONFIGS / "experiment").glob("*.yaml")))
 def test_each_experiment_composes_at_each_scale(experiment, scale):
     run_config = compose("train", f"experiment={experiment}", f"scale={scale}")

@@ -146,7 +146,7 @@ def _compose_and_run(name: str, arguments: Sequence[str]) -> None:
     overrides = [arg for arg in arguments if arg[:1] == "~" or (arg[:1] != "-" and "=" in arg)]
     other_arguments = [arg for arg in arguments if arg not in overrides]  # Hydra's parser needs contiguous overrides
     os.environ["HYDRA_FULL_ERROR"] = "1"  # otherwise Hydra prints exceptions instead of raising them
-    overrides = [f"hydra.job.name={name}", config.search_path(), *config.without_null_groups(overrides)]
+    overrides = [f"hydra.job.name={name}", config.search_path(), *config.to_hydra(overrides)]
     argv, sys.argv[1:] = sys.argv[1:], [*overrides, *other_arguments]
 
     def run_composed(cfg: DictConfig) -> float | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import operator
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import translate
 from functools import cache
 from pathlib import Path
@@ -51,6 +51,8 @@ Config = Mapping[str, Any]
 # These keys of a study contain overrides for the configs of its runs. Their interpolations refer to these configs, so
 # they are not resolved in the config of the study.
 _STUDY_KEYS = ("arms", "stages")
+# Sections whose keys the user chooses.
+_REPLACED_SECTIONS = ("optim.lr_factors",)
 
 
 def search_path() -> str:
@@ -80,10 +82,22 @@ def options(group: str) -> list[str]:
     return sorted({path.stem for root in (CONFIGS, Path.cwd()) for path in (root / group).glob("*.yaml")})
 
 
-def without_null_groups(overrides: Sequence[str]) -> list[str]:
-    """Return overrides in which `GROUP=null`, which Hydra rejects, is replaced by `~GROUP`."""
-    pairs = [(override, *override.partition("=")[::2]) for override in overrides]
-    return [f"~{key}" if value == "null" and options(key) else override for override, key, value in pairs]
+def to_hydra(overrides: Iterable[str]) -> list[str]:
+    """Return overrides in Hydra's grammar for those of auris that Hydra would reject.
+
+    `GROUP=null` becomes `~GROUP`. `optim.lr_factors={...}`, whose keys are names of parts, replaces the section. Hydra
+    would merge the two, and refuse keys that the section does not have.
+    """
+    hydra_overrides: list[str] = []
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if value == "null" and options(key):
+            hydra_overrides.append(f"~{key}")
+        elif key in _REPLACED_SECTIONS and value.startswith("{"):
+            hydra_overrides += [f"~{key}", f"+{override}"]
+        else:
+            hydra_overrides.append(override)
+    return hydra_overrides
 
 
 def compose(overrides: Sequence[str], config: str = "train") -> DictConfig:
@@ -100,7 +114,7 @@ def compose(overrides: Sequence[str], config: str = "train") -> DictConfig:
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         try:
-            return hydra_compose(config, overrides=[search_path(), *without_null_groups(overrides)])
+            return hydra_compose(config, overrides=[search_path(), *to_hydra(overrides)])
         except (ConfigCompositionException, OverrideParseException) as error:
             raise explain(error, overrides, config) from error
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -209,16 +206,10 @@ def test_initialisation_follows_the_seed(config: dict) -> None:
     assert torch.equal(states[0], states[1]) and not torch.equal(states[0], states[2])
 
 
-def test_the_config_is_read_from_a_directory_but_the_vocabulary_size_is_not(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps({**CONFIGS["qwen2"], "vocab_size": 9, "dtype": "bfloat16"}))
-    llm = lm.build_llm({"path": str(tmp_path)}, VOCAB)
+def test_the_config_of_a_model_does_not_set_the_vocabulary_size_and_the_dtype() -> None:
+    llm = lm.build_llm({**CONFIGS["qwen2"], "vocab_size": 9, "dtype": "bfloat16"}, VOCAB)
     assert llm.get_input_embeddings().weight.shape == (VOCAB, 32)
     assert llm.config.num_hidden_layers == 2 and llm.dtype == torch.get_default_dtype()
-
-
-def test_a_missing_directory_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="nowhere"):
-        lm.build_llm({"path": str(tmp_path / "nowhere")}, VOCAB)
 
 
 @pytest.mark.parametrize(

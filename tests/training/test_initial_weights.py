@@ -15,6 +15,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 from auris import config as auris_config
+from auris.errors import UserError
 from auris.model.weights.identify import identify
 from auris.training.initial_weights import find_differences, find_initial_weights
 from auris.training.weight_settings import find_sources
@@ -45,7 +46,7 @@ def model_of(**parts: dict[str, Any]) -> dict[str, Any]:
     model = deepcopy(auris_config.resolve(compose_once(published.TINY))["model"])
     model["encoder"] |= parts.get("encoder", {})
     if "llm" in parts:
-        model["llm"]["config"] = {"path": None, **parts["llm"]}
+        model["llm"]["config"] = parts["llm"]
     return model
 
 
@@ -70,7 +71,7 @@ def refusal(model: dict[str, Any], **sources: Path) -> tuple[str, list[str]]:
         check(model, **sources)
     message = str(error.value)
     assert "\n" not in message
-    overrides = shlex.split(message.rpartition(": set ")[2].partition(" (or ")[0])
+    overrides = shlex.split(message.rpartition(": set ")[2])
     check(override(model, overrides), **sources)
     return message, overrides
 
@@ -143,7 +144,6 @@ def test_another_setting_of_the_language_model_is_refused(
     message, overrides = refusal(model_of(llm=config | {field: value}), llm=folder / family)
     assert expected in overrides
     assert f"model.llm.config.{field} is" in message and "in training" in message
-    assert f"(or model.llm.config.path={folder / family}, for all settings of the language model)" in message
 
 
 def test_another_scaling_of_the_rotary_embedding_is_refused(folder: Path, tmp_path: Path):
@@ -182,17 +182,11 @@ def test_settings_without_effect_on_the_function_may_differ(folder: Path):
     check(model_of(llm=llm_config(folder / "qwen2", **changes, rms_norm_eps=9.99999997475e-07)), llm=folder / "qwen2")
 
 
-def test_another_family_is_refused_with_the_directory_to_take_all_settings_from(folder: Path):
-    message, overrides = refusal(model_of(), llm=folder / "mistral")
-    assert "model.llm.config.model_type is qwen2, but it was mistral in training" in message
-    assert overrides == [f"model.llm.config.path={folder / 'mistral'}"]
-
-
-def test_a_directory_of_settings_is_replaced_by_the_directory_of_the_weights(folder: Path):
-    llm = {"path": str(folder / "qwen2")}
-    check(model_of(llm=llm), llm=folder / "qwen2")
-    _, overrides = refusal(model_of(llm=llm), llm=folder / "mistral")
-    assert overrides == [f"model.llm.config.path={folder / 'mistral'}"]
+def test_another_family_is_refused(folder: Path):
+    with pytest.raises(
+        UserError, match=r"model_type is qwen2, but it was mistral .*: leave out the overrides of model\.llm"
+    ):
+        check(model_of(), llm=folder / "mistral")
 
 
 # --- complete models ----------------------------------------------------------------------------------------------
@@ -249,13 +243,6 @@ def test_a_published_model_is_compared_with_its_config(folder: Path):
     check(model, checkpoint=folder / "qwen2_audio")
     model["llm"]["config"] = model["llm"]["config"] | {"rms_norm_eps": 0.1}
     assert refusal(model, checkpoint=folder / "qwen2_audio")[1] == ["model.llm.config.rms_norm_eps=1e-06"]
-
-
-def test_a_language_model_whose_settings_were_moved_is_loaded_with_a_warning(folder: Path, tmp_path: Path):
-    model = model_of(llm={"path": str(folder / "qwen2")})
-    net = auris_config.build_net({"model": model}, SimpleNamespace(size=300))
-    with pytest.warns(UserWarning, match="cannot compare the settings of the language model.*old: expected"):
-        assert list(find_differences("llm", {"config": {"path": str(tmp_path / "old")}}, model, net)) == []
 
 
 @pytest.mark.parametrize("system", ["qwen_audio", "qwen2_audio"])

@@ -21,6 +21,7 @@ from auris.text.tokenizer import Tokenizer
 from auris.training import callbacks
 from auris.training import run as train
 from auris.training.module import AudioLMModule
+from auris.training.weight_settings import adopt_settings, find_sources
 from support import published
 from support.recipes import smallest_run
 from support.runs import (
@@ -397,23 +398,19 @@ def test_weights_of_another_vocabulary_are_refused(compose_run, tmp_path: Path):
         train.build(run_config)
 
 
-def test_parts_of_a_model_start_from_published_directories(compose_run, tmp_path: Path):
+def test_parts_of_a_model_start_from_published_directories(compose_run, corpus: Path, tmp_path: Path):
     """Whisper's encoder, and a language model with its own config.json and a vocabulary that grows."""
     published.whisper(tmp_path / "whisper")
     published.language_model(tmp_path / "llm")
-    encoder = published.ENCODER
-    run_config = compose_run(
+    overrides = [
         "experiment=qwen2_audio_pretrain",
         f"weights.encoder={tmp_path}/whisper",
         f"weights.llm={tmp_path}/llm",
-        f"model.llm.config.path={tmp_path}/llm",
-        f"model.encoder.n_mels={encoder['num_mel_bins']}",
-        f"model.encoder.width={encoder['d_model']}",
-        f"model.encoder.n_layers={encoder['encoder_layers']}",
-        f"model.encoder.n_heads={encoder['encoder_attention_heads']}",
-        f"model.encoder.ffn={encoder['encoder_ffn_dim']}",
+        f"tokenizer={corpus}/tokenizer",
         "max_steps=2",
-    )
+    ]
+    run_config = compose_run(*overrides)
+    run_config = adopt_settings(run_config, find_sources(run_config), overrides)
     module, _ = train.build(run_config)
     module.configure_model()
     stored_rows = load_file(tmp_path / "llm/model.safetensors")["model.embed_tokens.weight"]

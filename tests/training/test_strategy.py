@@ -13,6 +13,7 @@ import torch
 from auris import config
 from auris.training import run as train
 from auris.training.strategy import ShardedStrategy
+from auris.training.weight_settings import adopt_settings, find_sources
 from support import published
 from support.manifests import write_manifest
 from support.recipes import SMALLEST_MODEL
@@ -112,16 +113,10 @@ def compose_runs(corpus: Path, folder: Path):
         "max_new_tokens=3",
         "trainer.enable_progress_bar=false",
     ]
-    encoder = published.ENCODER
     published_parts = [
         f"weights.encoder={folder}/whisper",
         f"weights.llm={folder}/llm",
-        f"model.llm.config.path={folder}/llm",
-        f"model.encoder.n_mels={encoder['num_mel_bins']}",
-        f"model.encoder.width={encoder['d_model']}",
-        f"model.encoder.n_layers={encoder['encoder_layers']}",
-        f"model.encoder.n_heads={encoder['encoder_attention_heads']}",
-        f"model.encoder.ffn={encoder['encoder_ffn_dim']}",
+        f"tokenizer={corpus}/tokenizer",
     ]
 
     def compose(name: str, overrides: list[str], processes: int) -> dict:
@@ -133,7 +128,12 @@ def compose_runs(corpus: Path, folder: Path):
         else:
             data = [f"data.valid=[{{path: '{corpus}/valid.jsonl', tasks: [asr, ks], limit: 3}}]"]
         data += published_parts if case == "published" else []
-        return config.resolve(config.compose([*size, *data, *overrides, f"trainer.devices={processes}"]))
+        overrides = [*size, *data, *overrides, f"trainer.devices={processes}"]
+        run_config = config.resolve(config.compose(overrides))
+        if case != "published":
+            return run_config
+        typed = [override for override in overrides if override not in SMALLEST_MODEL]
+        return adopt_settings(run_config, find_sources(run_config), typed)
 
     def compose_all(runs: Mapping[str, list[str]], processes: int) -> dict[str, dict]:
         return {name.replace(" ", "-"): compose(name, overrides, processes) for name, overrides in runs.items()}

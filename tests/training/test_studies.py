@@ -163,14 +163,24 @@ def test_the_error_for_an_unknown_arm_lists_all_arms_and_stages():
         studies.plan_jobs(STUDY, arm="z")
 
 
-def test_an_arm_with_other_settings_than_the_stage_that_it_starts_from_is_refused():
+def test_an_arm_has_the_sizes_of_the_stage_that_it_starts_from():
+    sizes = ["model.encoder.n_heads=8", "model/encoder=whisper_v2"]
+    stages = {"encoder": {"overrides": ["experiment=encoder_ctc", *sizes]}}
+    jobs = {job.name: job for job in studies.plan_jobs({**STUDY, "stages": stages}, seed=1)}
+    for name in ("a", "b"):
+        encoder, stage_encoder = (jobs[job].config["model"]["encoder"] for job in (name, "encoder"))
+        assert encoder == stage_encoder and (encoder["n_mels"], encoder["n_heads"]) == (80, 8)
+
+
+def test_an_arm_that_states_other_settings_than_the_stage_that_it_starts_from_is_refused():
     stages = {"encoder": {"overrides": ["experiment=encoder_ctc", "model.encoder.n_heads=10"]}}
+    arms = {"a": {**STUDY["arms"]["a"], "overrides": [*STUDY["arms"]["a"]["overrides"], "model.encoder.n_heads=4"]}}
     message = (
         "arm a: model.encoder.n_heads=4, but encoder, whose weights it starts from, is trained with 10: "
         "set model.encoder.n_heads=10"
     )
     with pytest.raises(UsageError, match=message):
-        studies.plan_jobs({**STUDY, "stages": stages})
+        studies.plan_jobs({**STUDY, "stages": stages, "arms": arms})
 
 
 def test_a_setting_of_the_language_model_that_only_the_arm_names_is_compared_with_its_default():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -195,9 +194,6 @@ def write_ranks(tokenizer: Tokenizer, path: Path) -> None:
 def _write_auris(model: AudioModel, source: ModelSource, out: Path) -> None:
     """Write recipe.yaml, the tokenizer in `tokenizer/`, and the results of a run."""
     config = dict(model.config) | {"tokenizer": "tokenizer"}
-    if config["model"]["llm"]["config"].get("path"):  # the directory `path` may not exist where the export is used
-        llm_config = json.loads(model.net.llm.config.to_json_string(use_diff=False))
-        config["model"] = {**config["model"], "llm": {**config["model"]["llm"], "config": llm_config}}
     config["model"] = {**config["model"], "vocab_rows": input_table(model.net.llm).num_embeddings}
     write_yaml(out / "recipe.yaml", config)
     model.tokenizer.save(out / "tokenizer")

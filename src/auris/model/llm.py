@@ -10,7 +10,6 @@ import math
 import re
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -26,7 +25,7 @@ from transformers import (
 )
 
 from auris import compat
-from auris.errors import MissingFileError, UserError
+from auris.errors import UserError
 from auris.model import attention
 from auris.model.decoder_layers import replace_layers
 from auris.model.vocabulary import input_table
@@ -48,15 +47,13 @@ def build_llm(config: Mapping[str, Any], vocab_size: int, train_length: int | No
     """Build a causal LM with newly initialised weights, or without values if torch's default device is meta.
 
     Args:
-        config: a transformers config as a dict with its `model_type`, or `path`, a directory whose config.json replaces
-            all other entries.
+        config: a transformers config as a dict with its `model_type`.
         vocab_size: number of rows of the embedding and of the head (V); replaces the value in the config.
         train_length: maximum number of tokens of a row in training. At inference, rotary angles and queries of longer
             rows are rescaled as in Qwen-7B (`LongRotary`); None: rows of any length are computed as in training.
 
     Raises:
         UserError: the model cannot run on packed rows.
-        MissingFileError: the directory has no config.json.
     """
     # The tokenizer and `generate` handle special tokens. torch does not train the embedding of a pad id, so the pad id
     # of another vocabulary would freeze the embedding of an ordinary token.
@@ -84,22 +81,14 @@ def read_config(config: Mapping[str, Any], **fields: Any) -> PreTrainedConfig:
         fields: replace fields of the config.
 
     Raises:
-        UserError: `config` has neither `path` nor `model_type`.
-        MissingFileError: the directory has no config.json.
+        UserError: `config` has no `model_type`.
     """
-    if config.get("path") is not None:
-        path = Path(config["path"])
-        if not (path / "config.json").is_file():
-            raise MissingFileError(
-                f"{path}: expected a transformers directory with a config.json (model.llm.config.path=DIR)"
-            )
-        return AutoConfig.from_pretrained(path, local_files_only=True, **fields)
     if "model_type" not in config:
         raise UserError(
             f"model.llm.config has only {sorted(config)}: expected model_type (for example "
-            "model.llm.config.model_type=qwen2) or path"
+            "model.llm.config.model_type=qwen2), or weights.llm=DIR, from which the config follows"
         )
-    return AutoConfig.for_model(**{name: value for name, value in config.items() if name != "path"} | fields)
+    return AutoConfig.for_model(**{**config, **fields})
 
 
 def function_fields(config: PreTrainedConfig) -> dict[str, Any]:
@@ -221,7 +210,9 @@ def decoder_layers(llm: PreTrainedModel) -> nn.ModuleList:
     """
     layers = next((child for child in llm.get_decoder().children() if isinstance(child, nn.ModuleList)), None)
     if layers is None:
-        raise UserError(f"{llm.config.model_type} has no decoder layers: choose a causal language model (weights.llm=DIR)")
+        raise UserError(
+            f"{llm.config.model_type} has no decoder layers: choose a causal language model (weights.llm=DIR)"
+        )
     return layers
 
 

@@ -11,10 +11,8 @@ from dataclasses import dataclass
 from math import isclose
 from typing import Any
 
-from lightning.pytorch.utilities import rank_zero_warn
-
 from auris.config import Config
-from auris.errors import MissingFileError, UserError
+from auris.errors import UserError
 from auris.model import llm
 from auris.model.audio_lm import AudioLM
 from auris.model.weights import loading
@@ -108,7 +106,7 @@ def _check_fit(weights: InitialWeights, source: ModelSource, model: Config, net:
         differences = _explain_shapes(parts, source, model, net)
     if differences or mismatches:
         message = loading.describe_misfit([*map(str, differences), *mismatches], weights.label, weights.layout)
-        raise UserError(f"{message}: set {_suggest(differences, source, model)}" if differences else message)
+        raise UserError(f"{message}: {_suggest(differences, model)}" if differences else message)
 
 
 def find_differences(part: str, node: Config, model: Config, net: AudioLM) -> Iterator[Difference]:
@@ -148,11 +146,7 @@ def _explain_shapes(parts: Collection[str], source: ModelSource, model: Config, 
 
 def _find_llm_differences(trained_config: Config, config: Config, net: AudioLM) -> Iterator[Difference]:
     """Yield the settings that differ between the LLM of a source, given by its `config`, and the LLM of a net."""
-    try:
-        trained = llm.function_fields(llm.read_config(trained_config))
-    except MissingFileError as error:  # the language model of another run may have been moved
-        rank_zero_warn(f"cannot compare the settings of the language model with those in training: {error}")
-        return
+    trained = llm.function_fields(llm.read_config(trained_config))
     configured = llm.function_fields(net.llm.config)
     for name in filter(configured.__contains__, trained):
         if not _equal(trained[name], configured[name]):
@@ -174,22 +168,11 @@ def _equal(first: Any, second: Any) -> bool:
     return first == second
 
 
-def _suggest(differences: Sequence[Difference], source: ModelSource, model: Config) -> str:
-    """Return the overrides that remove the differences."""
-    others = [difference for difference in differences if not difference.key.startswith("model.llm.config.")]
-    of_llm = [difference for difference in differences if difference not in others]
-    overrides = [override_for(difference, model) for difference in others]
-    if not of_llm:
-        return " ".join(overrides)
-    llm_overrides = [override_for(difference, model) for difference in of_llm]
-    uses_path = model["llm"]["config"].get("path") is not None  # its config.json replaces all other entries
-    directory = source.path if source.kind == "causal_lm" else source.parts["llm"]["config"].get("path")
-    if directory is None:
-        return " ".join([*overrides, *(["model.llm.config.path=null"] if uses_path else []), *llm_overrides])
-    path_override = f"model.llm.config.path={directory}"
-    if uses_path or any(difference.key.endswith(".model_type") for difference in of_llm):
-        return " ".join([*overrides, path_override])
-    return f"{' '.join([*overrides, *llm_overrides])} (or {path_override}, for all settings of the language model)"
+def _suggest(differences: Sequence[Difference], model: Config) -> str:
+    """Return how to remove the differences."""
+    if any(difference.key == "model.llm.config.model_type" for difference in differences):
+        return "leave out the overrides of model.llm, whose settings follow from the weights"
+    return f"set {' '.join(override_for(difference, model) for difference in differences)}"
 
 
 def override_for(difference: Difference, model: Config) -> str:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_class
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
@@ -48,7 +49,6 @@ from auris.training.weight_settings import (
     find_sources,
     load_tokenizer,
     report_chat_format,
-    typed_overrides,
 )
 
 # Settings that may change between two starts of a run. They determine where and how a run computes, not the result.
@@ -87,7 +87,8 @@ def run(config: Config) -> int | float | None:
     silence_messages()
     if "arms" in config:
         return studies.run_study(config)
-    config = adopt_settings(config, find_sources(config), typed_overrides())
+    if HydraConfig.initialized():  # a config that Python code passes is complete
+        config = adopt_settings(config, find_sources(config), HydraConfig.get().overrides.task)
     finished = train(config) / "finished.json"
     if config["dry_run"] or not _is_first_process():
         return None

@@ -1,7 +1,7 @@
-"""Settings of a run that follow from its initial weights: sizes of the encoder and the language model, and the tokenizer.
+"""Settings of a run that follow from its initial weights: sizes of encoder and language model, and the tokenizer.
 
-A user who names weights does not need to type their sizes. What the user types is kept, and `initial_weights` refuses it
-if it contradicts the weights.
+A user who names weights does not need to type their sizes. What the user types is kept, and `initial_weights` refuses
+it if it contradicts the weights.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.utilities import rank_zero_info
 
 from auris import config as configs
@@ -37,7 +36,10 @@ def find_sources(config: Config, planned: Mapping[str, ModelSource] | None = Non
     Raises:
         UserError: There is no model at a path, auris does not support it, or it lacks the part.
     """
-    paths = {"checkpoint": config["checkpoint"], **{f"weights.{part}": path for part, path in config["weights"].items()}}
+    paths = {
+        "checkpoint": config["checkpoint"],
+        **{f"weights.{part}": path for part, path in config["weights"].items()},
+    }
     sources = dict(planned or {})
     for key, path in paths.items():
         if path is not None and key not in sources:
@@ -56,11 +58,6 @@ def _identify(key: str, path: str) -> ModelSource:
     if key != "checkpoint" and part not in source.parts:
         raise UserError(f"{key}={path} is {KINDS[source.kind]}: it has no {part}, expected weights.{parts}={path}")
     return source
-
-
-def typed_overrides() -> list[str]:
-    """Return the overrides on the command line of this process."""
-    return list(HydraConfig.get().overrides.task)
 
 
 def adopt_settings(config: Config, sources: Mapping[str, ModelSource], overrides: Iterable[str]) -> dict[str, Any]:
@@ -145,9 +142,10 @@ def report_chat_format(config: Config, source: ModelSource | None, tokenizer: To
         source: Source of `weights.llm`. A model that auris has trained knows the dialogues of auris.
         tokenizer: Tokenizer of the run.
     """
-    is_plain = source is not None and source.model is None
-    if is_plain and tokenizer.chat_format != "ChatML" and isinstance(configs.build(config["prompt"]), Chat):
+    if source is None or source.model is not None:
+        return
+    if tokenizer.chat_format != "ChatML" and isinstance(configs.build(config["prompt"]), Chat):
         rank_zero_info(
-            f"weights.llm={source.path}: the chat template of its tokenizer is {tokenizer.chat_format}, but auris writes "
-            "dialogues in ChatML, which this model has to learn in this run: expected llm or llm.lora in `trainable`"
+            f"weights.llm={source.path}: the chat template of its tokenizer is {tokenizer.chat_format}, but auris "
+            "writes dialogues in ChatML, which the language model has to learn (trainable=[..., llm])"
         )

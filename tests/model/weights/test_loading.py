@@ -239,7 +239,7 @@ def test_a_grown_vocabulary_changes_neither_loss_nor_greedy_answers(smollm2: Pat
 
     def measure(tokenizer: Tokenizer, n_rows: int) -> tuple[float, list[list[int]]]:
         """Return the loss on a paragraph of English, and the ids of greedy answers."""
-        net = nets.build_meta(vocab=n_rows, path=str(smollm2))
+        net = nets.build_meta(vocab=n_rows, **source.config)
         sharding.materialise(net, "cpu", draw=False)
         loading.load(net, source.open_tensors(), layout=source.layout, parts=["llm"], label="weights.llm")
         rows = [list(tokenizer.encode_plain(text)) for text in (PARAGRAPH, "The three primary colours are")]
