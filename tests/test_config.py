@@ -152,7 +152,7 @@ def test_a_range_may_depend_on_the_command():
 
 
 def test_every_number_in_a_config_has_a_range():
-    """Read all config files. The tables by training stage, `tiny` and `small`, only provide numbers for other keys."""
+    """Read all config files. The tables by training stage, such as `tiny`, only provide numbers for other keys."""
     without_range = []
     for path in sorted(config.CONFIGS.rglob("*.yaml")):
         text = path.read_text(encoding="utf-8")
@@ -162,7 +162,7 @@ def test_every_number_in_a_config_has_a_range():
         command = parts[0] if len(parts) == 1 else {"benchmark": "evaluate", "judge": "evaluate"}.get(parts[0], "train")
         for key, value in config._nodes(yaml.safe_load(text)):
             key = f"{prefix}.{key}".strip(".")
-            is_free = parts[0] == "hydra" or key.startswith(("tiny.", "small.")) or key.endswith("_partial_")
+            is_free = parts[0] == "hydra" or key.startswith(("tiny.", "base.", "small.")) or key.endswith("_partial_")
             if isinstance(value, (int, float)) and not is_free and config.allowed_values(key, command) is None:
                 without_range.append(f"{path.name}: {key}")
     assert not without_range
@@ -194,3 +194,10 @@ def test_the_error_for_an_unknown_view_lists_the_valid_ones():
     run_config = config.resolve(config.compose(["data.view=chats"]))
     with pytest.raises(ValueError, match="data.view=chats: expected audio, text, transcript, chat"):
         config.build_samples(run_config, torch.nn.Identity(), None, long_audio="error", train=False)
+
+
+@pytest.mark.parametrize("scale", ["tiny", "base", "full"])
+@pytest.mark.parametrize("arm", [[], ["optim.lr_factors={encoder: 0.5}"]])
+def test_factors_of_learning_rates_replace_those_of_the_scale_and_the_arm(scale: str, arm: list[str]):
+    overrides = ["experiment=qwen2_audio_pretrain", f"scale={scale}", *arm, "optim.lr_factors={llm: 0.1}"]
+    assert config.resolve(config.compose(overrides))["optim"]["lr_factors"] == {"llm": 0.1}

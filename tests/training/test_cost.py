@@ -7,6 +7,7 @@ systems) and the performance notes (memory and FLOPs computed from these sizes).
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -269,6 +270,43 @@ def test_a_dry_run_prints_the_first_batch_and_its_cost(tmp_path: Path):
     assert np.isclose(
         estimate_memory(net, stages[0], workload).states, cost.FROZEN_BYTES * count_parameters(net), rtol=0.1
     )
+
+
+@pytest.mark.parametrize(
+    ("write", "lines"),
+    [
+        (published.whisper, ["encoder: n_mels 16, width 32, n_layers 2, n_heads 2, ffn 48, max_positions 1500"]),
+        (
+            published.language_model,
+            [
+                "llm: model_type qwen2, hidden_size 48, num_hidden_layers 2, num_attention_heads 4, "
+                "num_key_value_heads 2, intermediate_size 64, rope_theta 5000.0, tie_word_embeddings False",
+                "vocabulary: 300 rows of the embedding",
+                "tokenizer: none; set tokenizer=DIR in training",
+            ],
+        ),
+        (
+            published.run,
+            [
+                "encoder: n_mels 128, width 16, n_layers 1, n_heads 2",
+                "llm: model_type qwen2, hidden_size 16, num_hidden_layers 1, num_attention_heads 2, "
+                "num_key_value_heads 2, intermediate_size 32, rope_theta 10000, tie_word_embeddings False",
+                "chat template of the tokenizer: missing",
+            ],
+        ),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_the_sizes_of_a_model_are_printed(tmp_path: Path, write: Callable[[Path], object], lines: list[str]):
+    write(tmp_path / "model")
+    assert set(lines) <= set(inspect(tmp_path / "model")[1].splitlines())
+
+
+def test_the_doctor_describes_the_vocabulary_of_a_real_language_model(smollm2: Path):
+    problems, text = inspect(smollm2)
+    assert problems == [] and "vocabulary: 49,152 rows" in text and "chat template: ChatML" in text
+    assert f"tokenizer: {smollm2}, 49,152 tokens; audio tokens are added in training" in text
+    assert "num_hidden_layers 30, num_attention_heads 9, num_key_value_heads 3" in text
 
 
 def test_the_doctor_command_describes_a_run_and_refuses_a_missing_path(tmp_path: Path, capsys: pytest.CaptureFixture):

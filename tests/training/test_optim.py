@@ -181,6 +181,17 @@ def test_lr_factors_scale_a_part_and_must_name_a_part(net: Net):
         parameter_groups(net, nn.Identity(), **numbers, lr_factors={"encodr": 0.1})
 
 
+def test_the_factor_of_a_part_applies_to_its_lora_matrices(net: Net):
+    layer = nn.ModuleDict({"base_layer": nn.Linear(4, 4), "lora_A": nn.ModuleDict({"default": nn.Linear(4, 2)})})
+    net.llm["q_proj"] = layer
+    freeze(net, ["projector", "llm.lora"])
+    numbers = {"lr": 1.0, "weight_decay": 0.0, "layer_decay": 1.0}
+    groups = parameter_groups(net, nn.Identity(), **numbers, lr_factors={"llm": 0.1})
+    rates = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}
+    assert {rates[id(p)] for p in layer["lora_A"].parameters()} == {0.1}
+    assert {rates[id(p)] for p in net.projector.parameters()} == {1.0} and len(rates) == 4
+
+
 # --- moments in bfloat16 ---
 
 
