@@ -131,7 +131,7 @@ def _show_part(console: Console, source: identify.ModelSource) -> None:
             module = module(vocab_size=vocab_size)
     console.print(dry_run.make_parameter_table({part: module}))
     if part == "llm":
-        print_plain(console, f"vocabulary: {vocab_size:,} rows of the embedding")
+        print_plain(console, f"vocabulary: {input_table(module).num_embeddings:,} rows of the embedding")
         if source.tokenizer is None:
             print_plain(console, "tokenizer: none; set tokenizer=DIR in training")
         else:

@@ -36,10 +36,8 @@ def find_sources(config: Config, planned: Mapping[str, ModelSource] | None = Non
     Raises:
         UserError: There is no model at a path, auris does not support it, or it lacks the part.
     """
-    paths = {
-        "checkpoint": config["checkpoint"],
-        **{f"weights.{part}": path for part, path in config["weights"].items()},
-    }
+    part_paths = {f"weights.{part}": path for part, path in config["weights"].items()}
+    paths = {"checkpoint": config["checkpoint"], **part_paths}
     sources = dict(planned or {})
     for key, path in paths.items():
         if path is not None and key not in sources:
@@ -91,7 +89,7 @@ def adopt_settings(config: Config, sources: Mapping[str, ModelSource], overrides
                         "tokenizer=DIR"
                     )
                 adopted["tokenizer"] = source.tokenizer
-            if "model.vocab_rows" not in keys:
+            if "vocab_rows" in model and "model.vocab_rows" not in keys:
                 model["vocab_rows"] = _choose_vocab_rows(source, {**adopted, "model": model})
     adopted["model"] = model
     configs.check_values(adopted)
