@@ -27,7 +27,7 @@ from auris.files import read_yaml
 from auris.text import byte_level
 from auris.text.tokenizer import Tokenizer
 from auris.training import run as train
-from auris.training import weight_settings
+from auris.training import studies, weight_settings
 from auris.training.initial_weights import find_initial_weights
 from auris.training.weight_settings import adopt_settings, find_sources
 from support import published
@@ -237,6 +237,22 @@ def test_a_run_records_the_sizes_and_is_the_same_run_when_started_again(folder: 
     # The next stage needs no sizes either, and no longer the directories of the weights.
     again = [*smallest(folder, tmp_path), f"checkpoint={run_dir}", "arm=again", "dry_run=true"]
     assert cli.main(["train", "experiment=qwen2_audio_pretrain", *again]) == 0
+
+
+def test_the_runs_of_a_study_have_the_sizes_of_the_weights_before_any_of_them_has_started(folder: Path):
+    text = ["experiment=llm_text", "scale=base", f"weights.llm={folder}/llama"]
+    pretrain = ["experiment=qwen2_audio_pretrain", "scale=base", f"weights.encoder={folder}/whisper"]
+    arms = {
+        "pretrain": {"overrides": [*pretrain, "data/augment=null"], "after": {"llm": "text"}},
+        "sft": {"overrides": ["experiment=qwen2_audio_sft", "scale=base", "data/augment=null"], "after": "pretrain"},
+    }
+    study = {"study": "real", "seeds": [3], "stages": {"text": {"overrides": text}}, "arms": arms}
+    jobs = {job.name: job for job in studies.plan_jobs(study)}
+    llm_config = json.loads((folder / "llama/config.json").read_text())
+    assert all(job.config["model"]["llm"]["config"] == llm_config for job in jobs.values())
+    assert [jobs[name].config["model"]["encoder"]["n_mels"] for name in ("text", *arms)] == [80, 16, 16]
+    tokenizers = [f"{folder}/llama", *(f"{jobs[name].run_dir}/tokenizer" for name in ("text", "pretrain"))]
+    assert [jobs[name].config["tokenizer"] for name in ("text", *arms)] == tokenizers
 
 
 @pytest.mark.parametrize(
