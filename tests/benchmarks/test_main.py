@@ -278,7 +278,10 @@ def test_sides_take_turns_and_are_timed_separately(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_failure_deletes_an_earlier_result(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    reports = [Report(figures={"ratio": 1.0, "floor": 0.9}), Report(figures={}, errors={"loss": 1.0}, limits={"loss": 0.0})]
+    reports = [
+        Report(figures={"ratio": 1.0, "floor": 0.9}),
+        Report(figures={}, errors={"loss": 1.0}, limits={"loss": 0.0}),
+    ]
     module = SimpleNamespace(PRESETS={"tiny": None}, report=lambda preset: reports.pop(0))
     monkeypatch.setitem(__main__.BENCHMARKS, "train_step", module)
     path = tmp_path / "runs/benchmarks/train_step-tiny.json"

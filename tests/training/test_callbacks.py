@@ -363,17 +363,24 @@ def test_files_that_cannot_be_written_cause_warnings_but_do_not_stop_the_run(tmp
 
 def test_progress_is_written_once_a_second_and_at_the_last_step(tmp_path, clock):
     callback = ProgressFile(tmp_path)
+    callback.on_train_start(trainer(global_step=0), MODULE)
 
     def step(number: int, **metrics: float) -> dict[str, float]:
         values = {name: torch.tensor(value) for name, value in metrics.items()}
         callback.on_train_batch_end(trainer(global_step=number, callback_metrics=values), MODULE, {})
         return json.loads((tmp_path / "progress.json").read_text())
 
-    assert step(1, loss=4.0) == {"step": 1, "max_steps": 100, "loss": 4.0}
+    clock.now += 2.0
+    assert step(1, loss=4.0) == {"step": 1, "max_steps": 100, "seconds_left": 198.0, "loss": 4.0}
     clock.now += 0.5
     assert step(2)["step"] == 1
     clock.now += 0.6
-    assert step(3, loss=2.5) == {"step": 3, "max_steps": 100, "loss": 2.5}
+    assert step(3, loss=2.5) == {
+        "step": 3,
+        "max_steps": 100,
+        "seconds_left": pytest.approx((2.0 + 0.5 + 0.6) / 3 * 97),
+        "loss": 2.5,
+    }
     clock.now += 0.1
     assert step(100)["step"] == 100
     last = trainer(global_step=100, callback_metrics={"val/loss": torch.tensor(0.5)})

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import track
 
 from auris import config as configs
 from auris.config import Config
@@ -34,6 +33,7 @@ from auris.model.generation import GenerationSettings
 from auris.model.pack import Pack, to_device
 from auris.model.refill import WaitingRows
 from auris.text import tasks
+from auris.text.console import track
 from auris.text.prompts import Prompt
 from auris.training.objectives.dpo import answer_logps
 

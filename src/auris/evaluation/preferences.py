@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.progress import track
 
 from auris import config as configs
 from auris.config import Config
@@ -34,7 +33,7 @@ from auris.metrics.judges.judge import Judge, UnratedError
 from auris.metrics.measures import metric_in_language, row_stats
 from auris.metrics.statistics import bootstrap_interval
 from auris.text.chat import escape_audio_marks, map_audios
-from auris.text.console import numbers_table, print_plain
+from auris.text.console import numbers_table, print_plain, track
 
 METRICS = ("wer", "accuracy", "contains", "judged")
 
@@ -140,7 +139,7 @@ def sample_pairs(config: Config, console: Console) -> Outcome:
     without_pair: Counter[str] = Counter()
     # Lists of a few packs that are answered together.
     chunks = split_into_shares(pack_by_length(lengths, config["token_budget"]))
-    for chunk in track(chunks, description="answering", console=console):
+    for chunk in track(chunks, "answering", console=console):
         answers: dict[int, list[str]] = {}
         for draw in range(config["n_samples"]):
             # The seed is the same for all chunks, so that a row's answers do not depend on its pack.

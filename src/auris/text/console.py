@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import time
+from collections.abc import Iterable, Iterator, Sized
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
+
+Item = TypeVar("Item")
 
 
 def numbers_table(name_header: str, *number_headers: str, **options: Any) -> Table:
@@ -29,6 +33,33 @@ def print_plain(console: Console, text: str, *, style: str | None = None) -> Non
     Characters that are not valid Unicode (lone surrogates in file names) are replaced.
     """
     console.print(text.encode(errors="replace").decode(), style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def track(
+    items: Iterable[Item], description: str, *, console: Console, total: int | None = None, disable: bool = False
+) -> Iterator[Item]:
+    """Yield items while a progress bar shows how long the rest takes; in a log file, one line a minute says so.
+
+    Args:
+        items: The items. Each is finished when the next one is asked for.
+        description: What is done with the items.
+        console: Where progress is shown.
+        total: Number of items; None: their length.
+        disable: Show nothing.
+    """
+    from rich import progress
+
+    total = len(cast("Sized", items)) if total is None else total
+    if disable or console.is_terminal or console.is_jupyter:
+        yield from progress.track(items, description, total=total, console=console, disable=disable)
+        return
+    start = last_line = time.monotonic()
+    for number, item in enumerate(items, 1):
+        yield item
+        now = time.monotonic()
+        if now - last_line > 60 and number < total:
+            last_line, left = now, format_duration((now - start) / number * (total - number))
+            print_plain(console, f"{description}: {number} of {total}, about {left} left")
 
 
 def format_duration(seconds: float) -> str:

@@ -12,6 +12,7 @@ import warnings
 from collections import Counter, deque
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -346,17 +347,29 @@ class Faults(L.Callback):
         return None
 
 
+@dataclass(frozen=True)
+class _Start:
+    """Time (by time.monotonic) and step at which this start of the run began to train."""
+
+    time: float
+    step: int
+
+    def seconds_left(self, step: int, max_steps: int) -> float:
+        """Return how long the steps after `step` will take, at the speed since the start."""
+        return (time.monotonic() - self.time) / max(1, step - self.step) * (max_steps - step)
+
+
 class StatusLog(L.Callback):
     """Callback that prints once a minute where the run is, if there is no progress bar."""
 
     def __init__(self) -> None:
         self.last_line = 0.0  # by time.monotonic()
-        self.start = (0.0, 0)  # time and step at which this start of the run began to train
+        self.start = _Start(0.0, 0)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Remember when training starts."""
         self.last_line = time.monotonic()
-        self.start = (self.last_line, trainer.global_step)
+        self.start = _Start(self.last_line, trainer.global_step)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any = None, batch_idx: int = 0
@@ -364,9 +377,8 @@ class StatusLog(L.Callback):
         """Print the step, the loss and the remaining time if a minute has passed since the last line."""
         if not self._is_due(trainer):
             return
-        start_time, start_step = self.start
         step, max_steps = trainer.global_step, audio_module(pl_module).max_steps
-        seconds = (time.monotonic() - start_time) / (step - start_step) * (max_steps - step)
+        seconds = self.start.seconds_left(step, max_steps)
         loss = float(trainer.callback_metrics.get("train/loss", math.nan))
         rank_zero_info(f"step {step:,} of {max_steps:,}, train/loss {loss:.3f}, about {format_duration(seconds)} left")
 
@@ -397,6 +409,11 @@ class ProgressFile(L.Callback):
     def __init__(self, run_dir: str | Path):
         self.path = Path(run_dir) / "progress.json"
         self.last_write = 0.0  # by time.monotonic()
+        self.start = _Start(0.0, 0)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Remember when training starts."""
+        self.start = _Start(time.monotonic(), trainer.global_step)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any = None, batch_idx: int = 0
@@ -414,6 +431,7 @@ class ProgressFile(L.Callback):
             return
         self.last_write = time.monotonic()
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        content = {"step": trainer.global_step, "max_steps": max_steps, **metrics}
+        seconds_left = self.start.seconds_left(trainer.global_step, max_steps)
+        content = {"step": trainer.global_step, "max_steps": max_steps, "seconds_left": seconds_left, **metrics}
         with files.tolerate_write_errors(self.path):
             files.write_json(self.path, content, indent=None)

@@ -20,7 +20,7 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_info
-from rich.progress import track
+from rich.console import Console
 from torch import nn
 
 from auris import files
@@ -37,6 +37,7 @@ from auris.model.distributed import gather, world_and_rank
 from auris.model.pack import to_device
 from auris.model.weights.tensors import weights_digest
 from auris.text.chat import Chat, map_audios
+from auris.text.console import track
 from auris.training import sharding
 from auris.training.lightning_types import datamodule
 from auris.training.objectives.dpo import DPO, answer_logps
@@ -172,7 +173,7 @@ def compute_logps(
     modules_in_training = [module for module in net.modules() if module.training]
     net.eval()
     new: LogpTable = {}
-    for numbers in track(packs, description="reference log-probabilities", disable=rank > 0 or not packs):
+    for numbers in track(packs, "reference log-probabilities", console=Console(), disable=rank > 0 or not packs):
         batch = to_device(build_pack(rows, [(number, None) for number in numbers], samples), device)
         logps = answer_logps(net, batch)[0].tolist()
         logps_by_digest = {

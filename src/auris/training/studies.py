@@ -39,6 +39,7 @@ from auris.config import Config
 from auris.errors import UsageError, UserError, count, shorten
 from auris.model import llm
 from auris.model.weights.identify import ModelSource
+from auris.text.console import format_duration
 from auris.training.initial_weights import Difference, override_for
 from auris.training.preemption import REQUEUE_STATUS, Preemption
 from auris.training.weight_settings import adopt_settings, find_sources
@@ -415,7 +416,10 @@ def run_jobs(jobs: list[Job], max_parallel: int, threads: int = 1, metric: str |
                     last_lines = time.monotonic()
                     for job in jobs:
                         if job.status == "running" and (progress := files.read_metadata(job.run_dir / "progress.json")):
-                            console.print(f"{job.key}: step {progress['step']} of {progress['max_steps']}")
+                            left = format_duration(progress["seconds_left"])
+                            console.print(
+                                f"{job.key}: step {progress['step']} of {progress['max_steps']}, about {left} left"
+                            )
             time.sleep(0.2)
         live_table.update(_make_table(jobs, metric))
     unfinished = [job for job in jobs if job.status != "done"]
