@@ -7,7 +7,7 @@ too. (With aot_eager of torch 2.11 the gradients of a compiled `autograd.Functio
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -39,7 +39,8 @@ class RMSNorm(nn.Module):
 
     def __init__(self, norm: nn.Module):
         super().__init__()
-        self.weight, self.variance_epsilon = norm.weight, norm.variance_epsilon
+        self.weight = cast("nn.Parameter", norm.weight)
+        self.variance_epsilon = cast("float", norm.variance_epsilon)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the output (..., H) for the input (..., H)."""
@@ -79,7 +80,9 @@ class GatedMLP(nn.Module):
 
     def __init__(self, mlp: nn.Module):
         super().__init__()
-        self.gate_proj, self.up_proj, self.down_proj = mlp.gate_proj, mlp.up_proj, mlp.down_proj
+        self.gate_proj = cast("nn.Module", mlp.gate_proj)
+        self.up_proj = cast("nn.Module", mlp.up_proj)
+        self.down_proj = cast("nn.Module", mlp.down_proj)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the output (..., H) for the input (..., H)."""
