@@ -25,7 +25,7 @@ from auris.model.audio_lm import AudioLM
 
 # Methods of a net, other than `forward`, that are called from outside the net and use its parameters. FSDP has to
 # gather the parameters for each call.
-_FORWARD_METHODS = ("encode_frames", "hidden_states", "generate")
+_FORWARD_METHODS = ("encode_frames", "encoder_output", "encode_with_embeddings", "hidden_states", "generate")
 
 # Ways to divide a linear layer, by the names that transformers uses for them (`base_model_tp_plan` of a config).
 _STYLES = {"colwise": ColwiseParallel, "rowwise": RowwiseParallel}
