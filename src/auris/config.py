@@ -354,9 +354,9 @@ def build_samples(
         "audio": samples.AudioSamples,
         "text": samples.TextSamples,
         "transcript": samples.TranscriptSamples,
-        "spoken": samples.SpokenSamples,
         "chat": samples.ChatSamples,
         "pair": pairs.PairSamples,
+        "spoken": samples.SpokenSamples,
     }
     view, prompt = config["data"]["view"], build(config["prompt"])
     if view not in sample_classes:

@@ -81,7 +81,7 @@ class AudioLM(nn.Module):
         return self.encoder.norm(x), lengths
 
     def encoder_output(self, pack: Pack) -> tuple[Tensor, Tensor]:
-        """Return the encoder's frames (C, D) without its final norm, cached ones if the pack has them, and lengths (A,)."""
+        """Return the frames (C, D) of a pack before the encoder's final norm, cached or computed, and lengths (A,)."""
         if "encoder_frames" in pack:
             return pack["encoder_frames"].to(self.encoder.norm.weight.dtype), n_encoder_frames(pack["frames"].cpu())
         return self.encoder(pack["mel"], pack["frames"])

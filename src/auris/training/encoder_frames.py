@@ -59,8 +59,8 @@ def check_config(objective: nn.Module, samples: Samples, config: Config) -> None
     keys += [distortion.key for distortion in samples.distortions]
     if keys:
         raise UserError(
-            f"{' and '.join(keys)}: changes the audio in every epoch, but objective.frames=cached computes it once: set "
-            f"{' '.join(f'{key}=null' for key in keys)} (or objective.frames=live)"
+            f"{' and '.join(keys)} would change the audio in every epoch, but objective.frames=cached computes the "
+            f"encoder once: set {' '.join(f'{key}=null' for key in keys)} (or objective.frames=live)"
         )
 
 

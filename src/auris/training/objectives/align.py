@@ -36,13 +36,13 @@ class Align(PathObjective):
     """Objective: CTC of a clip's audio tokens against the language model's frozen input embedding.
 
     With z an audio token, E_v the embedding of token v, and S the mean of |E_v - mean of E|^2 over the classes, the
-    logit of v is -sharpness |z - E_v|^2 / S, plus a bias if v is the blank. Unlike an inner product, a distance does not
-    prefer embeddings of large norm, does not depend on the mean of all embeddings, which is large in most language
-    models, and is least where z equals the embedding. The blank is the audio pad of the prompt. Audio tokens replace
+    logit of v is -sharpness |z - E_v|^2 / S, plus a bias if v is the blank. Unlike an inner product, a distance is
+    least where z equals the embedding, does not prefer embeddings of large norm, and does not depend on the mean of all
+    embeddings, which is large in language models. The blank is the audio pad of the prompt. Audio tokens replace
     this token in prompts, so that the language model never reads it, and the text stage can write blanks with it.
 
-    The classes are the tokens in the transcripts of the training and validation rows (`set_tokens`). All other tokens of
-    a vocabulary would cost most of the time, and have no examples.
+    The classes are the tokens in the transcripts of the training and validation rows (`set_tokens`). The other tokens of
+    a vocabulary would take most of the time, and have no examples.
 
     Args:
         n_text: Number of text tokens in the vocabulary.

@@ -168,7 +168,7 @@ class CTC(PathObjective):
         return losses.sum(), {"rows_too_short_for_ctc": n_too_short}
 
     def scores(self, net: AudioLM, pack: Pack) -> tuple[Tensor, Tensor]:
-        """Return the log-probabilities (C, V) of the frames of all clips, and the number of frames (A,) of each clip."""
+        """Return the log-probabilities (C, V) of the frames of all clips, and their number (A,) in each clip."""
         frames, lengths = net.encode_frames(pack["mel"], pack["frames"])
         return self.head(frames).float().log_softmax(-1), lengths
 
