@@ -1,7 +1,7 @@
 """Samples: the prompt, answer and audio of a row as token ids, masks and log-mel features.
 
 A view determines which parts of a row become its sample. This module has four views of a task row. `AudioSamples` uses
-the clips, the prompt and the answer. `TextSamples` uses text in place of the audio, to pre-train a small language model.
+the clips, the prompt and the answer. `TextSamples` uses text in place of the audio, to pre-train a language model.
 `TranscriptSamples` and `SpokenSamples` use the clip and its transcript, for CTC. `ChatSamples` is the view of a
 dialogue. The views with two answers are in `pairs`.
 

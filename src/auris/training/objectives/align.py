@@ -41,8 +41,8 @@ class Align(PathObjective):
     embeddings, which is large in language models. The blank is the audio pad of the prompt. Audio tokens replace
     this token in prompts, so that the language model never reads it, and the text stage can write blanks with it.
 
-    The classes are the tokens in the transcripts of the training and validation rows (`set_tokens`). The other tokens of
-    a vocabulary would take most of the time, and have no examples.
+    The classes are the tokens in the transcripts of the training and validation rows (`set_tokens`). The other tokens
+    of a vocabulary would take most of the time, and have no examples.
 
     Args:
         n_text: Number of text tokens in the vocabulary.

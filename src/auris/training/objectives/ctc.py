@@ -65,7 +65,7 @@ class PathObjective(Objective):
         """
         losses = F.ctc_loss(
             _pad(scores, lengths),
-            self.classes(pack["ids"]),
+            self.classes(pack["ids"]) if pack["rows"] else pack["ids"],
             lengths,
             pack["cu_seqlens"].diff().to(lengths),
             blank=self.blank,
