@@ -159,10 +159,10 @@ def test_the_projector_learns_to_read_three_clips_from_frames_of_a_frozen_encode
     optimizer = torch.optim.Adam(trained, lr=0.02)
     losses = []
     for _ in range(250):
-        loss, sums = objective(net, batch)
+        loss, _ = objective(net, batch)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
     assert objective.answer(net, batch, GenerationSettings(max_new_tokens=99)) == [*map(list, TARGETS)]
     assert losses[-1] < 0.1 * losses[0]

@@ -83,13 +83,13 @@ class Align(PathObjective):
         self.is_known[list(ids)] = True
 
     @property
-    def token_ids(self) -> Tensor:  # pyrefly: ignore[bad-override]
+    def token_ids(self) -> Tensor:
         """Ids (V,) of the tokens of the classes, in ascending order, and then the blank's."""
         ids = self.is_known.nonzero().squeeze(-1)
         return torch.cat([ids, ids.new_tensor([self.pad])])
 
     @property
-    def blank(self) -> int:  # pyrefly: ignore[bad-override]
+    def blank(self) -> int:
         """The last class."""
         return int(self.is_known.sum())
 

@@ -30,16 +30,20 @@ if TYPE_CHECKING:
 
 
 class PathObjective(Objective):
-    """Base class of objectives that score classes at each position of a clip, and read the most likely path.
+    """Base class of objectives that score classes at each position of a clip, and read the most likely path."""
 
-    Attributes:
-        blank: Class of the blank, which is the last one.
-        token_ids: Ids (V,) of the tokens that the classes stand for, in ascending order except for the blank; None if
-            the number of a class is the id of its token.
-    """
+    @property
+    @abstractmethod
+    def blank(self) -> int:
+        """Class of the blank, which is the last one."""
 
-    blank: int
-    token_ids: Tensor | None
+    @property
+    @abstractmethod
+    def token_ids(self) -> Tensor | None:
+        """Ids (V,) of the tokens that the classes stand for, in ascending order except for the blank.
+
+        None if the number of a class is the id of its token.
+        """
 
     @abstractmethod
     def scores(self, net: AudioLM, pack: Pack) -> tuple[Tensor, Tensor]:
@@ -146,13 +150,20 @@ class CTC(PathObjective):
     """
 
     views = ("transcript",)
-    token_ids = None
 
     def __init__(self, *, width: int, n_text: int):
         super().__init__()
         self.head = nn.Linear(width, n_text + 1)
-        self.blank = n_text
         self.reset_parameters()
+
+    @property
+    def blank(self) -> int:
+        """The class after the last text token."""
+        return self.head.out_features - 1
+
+    @property
+    def token_ids(self) -> None:
+        """None: a class has the number of its token."""
 
     def reset_parameters(self) -> None:
         """Set the bias of the blank so that about 90 % of the frames are blank.
