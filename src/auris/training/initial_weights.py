@@ -110,8 +110,8 @@ def _check_aligned(aligner: InitialWeights, language_model: InitialWeights, net:
     if similarity < _MIN_SIMILARITY:
         raise UserError(
             f"{aligner.label} was aligned to another language model than {language_model.label} (mean cosine "
-            f"similarity of embeddings {similarity:.2f}, expected at least {_MIN_SIMILARITY}): train experiment=align with "
-            f"{language_model.label}"
+            f"similarity of embeddings {similarity:.2f}, expected at least {_MIN_SIMILARITY}): train "
+            f"experiment=align with {language_model.label}"
         )
 
 

@@ -59,7 +59,7 @@ class Align(PathObjective):
     views = ("spoken",)
     is_known: Tensor
 
-    def __init__(self, *, n_text: int, pad: int, pull: float = 0.1, frames: str = "cached"):
+    def __init__(self, *, n_text: int, pad: int, pull: float = 0.3, frames: str = "cached"):
         super().__init__()
         if frames not in FRAMES:
             raise UserError(f"objective.frames={frames:.80}: expected {' or '.join(FRAMES)}")
