@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import translate
 from functools import cache
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -309,7 +310,8 @@ def build_net(config: Config, tokenizer: Tokenizer) -> AudioLM:
 def build_objective(config: Config, net: AudioLM, tokenizer: Tokenizer) -> Any:
     """Build the training objective on the meta device.
 
-    If its config has `_partial_: true`, it gets the width of the encoder and the number of text tokens as arguments.
+    If its config has `_partial_: true`, it gets as arguments the number of text tokens and, if it has such arguments,
+    the width of the encoder (`width`) and the id of the prompt's audio pad (`pad`).
 
     Returns:
         An `auris.training.objectives.objective.Objective`. The type is not annotated, because this module must not
@@ -323,7 +325,13 @@ def build_objective(config: Config, net: AudioLM, tokenizer: Tokenizer) -> Any:
     with torch.device("meta"):
         built = build(config["objective"])
         is_complete = isinstance(built, torch.nn.Module)
-        objective: Any = built if is_complete else built(width=net.encoder.width, n_text=tokenizer.n_text)
+        if not is_complete:
+            # For both prompt styles together, it is the audio pad of the first.
+            pad = tokenizer.id(build(config["prompt"]).audio_pads[0])
+            facts = {"n_text": tokenizer.n_text, "width": net.encoder.width, "pad": pad}
+            names = signature(built).parameters
+            built = built(**{name: fact for name, fact in facts.items() if name in names})
+        objective: Any = built
     view = config["data"]["view"]
     if view not in objective.views:
         name, views = type(objective).__name__, " or ".join(objective.views)
@@ -362,6 +370,7 @@ def build_samples(
         "transcript": samples.TranscriptSamples,
         "chat": samples.ChatSamples,
         "pair": pairs.PairSamples,
+        "spoken": samples.SpokenSamples,
     }
     view, prompt = config["data"]["view"], build(config["prompt"])
     if view not in sample_classes:

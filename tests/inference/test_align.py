@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -150,6 +151,18 @@ def test_the_times_of_a_row_do_not_depend_on_its_pack(run: Path, rows: Path):
     assert packed == single
 
 
+def test_an_aligner_gives_times_in_steps_of_its_audio_tokens(rows: Path, tmp_path: Path):
+    published.run(tmp_path / "aligner", "experiment=align", "model.pooling.k=4")
+    aligner = Aligner(load(tmp_path / "aligner"), prior_scale=0.0)
+    [manifest] = read_manifests([rows])
+    pack = build_pack(manifest.rows, [(number, None) for number in range(3)], aligner.samples)
+    for number, times in aligner.align(manifest.rows, pack):
+        assert not isinstance(times, ValueError)
+        assert [entry["word"] for entry in times] == manifest.rows[number].labels["text"].split()
+        assert times[0]["start"] >= 0 and times[-1]["end"] <= manifest.rows[number].clips[0].duration + 0.08
+        assert all(first["end"] <= second["start"] + 1e-6 for first, second in pairwise(times))
+
+
 def test_the_command_writes_word_times_and_lists_unusable_rows(
     run: Path, rows: Path, tmp_path: Path, monkeypatch, capsys
 ):
@@ -177,6 +190,8 @@ def test_a_model_that_cannot_align_is_refused(run: Path, rows: Path, tmp_path: P
         return capsys.readouterr().err
 
     published.run(tmp_path / "answers", "experiment=qwen2_audio_pretrain")
-    assert "expected a run of experiment=encoder_ctc" in run_and_fail(f"checkpoint={tmp_path}/answers")
+    assert "expected a run of experiment=encoder_ctc or experiment=align" in run_and_fail(
+        f"checkpoint={tmp_path}/answers"
+    )
     assert "data.test=[]: expected" in run_and_fail("data.test=[]")
     assert "already exists" in run_and_fail(f"out={rows}")

@@ -35,7 +35,8 @@ class Sample:
         audio_mask: (T,) bool, True for audio tokens.
         mels: Log-mel features of the clips (or their windows) in the order of the audio tokens, each (n_mels,
             geometry.n_frames_with_padding(frames)) float32: the valid frames, and padding that the encoder needs.
-        frames: Number of valid mel frames of each of `mels`.
+        frames: Number of valid mel frames of each clip or window.
+        encoder_frames: Cached outputs (C, D) of the encoder for the clip, in place of `mels`; None without a cache.
         audio_seconds: Seconds of audio.
         loss_curve: Name of the curve that includes the loss of this row (one of `tasks.LOSS_CURVES`).
         rejected: (N,) int64, token ids of the rejected answer of a pair; None for a row with one answer.
@@ -50,6 +51,7 @@ class Sample:
     frames: tuple[int, ...]
     audio_seconds: float
     loss_curve: str
+    encoder_frames: Tensor | None = None
     rejected: np.ndarray | None = None
     reference: tuple[float, float] | None = None
 
@@ -97,10 +99,15 @@ def collate(samples: Sequence[Sample], *, geometry: Geometry | None, skipped: Se
         assert not mels, "the samples contain clips in text-only training"
         return pack
     frames = [n for sample in samples for n in sample.frames] or [DUMMY_FRAMES]
+    pack["frames"] = torch.tensor(frames)
+    cached = [sample.encoder_frames for sample in samples if sample.encoder_frames is not None]
+    if cached:
+        assert len(cached) == len(samples) and not mels, "some clips have cached encoder frames, others do not"
+        pack["encoder_frames"] = torch.cat(cached)
+        return pack
     mels = mels or [torch.zeros(geometry.n_mels, geometry.n_frames_with_padding(DUMMY_FRAMES))]
     assert [mel.shape for mel in mels] == [(geometry.n_mels, geometry.n_frames_with_padding(n)) for n in frames], frames
     pack["mel"] = torch.cat(mels, dim=1)
-    pack["frames"] = torch.tensor(frames)
     return pack
 
 

@@ -1,9 +1,9 @@
 """Samples: the prompt, answer and audio of a row as token ids, masks and log-mel features.
 
-A view determines which parts of a row become its sample. This module has three views of a task row. `AudioSamples`
-uses the clips, the prompt and the answer. `TextSamples` uses text in place of the audio, to pre-train a small language
-model. `TranscriptSamples` uses the clip and its transcript, for CTC. `ChatSamples` is the view of a dialogue. The views
-with two answers are in `pairs`.
+A view determines which parts of a row become its sample. This module has four views of a task row. `AudioSamples` uses
+the clips, the prompt and the answer. `TextSamples` uses text in place of the audio, to pre-train a language model.
+`TranscriptSamples` and `SpokenSamples` use the clip and its transcript, for CTC. `ChatSamples` is the view of a
+dialogue. The views with two answers are in `pairs`.
 
 The generator of all random choices about a row is seeded with a hash of (`seed`, epoch, row id).
 """
@@ -14,9 +14,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import torch
 
 from auris import audio
 from auris.data.augment import Distortion
@@ -362,12 +364,47 @@ class TextSamples(Samples):
 
 
 class TranscriptSamples(Samples):
-    """View of a row with its clip and transcript, without a prompt, for CTC training of the encoder."""
+    """View of a row with its clip and transcript, without a prompt, for CTC training of the encoder.
+
+    Attributes:
+        encoder_frames: {row id: file with the cached encoder frames of its clip} (`training.encoder_frames`); None: no
+            cache is used.
+    """
+
+    encoder_frames: Mapping[str, Path] | None = None
+
+    def build(self, row: Row, number: int, epoch: int | None, *, prompt_only: bool = False) -> Sample:
+        """Build the sample of a row, from cached encoder frames instead of the audio if there is a cache."""
+        if self.encoder_frames is None:
+            return super().build(row, number, epoch, prompt_only=prompt_only)
+        if row.id not in self.encoder_frames:
+            raise RowError(row.problem or "the row has no cached encoder frames, because its audio could not be used")
+        frames = torch.from_numpy(np.load(self.encoder_frames[row.id]))
+        encoded = self.encode(row, (), None, prompt_only=prompt_only)
+        return Sample(
+            row=number,
+            ids=encoded.ids,
+            supervise=encoded.supervise,
+            audio_mask=encoded.audio,
+            mels=(),
+            frames=(2 * len(frames),),  # the encoder halves the rate
+            audio_seconds=len(frames) / audio.ENCODER_RATE,
+            loss_curve=tasks.loss_curve(row.labels),
+            encoder_frames=frames,
+        )
 
     def encode(self, row: Row, audio_lengths: Sequence[int], rng: Rng, *, prompt_only: bool = False) -> Encoded:
         """Return the token ids of the transcript."""
-        ids = np.array(self.tokenizer.encode_plain(self._transcript(row)), dtype=np.int64)
+        ids = np.array(self.target_ids(self._transcript(row)), dtype=np.int64)
         return Encoded(ids, np.zeros(len(ids), dtype=bool), np.zeros(len(ids), dtype=bool))
+
+    def target_ids(self, text: str) -> tuple[int, ...]:
+        """Return the token ids that a transcript has as a target of CTC."""
+        return self.tokenizer.encode_plain(text)
+
+    def target_spans(self, text: str) -> list[tuple[int, int]]:
+        """Return the range of characters (start, exclusive end) of each of the `target_ids`."""
+        return self.tokenizer.token_spans(text)
 
     def scored_row(self, row: Row) -> Row:
         """Return the row with the labels of a speech recognition task."""
@@ -386,6 +423,23 @@ class TranscriptSamples(Samples):
         if len(row.clips) != 1:
             raise RowError(f"the row has {len(row.clips)} clips, expected one clip for its transcript")
         return text
+
+
+class SpokenSamples(TranscriptSamples):
+    """View of a row with its clip and transcript, in which the first word begins with a space like all others.
+
+    The vocabularies of language models have another token for a word at the beginning of a text. A clip does not tell
+    the two apart, and only one word of a transcript would train the second.
+    """
+
+    def target_ids(self, text: str) -> tuple[int, ...]:
+        """Return the token ids of the transcript after a space."""
+        return self.tokenizer.encode_plain(f" {text}")
+
+    def target_spans(self, text: str) -> list[tuple[int, int]]:
+        """Return the range of characters of each token in the text without the space."""
+        spans = self.tokenizer.token_spans(f" {text}")
+        return [(max(0, start - 1), max(0, end - 1)) for start, end in spans]
 
 
 class ChatSamples(AudioSamples):

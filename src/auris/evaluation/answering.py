@@ -140,8 +140,8 @@ def build_samples(
     """
     config = model.config
     # `data.view` states how rows became samples in training. Task rows keep this view in evaluation if it is one of the
-    # three views of task rows.
-    if kind == "task" and config["data"]["view"] in ("audio", "text", "transcript"):
+    # four views of task rows.
+    if kind == "task" and config["data"]["view"] in ("audio", "text", "transcript", "spoken"):
         config = {**config, "prompt": prompt or config["prompt"]}
         samples = configs.build_samples(config, model.net, model.tokenizer, long_audio=policy, train=False)
     else:

@@ -33,6 +33,7 @@ from auris.evaluation.summary import Identity
 from auris.files import read_json, write_json, write_jsonl
 from auris.inference import load as pretrained
 from auris.inference.audio_model import AudioModel
+from auris.inference.ctc_reading import read_by_ctc
 from auris.metrics import records
 from auris.metrics.judges.judge import Judge
 from auris.metrics.measures import table_position
@@ -85,6 +86,9 @@ def evaluate(config: Config) -> list[ResultRow]:
         audio_kinds = audio_ablation.audio_kinds(config["audio"])
         model = pretrained.load(config["checkpoint"], which=config["which"], device=config["accelerator"])
         weights = weights_digest(model.net) if ranks.is_first else ""
+        if config["reading"] == "ctc":
+            model = read_by_ctc(model)
+            weights += weights_digest(model.objective) if ranks.is_first else ""
         results: list[ResultRow] = []
         for benchmark in members:
             for audio in audio_kinds:
@@ -117,6 +121,8 @@ def _evaluate(
     config = job.config
     manifests = read_manifests(benchmark.manifests(), key="data.test")
     benchmark_name = benchmark.name or "+".join(Path(manifest.path).stem for manifest in manifests)
+    if config["reading"] is not None:
+        benchmark_name += f"@{config['reading']}"
     name = audio_ablation.evaluation_name(benchmark_name, audio)
     digests = {str(manifest.path): manifest.digest for manifest in manifests}
     manifests = audio_ablation.replace_audio(manifests, audio, config["seed"])

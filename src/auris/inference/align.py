@@ -1,11 +1,12 @@
 """`auris align checkpoint=RUN data.test=[FILE] out=FILE.jsonl`: find the time of each word of a transcript.
 
-An encoder trained with CTC predicts a token or a blank for each frame, and `torchaudio.functional.forced_align` finds
-the most likely path through a known text. CTC predicts a token in only one or two frames and blanks in all other
-frames, so the times on this path are inaccurate. If the probabilities are divided by the priors of the tokens, tokens
-fill their actual time (label priors, Huang et al. 2024, "Less Peaky and More Accurate CTC Forced Alignment").
+A model trained with CTC (`experiment=encoder_ctc` or `align`) predicts a token or a blank at each position, which is a
+frame of the encoder or an audio token, and `torchaudio.functional.forced_align` finds the most likely path through a
+known text. CTC predicts a token at only one or two positions and blanks at all others, so the times on this path are
+inaccurate. If the probabilities are divided by the priors of the tokens, tokens fill their actual time (label priors,
+Huang et al. 2024, "Less Peaky and More Accurate CTC Forced Alignment").
 
-Shapes: C frames of 20 ms, V scores per frame (text tokens and the blank), L tokens of a transcript.
+Shapes: C positions of a clip, V scores per position (tokens and the blank), L tokens of a transcript.
 """
 
 from __future__ import annotations
@@ -32,14 +33,14 @@ from auris.data.manifests import read_manifests
 from auris.data.prepare.convert import prepare
 from auris.data.prepare.tables import RowDict
 from auris.data.rows import Row, answer_language
-from auris.data.samples import TranscriptSamples
+from auris.data.samples import SpokenSamples, TranscriptSamples
 from auris.errors import UserError
 from auris.inference import load as pretrained
 from auris.inference.audio_model import AudioModel
 from auris.metrics.normalize import counted_unit
 from auris.model.pack import Pack, to_device
 from auris.text.console import numbers_table
-from auris.training.objectives.ctc import CTC
+from auris.training.objectives.ctc import PathObjective
 
 FRAME_SECONDS = 1 / audio.ENCODER_RATE  # duration of an encoder frame
 PRIOR_PACKS = 16  # number of packs from which priors are estimated, together some minutes of audio
@@ -83,15 +84,16 @@ def split_words(text: str, language: str) -> list[WordSpan]:
     return spans
 
 
-def token_frames(scores: Tensor, ids: Sequence[int], blank: int) -> np.ndarray:
+def token_frames(scores: Tensor, ids: Sequence[int], blank: int, seconds: float = FRAME_SECONDS) -> np.ndarray:
     """Return the start and end (exclusive) of each token on the most likely path, in frames (L, 2).
 
     Blanks between two tokens are divided equally between them, so starts and ends may be fractions of a frame.
 
     Args:
         scores: (C, V) log-probabilities, minus log-priors.
-        ids: ids of the L tokens.
-        blank: id of the blank.
+        ids: classes of the L tokens.
+        blank: class of the blank.
+        seconds: duration of a frame, for the message of an error.
 
     Raises:
         UserError: there are too few frames for the tokens, or no tokens.
@@ -101,9 +103,7 @@ def token_frames(scores: Tensor, ids: Sequence[int], blank: int) -> np.ndarray:
     if not len(targets):
         raise UserError("the text has no tokens")
     if n_needed > len(scores):
-        raise UserError(
-            f"the text needs {n_needed} frames of {1000 * FRAME_SECONDS:.0f} ms, but the clip has {len(scores)}"
-        )
+        raise UserError(f"the text needs {n_needed} frames of {1000 * seconds:.0f} ms, but the clip has {len(scores)}")
     path, path_scores = F.forced_align(scores[None].contiguous(), targets[None], blank=blank)
     token_spans = F.merge_tokens(path[0], path_scores[0], blank=blank)
     frames = np.array([(token.start, token.end) for token in token_spans], dtype=float)
@@ -112,7 +112,12 @@ def token_frames(scores: Tensor, ids: Sequence[int], blank: int) -> np.ndarray:
     return frames
 
 
-def word_times(frames: np.ndarray, characters: Sequence[tuple[int, int]], words: Sequence[WordSpan]) -> Times:
+def word_times(
+    frames: np.ndarray,
+    characters: Sequence[tuple[int, int]],
+    words: Sequence[WordSpan],
+    seconds: float = FRAME_SECONDS,
+) -> Times:
     """Return the times of words.
 
     The time of a token is divided equally among its characters. A character that consists of several tokens lasts from
@@ -122,10 +127,11 @@ def word_times(frames: np.ndarray, characters: Sequence[tuple[int, int]], words:
         frames: (L, 2) start and end of each token in frames, as returned by `token_frames`.
         characters: first and last character (exclusive) of each token.
         words: the words, with their positions in the same text.
+        seconds: duration of a frame.
     """
     starts: dict[int, float] = {}
     ends: dict[int, float] = {}
-    for (first, last), (token_start, token_end) in zip(characters, frames * FRAME_SECONDS, strict=True):
+    for (first, last), (token_start, token_end) in zip(characters, frames * seconds, strict=True):
         for position in range(first, last):
             duration = (token_end - token_start) / (last - first)
             starts.setdefault(position, token_start + (position - first) * duration)
@@ -137,10 +143,10 @@ def word_times(frames: np.ndarray, characters: Sequence[tuple[int, int]], words:
 
 
 class Aligner:
-    """An encoder with its CTC head and the priors of its tokens.
+    """A model with an objective of CTC, and the priors of its tokens.
 
     Args:
-        model: a model trained with `experiment=encoder_ctc`.
+        model: a model trained with `experiment=encoder_ctc` or `experiment=align`.
         prior_scale: the log-priors are multiplied by this factor and subtracted from the scores; 0: no effect.
 
     Raises:
@@ -148,13 +154,15 @@ class Aligner:
     """
 
     def __init__(self, model: AudioModel, *, prior_scale: float):
-        if not isinstance(model.objective, CTC):
+        if not isinstance(model.objective, PathObjective):
             raise UserError(
                 f"checkpoint={model.name} was trained on {type(model.objective).__name__}: expected a run of "
-                "experiment=encoder_ctc, which predicts a token for each frame"
+                "experiment=encoder_ctc or experiment=align, which predicts a token for each frame"
             )
         self.model, self.objective, self.prior_scale = model, model.objective, prior_scale
-        self.samples = TranscriptSamples(
+        self.seconds = model.objective.position_seconds(model.net)
+        samples_class = SpokenSamples if "spoken" in model.objective.views else TranscriptSamples
+        self.samples = samples_class(
             tokenizer=model.tokenizer, prompt=model.prompt, geometry=model.net.geometry, long_audio="skip"
         )
         self._log_prior: Tensor | float = 0.0
@@ -173,13 +181,16 @@ class Aligner:
         for number, scores in zip(batch["rows"], self._scores(batch), strict=True):
             row = self.samples.scored_row(rows[number])  # with the labels of a transcription row
             text = row.labels["text"]
-            tokenizer, blank = self.model.tokenizer, self.objective.blank
+            scores = scores - self.prior_scale * self._log_prior
             try:
-                frames = token_frames(scores - self.prior_scale * self._log_prior, tokenizer.encode_plain(text), blank)
+                ids = torch.tensor(self.samples.target_ids(text), device=self.model.device)
+                classes = self.objective.classes(ids).tolist()
+                frames = token_frames(scores, classes, self.objective.blank, self.seconds)
             except ValueError as error:
                 yield number, error
             else:
-                yield number, word_times(frames, tokenizer.token_spans(text), split_words(text, row.labels["language"]))
+                words = split_words(text, row.labels["language"])
+                yield number, word_times(frames, self.samples.target_spans(text), words, self.seconds)
 
     @torch.no_grad()
     def _scores(self, batch: Pack) -> list[Tensor]:

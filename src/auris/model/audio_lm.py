@@ -16,7 +16,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from auris.audio import Geometry
+from auris.audio import Geometry, n_encoder_frames
 from auris.errors import UserError
 from auris.model import attention
 from auris.model import llm as lm
@@ -80,12 +80,35 @@ class AudioLM(nn.Module):
         x, lengths = self.encoder(mel, n_frames)
         return self.encoder.norm(x), lengths
 
+    def encoder_output(self, pack: Pack) -> tuple[Tensor, Tensor]:
+        """Return the frames (C, D) of a pack before the encoder's final norm, cached or computed, and lengths (A,)."""
+        if "encoder_frames" in pack:
+            return pack["encoder_frames"].to(self.encoder.norm.weight.dtype), n_encoder_frames(pack["frames"].cpu())
+        return self.encoder(pack["mel"], pack["frames"])
+
     def encode(self, mel: Tensor, n_frames: Tensor) -> Tensor:
         """Return the audio tokens (M, H); arguments as in `Encoder.forward`."""
-        pooled, lengths = self.pooling(*self.encoder(mel, n_frames))
+        return self.boundary(*self._project(*self.encoder(mel, n_frames)))
+
+    def _project(self, frames: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Map the encoder's frames (C, D) of clips to their audio tokens (M, H) and the number of tokens (A,)."""
+        pooled, lengths = self.pooling(frames, lengths)
         # In both released systems pooling precedes the encoder's final norm, and their weights depend on this order.
-        tokens = self.projector(rearrange(self.encoder.norm(pooled), "t g d -> t (g d)"))
-        return self.boundary(tokens, lengths)
+        return self.projector(rearrange(self.encoder.norm(pooled), "t g d -> t (g d)")), lengths
+
+    def encode_with_embeddings(self, pack: Pack, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the audio tokens (M, H) of a pack without boundary vectors, and embeddings to compare them with.
+
+        This is one method so that FSDP gathers the parameters of projector and embedding together.
+
+        Args:
+            pack: clips, as `mel` or as cached `encoder_frames`.
+            ids: (N,) token ids.
+
+        Returns:
+            The audio tokens (M, H), the number of audio tokens (A,) of each clip, and the embeddings (N, H) of `ids`.
+        """
+        return *self._project(*self.encoder_output(pack)), lm.embed(self.llm, ids)
 
     def embed(self, batch: Pack) -> Tensor:
         """Return the token embeddings of a batch, audio tokens included: (T, H)."""

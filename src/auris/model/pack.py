@@ -1,7 +1,7 @@
 """The packed batch: all rows concatenated into one sequence of tokens, with the audio of all rows.
 
 Shapes: S segments (one per row, two per preference pair), T tokens of all segments, A clips, F mel frames of all clips,
-    M audio tokens, P pairs, K keys.
+    M audio tokens, P pairs, K keys, C encoder frames of width D.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ class Pack(TypedDict):
         skipped: (row id, reason) of each row that was left out, because it could not be used.
         audio_seconds: total duration of the audio.
         mel: (n_mels, F) float32, log-mel features of all clips; absent in text-only training.
+        encoder_frames: (C, D) float16, outputs of the frozen encoder before its final norm for all clips; replaces
+            `mel` where they are cached (`training.encoder_frames`).
         frames: (A,) int64, number of valid mel frames of each clip; absent like `mel`.
         key_index: (K,) int64, positions in `ids` of the keys of each segment.
         cu_keys: (S + 1,) int32, cumulative numbers of keys of the segments.
@@ -53,6 +55,7 @@ class Pack(TypedDict):
     skipped: list[tuple[str, str]]
     audio_seconds: float
     mel: NotRequired[Tensor]
+    encoder_frames: NotRequired[Tensor]
     frames: NotRequired[Tensor]
     key_index: NotRequired[Tensor]
     cu_keys: NotRequired[Tensor]

@@ -114,7 +114,7 @@ class Stage:
             name="this run",
             trainable=tuple(trainable),
             has_reference=getattr(objective, "reference", None) == "live",
-            runs_llm="transcript" not in objective.views,  # the view of CTC
+            runs_llm=not {"transcript", "spoken"} & set(objective.views),  # the view of CTC
         )
 
     def trains(self, part: str) -> bool:

@@ -11,12 +11,16 @@ from dataclasses import dataclass
 from math import isclose
 from typing import Any
 
+import torch
+
 from auris.config import Config
 from auris.errors import UserError
 from auris.model import llm
 from auris.model.audio_lm import AudioLM
+from auris.model.vocabulary import input_table
 from auris.model.weights import loading
 from auris.model.weights.identify import ModelSource
+from auris.model.weights.layouts import LAYOUTS
 from auris.model.weights.loading import InitialWeights
 from auris.text.tokenizer import Tokenizer, read_vocabulary
 from auris.training.weight_settings import ENCODER_SIZES
@@ -26,6 +30,9 @@ from auris.training.weight_settings import ENCODER_SIZES
 _ATTRIBUTES = {"encoder": ENCODER_SIZES, "pooling": ("k",)}
 # Widths of the encoder and the LLM, on which the shapes of all parts between them depend.
 _WIDTHS = ("model.encoder.width", "model.llm.config.hidden_size")
+# An aligner's language model is compared by the embeddings of its first tokens.
+_COMPARED_ROWS = 1024
+_MIN_SIMILARITY = 0.5
 
 
 @dataclass(frozen=True)
@@ -60,10 +67,12 @@ def find_initial_weights(
     Raises:
         UserError: Weights do not fit the model, or were trained with other settings of the model or another vocabulary.
     """
-    initial = []
+    initial: list[InitialWeights] = []
+    aligner: InitialWeights | None = None
     for key, source in sources.items():
         label, part = f"{key}={source.path}", key.removeprefix("weights.")
-        if part in ("checkpoint", "llm"):
+        is_aligner = part == "projector" and (source.config.get("data") or {}).get("view") == "spoken"
+        if part in ("checkpoint", "llm") or is_aligner:
             _check_vocabulary(label, source, config, tokenizer)
         weights = InitialWeights(
             source=source.open_tensors(),
@@ -73,7 +82,37 @@ def find_initial_weights(
         )
         _check_fit(weights, source, config["model"], net)
         initial.append(weights)
+        if is_aligner:
+            aligner = weights
+    of_llm = [weights for weights in initial if weights.parts is None or "llm" in weights.parts]
+    if aligner is not None and of_llm:
+        _check_aligned(aligner, of_llm[-1], net)
     return initial
+
+
+@torch.no_grad()
+def _check_aligned(aligner: InitialWeights, language_model: InitialWeights, net: AudioLM) -> None:
+    """Raise UserError if an aligner's projector was aligned to another language model than the run starts from.
+
+    The same model may have been trained further in the meantime, which changes its embedding little.
+    """
+    table = input_table(net.llm).weight
+    name = next(name for name, parameter in net.named_parameters() if parameter is table)
+    rows = []
+    for weights in (aligner, language_model):
+        layout = LAYOUTS[weights.layout]
+        names = {layout.spell(key): key for key in weights.source.keys()}  # noqa: SIM118  not a mapping
+        stored = names[layout.layout_name(name) or name]
+        embeddings = weights.source.read(stored, (slice(0, _COMPARED_ROWS),)).float()
+        rows.append(embeddings - embeddings.mean(0))
+    n_rows = min(map(len, rows))
+    similarity = float(torch.cosine_similarity(rows[0][:n_rows], rows[1][:n_rows]).mean())
+    if similarity < _MIN_SIMILARITY:
+        raise UserError(
+            f"{aligner.label} was aligned to another language model than {language_model.label} (mean cosine "
+            f"similarity of embeddings {similarity:.2f}, expected at least {_MIN_SIMILARITY}): train "
+            f"experiment=align with {language_model.label}"
+        )
 
 
 def _check_vocabulary(label: str, source: ModelSource, config: Config, tokenizer: Tokenizer) -> None:

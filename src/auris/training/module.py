@@ -31,9 +31,10 @@ from auris.model.pack import Pack
 from auris.model.weights.loading import InitialWeights
 from auris.text import tasks
 from auris.text.tokenizer import Tokenizer
-from auris.training import cost, optim, references, sharding
+from auris.training import cost, encoder_frames, optim, references, sharding
 from auris.training.faults import RowResult, watch_nonfinite
 from auris.training.lightning_types import datamodule
+from auris.training.objectives.align import Align
 from auris.training.objectives.dpo import DPO
 from auris.training.objectives.objective import Objective
 from auris.training.strategy import ShardedStrategy
@@ -118,6 +119,12 @@ class AudioLMModule(L.LightningModule):
             adapters.initialise(self.net, seed=self.seed)
         # The reference has the initial weights. A resumed run loads its checkpoint later, so it still has them here.
         self._provide_reference(reference)
+        if isinstance(self.objective, Align):
+            tensor_parallel = self.meshes.n_copies if self.meshes else 1
+            config = self.hparams["recipe"]
+            encoder_frames.attach(
+                self.objective, self.net, self.trainer, config=config, tensor_parallel=tensor_parallel
+            )
         if self.compile_with is not None:
             compile_blocks([*self.net.encoder.blocks, *llm.decoder_layers(self.net.llm)], self.compile_with)
 

@@ -202,8 +202,12 @@ def row_digest(row: Row) -> str:
     The digest covers the content of the audio files, but not their paths.
     """
     messages = map_audios(lambda path: None, row.labels.get("messages", ()))
-    clips = [[clip.offset, clip.duration, _sound_digest(clip.path)] for clip in row.clips]
-    return files.digest([row.labels.get("chosen"), row.labels.get("rejected"), messages, clips])
+    return files.digest([row.labels.get("chosen"), row.labels.get("rejected"), messages, clip_digests(row)])
+
+
+def clip_digests(row: Row) -> list[list[object]]:
+    """Return offset, duration and digest of the file's content for each clip of a row."""
+    return [[clip.offset, clip.duration, _sound_digest(clip.path)] for clip in row.clips]
 
 
 def cache_digest(net: nn.Module, samples: Samples, config: Config, precision: str) -> str:

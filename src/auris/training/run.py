@@ -34,7 +34,7 @@ from auris.model import adapters
 from auris.model.audio_lm import AudioLM
 from auris.model.weights import checkpoint_dir
 from auris.text.tokenizer import Tokenizer
-from auris.training import callbacks, dry_run, faults, references, sharding, studies, throughput
+from auris.training import callbacks, dry_run, encoder_frames, faults, references, sharding, studies, throughput
 from auris.training.checkpointing import CheckpointCallback
 from auris.training.event_files import ResumableTensorBoardLogger
 from auris.training.initial_weights import find_initial_weights
@@ -248,6 +248,7 @@ def build(config: Config) -> tuple[AudioLMModule, AudioDataModule]:
     )
     objective = configs.build_objective(config, net, tokenizer)
     references.check_augmentation(objective, samples)
+    encoder_frames.check_config(objective, samples, config)
     module_keys = ("optim", "max_steps", "trainable", "lora", "max_new_tokens", "seed", "compile")
     module = get_class(config["module"])(
         net=net,

@@ -25,7 +25,7 @@ from auris.model.audio_lm import AudioLM
 
 # Methods of a net, other than `forward`, that are called from outside the net and use its parameters. FSDP has to
 # gather the parameters for each call.
-_FORWARD_METHODS = ("encode_frames", "hidden_states", "generate")
+_FORWARD_METHODS = ("encode_frames", "encoder_output", "encode_with_embeddings", "hidden_states", "generate")
 
 # Ways to divide a linear layer, by the names that transformers uses for them (`base_model_tp_plan` of a config).
 _STYLES = {"colwise": ColwiseParallel, "rowwise": RowwiseParallel}
@@ -101,7 +101,9 @@ def shard_objective(objective: nn.Module, meshes: Meshes) -> None:
     """Shard the parameters of an objective, if it has any. Unlike a net, an objective is already initialised."""
     if next(objective.parameters(), None) is not None:
         _make_unit(objective, meshes.all_processes, meshes.dtype, meshes.n_copies)
-        register_fsdp_forward_method(objective, "answer")  # this method generates the responses to prompts
+        for method in ("answer", "best_paths"):  # methods other than `forward` that are called from outside
+            if hasattr(objective, method):
+                register_fsdp_forward_method(objective, method)
 
 
 def reshard(*modules: nn.Module) -> None:
