@@ -11,7 +11,7 @@ from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
-from rich.progress import track
+from rich.console import Console
 
 from auris import audio
 from auris.data import array_cache
@@ -24,6 +24,7 @@ from auris.data.samples import ClipTooLongError, Samples, prompt_digest
 from auris.errors import AudioError, RowError, UserError, count
 from auris.files import digest
 from auris.text import tasks
+from auris.text.console import track
 
 _VERSION = 5  # of cached arrays; changes with their format and with the rules that make a row unusable
 _CHUNK_ROWS = 10_000  # rows that a process measures at a time; fewer rows are measured without a progress bar
@@ -100,7 +101,7 @@ def _measure(rows: Sequence[Row], samples: Samples) -> Lengths:
 
     if len(starts) <= 1:
         return measure_from(0)
-    chunks = track(parallel_map(measure_from, starts), description="measuring rows", total=len(starts))
+    chunks = track(parallel_map(measure_from, starts), "measuring rows", console=Console(), total=len(starts))
     return _join(len(rows), ((starts[number], lengths) for number, lengths in chunks))
 
 

@@ -22,7 +22,6 @@ import numpy as np
 import torch
 import torchaudio.functional as F
 from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
 from auris import audio
@@ -39,7 +38,7 @@ from auris.inference import load as pretrained
 from auris.inference.audio_model import AudioModel
 from auris.metrics.normalize import counted_unit
 from auris.model.pack import Pack, to_device
-from auris.text.console import numbers_table
+from auris.text.console import numbers_table, track
 from auris.training.objectives.ctc import PathObjective
 
 FRAME_SECONDS = 1 / audio.ENCODER_RATE  # duration of an encoder frame
@@ -219,10 +218,10 @@ def run(config: Config) -> None:
         # Packs are sorted by length, so taking every n-th pack covers all lengths.
         prior_packs = packs[:: max(1, len(packs) // PRIOR_PACKS)]
         aligner.estimate_priors(
-            read_pack(numbers) for numbers in track(prior_packs, description="estimating priors", console=console)
+            read_pack(numbers) for numbers in track(prior_packs, "estimating priors", console=console)
         )
     times: dict[int, Times] = {}
-    for numbers in track(packs, description="aligning", console=console):
+    for numbers in track(packs, "aligning", console=console):
         batch = read_pack(numbers)
         reasons = dict(batch["skipped"])
         problems |= {number: reasons[rows[number].id] for number in numbers if rows[number].id in reasons}

@@ -15,7 +15,7 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_info
-from rich.progress import track
+from rich.console import Console
 from torch import nn
 
 from auris import files
@@ -29,6 +29,7 @@ from auris.model.audio_lm import AudioLM
 from auris.model.distributed import gather, world_and_rank
 from auris.model.pack import to_device
 from auris.model.weights.tensors import weights_digest
+from auris.text.console import track
 from auris.training import sharding
 from auris.training.lightning_types import datamodule
 from auris.training.objectives.align import Align
@@ -138,7 +139,7 @@ def compute_frames(
         net.to(device)
     modules_in_training = [module for module in net.modules() if module.training]
     net.eval()
-    for pack_numbers in track(packs, description="encoder frames", disable=rank > 0 or not packs):
+    for pack_numbers in track(packs, "encoder frames", console=Console(), disable=rank > 0 or not packs):
         pack = to_device(build_pack(rows, [(number, None) for number in pack_numbers], samples), device)
         frames, lengths = net.encoder_output(pack)
         clips = frames.to(torch.float16).cpu().split(lengths.tolist())
