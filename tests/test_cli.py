@@ -119,7 +119,7 @@ def test_without_a_command_the_commands_are_listed(capsys):
         (["train", "modle=qwen_audio"], "modle=qwen_audio: there is no modle; did you mean mod"),
         (["train", "model/encodr=whisper_v2"], "there is no model/encodr; did you mean model/encoder?"),
         (["train", "model=qwen3"], "model=qwen3: there is no such option; expected qwen2_audio, qwen_audio"),
-        (["train", "experiment=qwen_audio_sff"], "there is no such option; did you mean qwen_audio_sft? expected enc"),
+        (["train", "experiment=qwen_audio_sff"], "there is no such option; did you mean qwen_audio_sft? expected a"),
         (["train", "data.train=[a"], "data.train=[a: "),
         (["train", "seed"], "seed: "),
         (["train", "seed=0,1"], "To sweep over it, add --multirun"),
