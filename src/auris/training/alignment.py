@@ -57,7 +57,7 @@ def count_path(path: Sequence[int], transcript: Sequence[int], *, blank: int) ->
         counts["repeats"][length] += 1
         read.append(token)
         n_blanks = 0
-    counts["blanks_at_end"][n_blanks] += 1  # of a path without tokens, these are all positions
+    counts["blanks_at_end"][n_blanks] += 1  # all positions, if the path has no tokens
     spelled, expected = (" ".join(map(str, tokens)) for tokens in (read, transcript))
     for chunk in jiwer.process_words(expected, spelled).alignments[0]:
         reference = transcript[chunk.ref_start_idx : chunk.ref_end_idx]

@@ -156,7 +156,7 @@ class ShardedStrategy(ModelParallelStrategy):
 
     @property
     def is_reporter(self) -> bool:
-        """Whether this process counts rows and reports metrics. Only one process of a tensor-parallel group does."""
+        """Whether this process counts rows and reports metrics, as one process of each tensor-parallel group does."""
         return self.device_mesh["tensor_parallel"].get_local_rank() == 0
 
     @contextmanager

@@ -100,6 +100,10 @@ def build_row(row: Row) -> tuple[Any, ...]:
     return sample.ids.tolist(), sample.frames, [mel.tolist() for mel in sample.mels]
 
 
+def summarise(row: Row) -> tuple[str, str | None, int]:
+    return row.id, row.problem, 0 if row.problem else len(row.clips)  # shards store no clips of a row with a problem
+
+
 # --- the same rows ---
 
 
@@ -107,9 +111,7 @@ def test_rows_of_shards_equal_those_of_the_manifest_when_iterated_indexed_or_sli
     expected, shard_rows = read(manifest).rows, read(packed).rows
     assert len(shard_rows) == 23 and isinstance(shard_rows, Selection)
     for rows in (list(shard_rows), [shard_rows[n] for n in range(23)], shard_rows[:]):
-        assert [(row.id, row.problem, len(row.clips)) for row in rows if not row.problem] == [
-            (row.id, row.problem, len(row.clips)) for row in expected if not row.problem
-        ]
+        assert [summarise(row) for row in rows] == [summarise(row) for row in expected]
         assert [(row.id, row.problem, row.labels.get("task")) for row in rows] == [
             (row.id, row.problem, row.labels.get("task")) for row in expected
         ]
