@@ -378,7 +378,11 @@ def build_samples(
     if not isinstance(prompt, sample_classes[view].styles):
         expected = "chat_v1 or chat_v2" if Chat in sample_classes[view].styles else "natural, tags or both"
         raise UsageError(f"data.view={view} cannot be used with {type(prompt).__name__}: expected prompt={expected}")
+    stretch = build(config["data"].get("stretch"))
+    if stretch is not None and view != "text":
+        raise UsageError(f"data.stretch has no effect with data.view={view}: set data/stretch=null")
     return sample_classes[view](
+        **({"stretch": stretch} if view == "text" else {}),
         tokenizer=tokenizer,
         prompt=prompt,
         geometry=net.geometry,

@@ -25,6 +25,7 @@ from auris.data.augment import Distortion
 from auris.data.collate import Sample
 from auris.data.length_cache import LengthCache
 from auris.data.rows import Clip, Row, row_seed
+from auris.data.stretch import Stretch, UniformStretch
 from auris.errors import RowError, UserError, count, shorten
 from auris.files import digest
 from auris.text import tasks
@@ -315,27 +316,35 @@ class TextSamples(Samples):
     """View of a task row with text in place of its audio, which is not read.
 
     The text of a clip is the label `content`, or else `transcript`, or else `text` of a transcription task. For several
-    clips, it is an entry of the list `content` or of the lists `speakers` and `transcripts`. To resemble pooled audio
-    frames, each token is repeated 1 to 8 times, with 0 to 4 blanks (audio pad tokens) around it.
+    clips, it is an entry of the list `content` or of the lists `speakers` and `transcripts`.
+
+    Args:
+        stretch: Stretches the text to resemble audio tokens; None: `UniformStretch`.
+        **settings: Those of `Samples`.
     """
 
     has_audio = False
-    REPEATS, BLANKS = (1, 8), (0, 4)
+
+    def __init__(self, *, stretch: Stretch | None = None, **settings: Any):
+        super().__init__(**settings)
+        self.stretch = stretch or UniformStretch()
 
     def encode(self, row: Row, audio_lengths: Sequence[int], rng: Rng, *, prompt_only: bool = False) -> Encoded:
         """Return the token ids of prompt and answer, with stretched text in the place of the clips."""
         turns = self._turns(row, rng, prompt_only)
-        pad, rng = self.tokenizer.audio_pad_id(turns), rng or np.random.default_rng(0)
-        texts = [self._stretch(self.tokenizer.encode_plain(content), pad, rng) for content in self._contents(row)]
+        pad, train = self.tokenizer.audio_pad_id(turns), rng is not None
+        rng = rng or np.random.default_rng(0)
+        contents = [self.tokenizer.encode_plain(content) for content in self._contents(row)]
+        texts = [self.stretch(tokens, pad, rng, train=train) for tokens in contents]
         return self.tokenizer.encode(turns, texts, is_audio=False)
 
     def max_length(self, row: Row, audio_lengths: Sequence[int]) -> int:
         """Return the number of tokens of the longest wording with maximally stretched text."""
         counts = map(self.length_cache.count_tokens, self._contents(row))
-        return self._max_length(row, [self.REPEATS[1] * n + self.BLANKS[1] * (n + 1) for n in counts])
+        return self._max_length(row, [*map(self.stretch.max_length, counts)])
 
     def _contents(self, row: Row) -> list[str]:
-        """Return the text of each clip."""
+        """Return the text of each clip, after the prefix."""
         labels = row.labels
         content = (
             labels.get("content")
@@ -352,15 +361,7 @@ class TextSamples(Samples):
             raise RowError(
                 f"`content` is {shorten(content)}, expected one text for each of {count(len(row.clips), 'clip')}"
             )
-        return texts
-
-    def _stretch(self, content: Sequence[int], blank: int, rng: np.random.Generator) -> list[int]:
-        n_blanks = rng.integers(self.BLANKS[0], self.BLANKS[1] + 1, size=len(content) + 1)
-        n_repeats = rng.integers(self.REPEATS[0], self.REPEATS[1] + 1, size=len(content))
-        stretched = [blank] * int(n_blanks[0])
-        for token, repeat, after in zip(content, n_repeats, n_blanks[1:], strict=True):
-            stretched += [token] * int(repeat) + [blank] * int(after)
-        return stretched
+        return [self.stretch.prefix + text for text in texts]
 
 
 class TranscriptSamples(Samples):
@@ -469,6 +470,8 @@ class ChatSamples(AudioSamples):
 
 
 def prompt_digest(samples: Samples) -> str:
-    """Return a checksum of everything that turns a row into tokens: view, long audio, geometry, prompts, tokenizer."""
+    """Return a checksum of everything that turns a row into tokens: view, stretch, geometry, prompts, tokenizer, ..."""
     settings = [type(samples).__name__, samples.long_audio, repr(samples.geometry)]
+    if isinstance(samples, TextSamples):
+        settings.append(samples.stretch.fingerprint)
     return digest([*settings, samples.prompt.fingerprint(), samples.tokenizer.fast.backend_tokenizer.to_str()])

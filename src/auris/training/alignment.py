@@ -26,11 +26,11 @@ import torch
 
 from auris import files
 from auris.data.batches import EvaluationBatch
+from auris.data.stretch import ALIGNMENT_FILE
 from auris.model.distributed import gather
 from auris.training.lightning_types import audio_module
 from auris.training.objectives.align import Align
 
-FILE = "alignment.json"
 _FIELDS = ("repeats", "blanks", "blanks_at_start", "blanks_at_end", "deletions", "insertions", "confusions")
 
 Counts = dict[str, Counter]
@@ -79,7 +79,7 @@ class AlignmentReport(L.Callback):
     """
 
     def __init__(self, run_dir: str | Path):
-        self.path = Path(run_dir) / FILE
+        self.path = Path(run_dir) / ALIGNMENT_FILE
         self.counts: Counts = {}
         self.n_rows = 0
 

@@ -34,7 +34,17 @@ from auris.model import adapters
 from auris.model.audio_lm import AudioLM
 from auris.model.weights import checkpoint_dir
 from auris.text.tokenizer import Tokenizer
-from auris.training import callbacks, dry_run, encoder_frames, faults, references, sharding, studies, throughput
+from auris.training import (
+    callbacks,
+    dry_run,
+    encoder_frames,
+    faults,
+    references,
+    sharding,
+    studies,
+    throughput,
+    time_limit,
+)
 from auris.training.checkpointing import CheckpointCallback
 from auris.training.event_files import ResumableTensorBoardLogger
 from auris.training.initial_weights import find_initial_weights
@@ -115,6 +125,7 @@ def train(config: Config) -> Path:
             stack.enter_context(remove_if_unused(run_dir))
             stack.enter_context(run_lock(run_dir))
         if claim_run_dir(run_dir, config):
+            config = limit_steps(config, run_dir, preemption)
             module, data = build(config)
             save_tokenizer(module.tokenizer, run_dir / "tokenizer")
             trainer = build_trainer(config, run_dir, preemption, module.net)
@@ -264,6 +275,34 @@ def build(config: Config) -> tuple[AudioLMModule, AudioDataModule]:
         samples=samples, valid_samples=valid_samples, max_steps=config["max_steps"], seed=config["seed"]
     )
     return module, datamodule
+
+
+def limit_steps(config: Config, run_dir: Path, preemption: Preemption) -> Config:
+    """Return the config with fewer steps if `max_minutes` requires it, as a trial of a few steps shows."""
+    if config["max_minutes"] is None:
+        return config
+    max_steps = time_limit.read_steps(run_dir)
+    if max_steps is None:
+        trial = {
+            **config,
+            "max_steps": time_limit.TRIAL_STEPS,
+            "optim": {**config["optim"], "warmup_steps": 0},
+            "trainer": {**config["trainer"], "limit_val_batches": 0},
+            "callbacks": {"timer": {"_target_": "auris.training.time_limit.StepTimer"}},
+            "logger": {},
+        }
+        module, data = build(trial)
+        trainer = build_trainer(trial, run_dir, preemption, module.net)
+        trainer.fit(module, data)
+        timer = next(item for item in trainer_callbacks(trainer) if isinstance(item, time_limit.StepTimer))
+        max_steps = time_limit.choose_steps(
+            run_dir,
+            timer.seconds,
+            max_steps=config["max_steps"],
+            warmup_steps=config["optim"]["warmup_steps"],
+            minutes=config["max_minutes"],
+        )
+    return {**config, "max_steps": max_steps}
 
 
 def build_trainer(config: Config, run_dir: Path, preemption: Preemption, net: AudioLM) -> L.Trainer:
