@@ -232,6 +232,20 @@ def test_a_run_resumes_on_another_number_of_processes_with_the_same_rows(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_muon_trains_equally_on_two_processes_and_resumes_on_one(compose_run, tmp_path: Path, strategy: str):
+    muon = "optim=muon", "optim.lr=1e-3"
+    single, double = compose_run("muon", *muon), compose_run(f"muon-{strategy}", *muon)
+    train.train(single)
+    parallel = compose_run(f"muon-{strategy}", *muon, f"strategy={strategy}", "trainer.devices=2")
+    claim_run_dir(parallel)
+    exit_codes = in_processes(lambda: fit(parallel, KillAt(5, rank=1)), 2, tmp_path)
+    assert exit_codes[1] == -signal.SIGKILL, read_logs(tmp_path)
+    train.train(double)
+    assert_runs_close(single, double)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_bfloat16_moments_resume_exactly_on_two_processes(compose_run, tmp_path: Path, strategy: str):
     options = f"strategy={strategy}", "trainer.devices=2", "optim.states=bf16", "optim.betas=[0.9,0.98]"
     reference_config, run_config = (

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from auris.training.optim import adamw, cosine_schedule, freeze, parameter_groups
+from auris.training.optim import Muon, adamw, cosine_schedule, freeze, orthogonalise, parameter_groups
 
 
 class Encoder(nn.Module):
@@ -235,6 +235,53 @@ def test_one_step_with_bfloat16_moments_equals_adamw_with_rounded_moments():
         for optimizer in (bfloat16_optimizer, float32_optimizer)
     )
     assert all(torch.equal(a, b) for a, b in zip(bfloat16_parameters, float32_parameters, strict=True))
+
+
+def test_the_update_of_a_matrix_is_nearly_orthogonal():
+    torch.manual_seed(0)
+    for shape in ((8, 8), (4, 20), (20, 4)):
+        matrix = torch.randn(shape, dtype=torch.float64)
+        left, _, right = torch.linalg.svd(matrix, full_matrices=False)
+        singular = torch.linalg.svdvals(orthogonalise(matrix))
+        assert singular.min() > 0.6 and singular.max() < 1.3
+        overlap = (left.T @ orthogonalise(matrix) @ right.T).abs()  # diagonal: the same singular vectors
+        torch.testing.assert_close(overlap, overlap.diagonal().diag())
+
+
+def grow(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], steps: int = 6) -> None:
+    """Take steps on gradients that do not depend on the parameters."""
+    for step in range(steps):
+        generator = torch.Generator().manual_seed(step)
+        for parameter in parameters:
+            parameter.grad = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+        optimizer.step()
+
+
+def test_matrices_are_updated_as_by_torchs_muon():
+    ours, theirs = ([nn.Parameter(torch.eye(6, 9)), nn.Parameter(torch.eye(12, 5))] for _ in range(2))
+    grow(Muon([{"params": ours, "lr": 0.1, "weight_decay": 0.3}], betas=(0.9, 0.98)), ours)
+    grow(torch.optim.Muon(theirs, lr=0.1, weight_decay=0.3, adjust_lr_fn="match_rms_adamw"), theirs)
+    for matrix, expected in zip(ours, theirs, strict=True):
+        # torch iterates in bfloat16, with a relative precision of 2^-8, and takes 6 steps.
+        torch.testing.assert_close(matrix, expected, atol=6 * 0.1 * 2**-5, rtol=0)
+
+
+def test_vectors_and_tables_of_tokens_are_updated_as_by_adamw():
+    def make() -> list[nn.Parameter]:
+        return [nn.Parameter(torch.ones(shape)) for shape in ((4,), (90, 4), (4, 90))]
+
+    ours, theirs, matrix = make(), make(), nn.Parameter(torch.eye(4))
+    numbers = {"lr": 0.1, "weight_decay": 0.3}
+    grow(Muon([{"params": [*ours, matrix], **numbers}], betas=(0.9, 0.98), eps=1e-6), ours)
+    grow(adamw([{"params": theirs, **numbers}], betas=(0.9, 0.98), eps=1e-6), theirs)
+    assert all(map(torch.equal, ours, theirs))
+
+
+def test_a_convolution_is_a_matrix_with_a_row_for_each_output_channel():
+    convolution, matrix = nn.Parameter(torch.ones(4, 2, 3)), nn.Parameter(torch.ones(4, 6))
+    for parameter in (convolution, matrix):
+        grow(Muon([{"params": [parameter], "lr": 0.1, "weight_decay": 0.0}], betas=(0.9, 0.98)), [parameter])
+    torch.testing.assert_close(convolution.flatten(1), matrix)
 
 
 @pytest.mark.parametrize(

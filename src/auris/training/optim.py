@@ -1,7 +1,7 @@
 """Optimizer and learning-rate schedule.
 
-Parameter groups have layer-wise learning rates, AdamW can store its moments in bfloat16, and the schedule consists of a
-linear warm-up and a cosine. The default settings are the values of Qwen-Audio Table 6.
+Parameter groups have layer-wise learning rates. The optimizer is AdamW, which can store its moments in bfloat16, or
+Muon. The schedule consists of a linear warm-up and a cosine. The default settings are the values of Qwen-Audio Table 6.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.adamw import adamw as adamw_update
 
@@ -216,6 +216,82 @@ class LowPrecisionAdamW(AdamW):
                 for key, moment in moments.items():
                     state[key].copy_(moment)
         return loss
+
+
+class Muon(AdamW):
+    """Muon (Jordan et al. 2024) for matrices, AdamW for vectors and tables of tokens.
+
+    The momentum of a matrix is made nearly orthogonal, so that a step changes all directions of the matrix by the same
+    amount, instead of mostly those few that dominate the gradient. The change is scaled to the size that AdamW's has
+    (Liu et al. 2025, arXiv 2502.16982, section 2.2), so learning rates and weight decay have the meaning that they have
+    with AdamW. A convolution is a matrix with one row for each output channel.
+
+    torch.optim.Muon takes matrices only, and always computes in bfloat16, which many CPUs lack.
+
+    Args:
+        groups: Parameter groups. Each of them becomes two groups, of matrices and of all other parameters.
+        momentum: Decay rate of a matrix's momentum.
+        **settings: Arguments of AdamW, for all other parameters.
+    """
+
+    def __init__(self, groups: Iterable[dict], *, momentum: float = 0.95, **settings: Any) -> None:
+        split_groups = []
+        for group in groups:
+            matrices = [parameter for parameter in group["params"] if _is_matrix(parameter)]
+            others = [parameter for parameter in group["params"] if not _is_matrix(parameter)]
+            split_groups += [{**group, "params": matrices, "momentum": momentum}] if matrices else []
+            split_groups += [{**group, "params": others, "momentum": None}] if others else []
+        super().__init__(split_groups, **settings)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Update the parameters; return the loss that the closure returns, or None without a closure."""
+        groups = self.param_groups
+        self.param_groups = [group for group in groups if group["momentum"] is None]  # AdamW updates these only
+        try:
+            loss = super().step(closure)
+        finally:
+            self.param_groups = groups
+        for group in groups:
+            for parameter in group["params"] if group["momentum"] is not None else ():
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if not state:
+                    state["momentum"] = torch.zeros_like(parameter)
+                state["momentum"].mul_(group["momentum"]).add_(parameter.grad)
+                lookahead = parameter.grad + group["momentum"] * state["momentum"]  # as in Nesterov's method
+                change = orthogonalise(lookahead.flatten(1))
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                scale = 0.2 * math.sqrt(max(change.shape))
+                parameter.add_(change.view_as(parameter), alpha=-group["lr"] * scale)
+        return loss
+
+
+def orthogonalise(matrix: Tensor) -> Tensor:
+    """Return the nearly orthogonal matrix with the singular vectors of `matrix`: its singular values are about 1.
+
+    Five steps of a Newton-Schulz iteration with the coefficients of Jordan et al. bring each singular value of a
+    hundredth of the norm or more to between 0.7 and 1.2. They are computed in the type of the matrix.
+    """
+    is_tall = matrix.shape[0] > matrix.shape[1]
+    x = (matrix.T if is_tall else matrix) / (matrix.norm() + 1e-7)
+    for _ in range(5):
+        gram = x @ x.T
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    return x.T if is_tall else x
+
+
+def _is_matrix(parameter: nn.Parameter) -> bool:
+    """Return whether Muon updates a parameter.
+
+    A table of tokens has a row for each token, which only some rows of a step's gradient concern. Its shape shows it:
+    it has many times as many rows as columns. So has a matrix of LoRA, which is orthogonal to nothing useful.
+    """
+    if parameter.ndim < 2:
+        return False
+    n_rows, n_columns = parameter.shape[0], math.prod(parameter.shape[1:])
+    return max(n_rows, n_columns) <= 8 * min(n_rows, n_columns)
 
 
 def cosine_schedule(
