@@ -43,6 +43,7 @@ ROW_KEYS = (
     "silent_audio",
     "augment",
     "reverb",
+    "stretch",
     "noise",
 )
 
