@@ -25,7 +25,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup constraints demo test test-matrix test-portable test-slow test-wheel lint format tensorboard bench
+.PHONY: help setup constraints demo real test test-matrix test-portable test-slow test-wheel lint format tensorboard bench
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -52,6 +52,23 @@ demo: setup  ## train Qwen-Audio and Qwen2-Audio at tiny scale and compare them:
 	$(PY) -m auris corpus out=corpora/embedded
 	$(PY) -m auris train ablations=demo jobs=$(JOBS)
 	$(PY) -m auris results study=demo
+
+# Encoder, language model and, for comparison, what the encoder's own decoder says to the test rows.
+ENCODER     ?= $(WEIGHTS)/whisper-base
+LLM         ?= $(WEIGHTS)/smollm2-135m-instruct
+TRANSCRIPTS ?= $(ENCODER)/reference_transcripts.jsonl
+ROWS        ?= corpora/real
+real: setup  ## WEIGHTS=DIR DATA=DIR: teach SmolLM2 to hear real speech with Whisper's encoder, at most 90 minutes
+	@for model in "$(ENCODER)" "$(LLM)"; do ls "$$model"/LICENSE* > /dev/null 2>&1 || { \
+	  echo "error: $$model: expected the directory of a model with its licence (LICENSE*): set WEIGHTS=DIR, or ENCODER=DIR and LLM=DIR"; exit 2; }; done
+	@test -d "$(DATA)" || { echo "error: DATA=$(DATA): expected a folder of recordings with manifests (NAME.train.jsonl, NAME.test.jsonl)"; exit 2; }
+	test -e $(ROWS)/train.jsonl || $(PY) -m auris prepare layout=manifest root="$(DATA)" out=$(ROWS) \
+	  layout.files='*.train.jsonl' 'layout.only={task: [asr], language: [en]}' layout.valid_share=0.1
+	test -e $(ROWS)/asterisk.test.jsonl || $(PY) -m auris prepare layout=manifest root="$(DATA)" out=$(ROWS)/asterisk.test.jsonl \
+	  layout.files=asterisk.test.jsonl 'layout.only={language: [en]}'
+	$(PY) -m auris train ablations=real vars.encoder="$(ENCODER)" vars.llm="$(LLM)" vars.rows=$(ROWS) vars.data="$(DATA)" \
+	  vars.transcripts="$(TRANSCRIPTS)"
+	$(PY) -m auris results study=real
 
 # Files in their order: by their numbers of tests, the longest one, of few tests, would come last.
 # The probes of slipcover in code objects break torch.compile, so the tests of compiled blocks run without coverage.

@@ -53,7 +53,7 @@ Config = Mapping[str, Any]
 
 # These keys of a study contain overrides for the configs of its runs. Their interpolations refer to these configs, so
 # they are not resolved in the config of the study.
-_STUDY_KEYS = ("arms", "stages")
+_STUDY_KEYS = ("overrides", "arms", "stages")
 # Sections whose keys the user chooses.
 _REPLACED_SECTIONS = ("optim.lr_factors",)
 

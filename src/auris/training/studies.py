@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -51,6 +53,7 @@ _NAMING_KEYS = ("study", "arm", "seed", "run_dir")  # settings that only name a 
 # Settings of a part of the model that may differ from those with which its weights were trained. Qwen-Audio starts from
 # Whisper, which has another `clip_end`.
 _SETTINGS_WITHOUT_FUNCTION = ("clip_end", "train_length")
+_VARIABLE = re.compile(r"\$\{vars\.(\w+)\}")  # in an override of a study
 # File in the directory of a finished run. It holds the digest of the config, and the evaluations that were made.
 _DONE_FILE = "done.json"
 
@@ -124,7 +127,12 @@ def run_study(study: Config) -> int:
         otherwise 1.
     """
     overrides = list(HydraConfig.get().overrides.task)
-    extra_overrides = [override for override in overrides if override.lstrip("+").split("=")[0] not in _RUNNER_KEYS]
+    keys = [override.lstrip("+").partition("=")[0] for override in overrides]
+    extra_overrides = [
+        override
+        for override, key in zip(overrides, keys, strict=True)
+        if key not in _RUNNER_KEYS and not key.startswith("vars.")
+    ]
     jobs = plan_jobs(study, extra_overrides, arm=study["arm"], seed=study["seed"])
     if study["dry_run"]:
         for job in jobs:
@@ -160,6 +168,11 @@ def plan_jobs(
     entries = {**(study.get("stages") or {}), **study["arms"]}
     for name, entry in entries.items():
         _check_entry(f"study {study['study']}: {name}", entry)
+    entries = {
+        name: {**entry, "overrides": [*study.get("overrides", ()), *entry["overrides"]]}
+        for name, entry in entries.items()
+    }
+    entries, evaluations = (_fill_in(part, study.get("vars") or {}) for part in (entries, study.get("evaluate") or []))
     _check_evaluations(f"study {study['study']}", study.get("evaluate"))
     if arm is not None and arm not in entries:
         raise UsageError(f"arm={arm}: expected an arm or stage of study {study['study']}: {', '.join(entries)}")
@@ -235,7 +248,7 @@ def plan_jobs(
         job = Job(name, seed, [*overrides, *naming], Path(config["run_dir"]), [*needed.values()], config=config)
         # Only selected arms are evaluated here. Another job of a SLURM array may be evaluating the arms that they need.
         if is_arm and name in selected:
-            job.evaluate = [list(arguments) for arguments in entry.get("evaluate") or study.get("evaluate") or []]
+            job.evaluate = [list(arguments) for arguments in entry.get("evaluate") or evaluations]
             for arguments in job.evaluate:
                 check_evaluation(*arguments)
         jobs[name, seed] = job
@@ -248,6 +261,19 @@ def plan_jobs(
         raise UsageError(f"study {study['study']}: expected at least one arm and one seed")
     _check_that_arms_differ([job for job in jobs.values() if job.name in study["arms"]])
     return list(jobs.values())
+
+
+def _fill_in(part: Any, variables: Mapping[str, object]) -> Any:
+    """Replace ${vars.NAME} in all texts of a part of a study."""
+    if isinstance(part, Mapping):
+        return {key: _fill_in(value, variables) for key, value in part.items()}
+    if isinstance(part, list):
+        return [_fill_in(value, variables) for value in part]
+    if not isinstance(part, str):
+        return part
+    if unknown := sorted(set(_VARIABLE.findall(part)) - variables.keys()):
+        raise UsageError(f"{part}: vars has no {', '.join(unknown)}, expected {', '.join(variables)}")
+    return _VARIABLE.sub(lambda match: str(variables[match[1]]), part)
 
 
 def _check_entry(label: str, entry: object) -> None:
