@@ -99,6 +99,27 @@ def test_command_line_overrides_follow_those_of_the_arm():
     assert job.overrides.index("max_steps=70") > job.overrides.index("experiment=qwen2_audio_pretrain")
 
 
+def test_overrides_of_the_study_come_before_those_of_an_arm():
+    study = {**STUDY, "overrides": ["max_steps=70", "model/pooling=stack"]}
+    jobs = {job.name: job for job in studies.plan_jobs(study, seed=0)}
+    assert {job.config["max_steps"] for job in jobs.values()} == {70}
+    assert jobs["a"].config["model"]["pooling"]["_target_"].endswith("Stack")
+    assert jobs["b"].config["model"]["pooling"]["_target_"].endswith("Conv")  # the arm's own override wins
+
+
+def test_variables_are_filled_in_everywhere():
+    arms = {"a": {"overrides": ["experiment=qwen2_audio_pretrain", "max_steps=${vars.steps}"]}}
+    evaluate = [["benchmark=embedded", "bootstrap=${vars.steps}0"]]
+    [job] = studies.plan_jobs({**STUDY, "vars": {"steps": 70}, "arms": arms, "evaluate": evaluate}, seed=0)
+    assert job.config["max_steps"] == 70 and job.evaluate == [["benchmark=embedded", "bootstrap=700"]]
+
+
+def test_an_unknown_variable_is_refused():
+    arms = {"a": {"overrides": ["experiment=qwen2_audio_pretrain", "max_steps=${vars.step}"]}}
+    with pytest.raises(UsageError, match=r"max_steps=\$\{vars.step\}: vars has no step, expected steps"):
+        studies.plan_jobs({**STUDY, "vars": {"steps": 7}, "arms": arms})
+
+
 @pytest.mark.parametrize("name", ["1e-4", "lr=1e-4", "a,b", "beta (new)", "null"])
 def test_the_name_of_an_arm_that_hydra_would_change_is_refused(name: str):
     with pytest.raises(UsageError, match=rf"arm={re.escape(name)}: expected a name"):
