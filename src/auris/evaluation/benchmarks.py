@@ -29,7 +29,9 @@ class Benchmark:
         root: Directory of the files and their audio.
         files: Names of the published files.
         origin: Where to get these files, for the error message if a file is missing.
-        parts: Names of subsets of the test set; each subset gets a separate score (`predictions.split_by_subset`).
+        parts: Subsets of the test set; each subset gets a separate score (`predictions.split_by_subset`). Either their
+            names, or a dict from their names to the labels of their rows: {adults: {age: [18, null]}}.
+        sets: Whether each file is a test set of its own, whose name is added to the groups of its rows.
         prompt: The published prompt by version of the model. None means the task's prompt.
         generation: The published decoding settings by version of the model.
         metrics: Metrics of the unprocessed response, in addition to the metrics of the task.
@@ -41,7 +43,8 @@ class Benchmark:
     root: str | None = None
     files: Sequence[str] = ()
     origin: str = ""
-    parts: Sequence[str] = ()
+    parts: Sequence[str] | Mapping[str, Mapping[str, object]] = ()
+    sets: bool = False
     prompt: Mapping[str, str | None] = field(default_factory=dict)
     generation: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     metrics: Sequence[str] = ()
@@ -60,11 +63,15 @@ class Benchmark:
         return cls(**config)
 
     def manifests(self) -> list[Entry]:
-        """Return the test manifests.
+        """Return the test manifests. With `sets`, the label `set` of their rows is the name of the test set.
 
         Raises:
             MissingFileError: A file is missing; the message says where to get it.
         """
+        entries = self._list_files()
+        return [_with_set(entry) for entry in entries] if self.sets else entries
+
+    def _list_files(self) -> list[Entry]:
         if self.test or not self.files:
             if self.test is None or isinstance(self.test, str | Mapping):
                 return [cast("Entry", self.test)]  # `read_manifests` reports None
@@ -103,6 +110,20 @@ class Benchmark:
         published = {"do_sample": False, **published_decoding}  # greedy, unless the authors say otherwise
         user_settings = {key: value for key, value in generation.items() if value is not None}
         return deviations + [f"{key}:{value}" for key, value in user_settings.items() if published.get(key) != value]
+
+
+def _with_set(entry: Entry) -> Entry:
+    """Return a manifest that adds the name of its file to its rows: `librispeech` for DIR/librispeech.test.jsonl.
+
+    A file `test.jsonl` has the name of its directory.
+    """
+    if not isinstance(entry, str | Mapping):  # `read_manifests` reports it
+        return entry
+    settings = {"path": entry} if isinstance(entry, str) else dict(entry)
+    path = Path(str(settings.get("path")))
+    name = path.name.split(".")[0]
+    labels = cast("Mapping[str, object]", settings.get("labels") or {})
+    return {**settings, "labels": {"set": path.parent.name if name == "test" else name, **labels}}
 
 
 def list_members(config: Config) -> list[Benchmark]:
