@@ -103,7 +103,7 @@ def test_rows_without_a_transcript_are_listed(of_whisper):
     _, skipped, responses = of_whisper
     assert len(responses) == 796 and len(skipped) == 500 - 168
     assert all(row_id.startswith("speechocean762/") for row_id in skipped)
-    assert set(map(lambda reason: reason.rpartition("/")[2], skipped.values())) == {"reference_transcripts.jsonl"}
+    assert all(reason.endswith("reference_transcripts.jsonl") for reason in skipped.values())
 
 
 @pytest.mark.parametrize(
@@ -151,17 +151,17 @@ def test_rows_belong_to_the_parts_whose_labels_they_have(tmp_path: Path):
 # --- whole evaluations --------------------------------------------------------------------------------------------
 
 
+def fit(corpus: Path, folder: Path, experiment: str, *overrides: str) -> Path:
+    arguments = [f"experiment={experiment}", *smallest_run(corpus, folder), "max_steps=2", *overrides]
+    return train.train(config.resolve(config.compose([*arguments, "trainer.val_check_interval=2"])))
+
+
 @pytest.fixture(scope="module")
 def trained(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Return a run of the text stage, and a run with audio that starts from it."""
     folder = tmp_path_factory.mktemp("readings")
-
-    def fit(experiment: str, *overrides: str) -> Path:
-        arguments = [f"experiment={experiment}", *smallest_run(corpus, folder), "max_steps=2", *overrides]
-        return train.train(config.resolve(config.compose([*arguments, "trainer.val_check_interval=2"])))
-
-    text = fit("llm_text", "data.stretch.repeats=[2,2]", "data.stretch.blanks=[1,1]")
-    return {"text": text, "audio": fit("qwen2_audio_pretrain", f"weights.llm={text}")}
+    text = fit(corpus, folder, "llm_text", "data.stretch.repeats=[2,2]", "data.stretch.blanks=[1,1]")
+    return {"text": text, "audio": fit(corpus, folder, "qwen2_audio_pretrain", f"weights.llm={text}")}
 
 
 def evaluate(run: Path, corpus: Path, *overrides: str) -> list[ResultRow]:
@@ -224,7 +224,6 @@ def test_settings_without_effect_are_refused_before_a_model_is_loaded(corpus: Pa
 
 
 def test_a_model_trained_on_ctc_has_no_text_reading(corpus: Path, tmp_path: Path):
-    arguments = ["experiment=encoder_ctc", *smallest_run(corpus, tmp_path), "max_steps=1"]
-    run = train.train(config.resolve(config.compose([*arguments, "trainer.val_check_interval=1"])))
+    run = fit(corpus, tmp_path, "encoder_ctc")
     with pytest.raises(ValueError, match="reading=text: .* was trained on CTC, expected a model that answers prompts"):
         read_text(pretrained.load(run))

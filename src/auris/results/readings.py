@@ -45,14 +45,14 @@ LABELS = {
 _DETAILS = {"insertions": "ins.", "deletions": "del.", "substitutions": "sub.", "runaway": "runaway"}  # of the model
 
 NOTE = (
-    "CTC reading: the best path of the aligner through the audio tokens, without the language model. Encoder's own "
-    "decoder: transcripts of the system that the encoder comes from. Text ceiling: this model, given the transcript in "
-    "place of the sound. All columns of a line are computed on the same n rows; n of N: the other rows of the group "
-    "lack a result in one of the columns."
+    "CTC reading (ctc): the best path of the aligner through the audio tokens, without the language model. Encoder's "
+    "own decoder (decoder): transcripts of the system that the encoder comes from. Text ceiling (text): this model, "
+    "given the transcript in place of the sound. All columns of a line are computed on the same n rows; n/N: the "
+    "other rows of the group lack a result in one of the columns."
 )
 
 
-def readings(root: str | Path, arms: Sequence[str] | None = None) -> pd.DataFrame:
+def compare_readings(root: str | Path, arms: Sequence[str] | None = None) -> pd.DataFrame:
     """Return the error rates of the readings of a study, with a row for each arm and group of test rows.
 
     Columns: arm, benchmark, group, metric; `n` (number of rows that all readings of the arm have) and `rows` (number of
@@ -88,7 +88,7 @@ def readings(root: str | Path, arms: Sequence[str] | None = None) -> pd.DataFram
 
 
 def _compare(members: pd.DataFrame, metric: str) -> dict[str, Any]:
-    """Return the columns of `readings` for one line, given the predictions of one arm and group."""
+    """Return the columns of `compare_readings` for one line, given the predictions of one arm and group."""
     of_metric = members[members["metric"] == metric]
     by_column = {str(column): rows for column, rows in of_metric.groupby("column")}
     present = [by_column[column] for column in READINGS if column in by_column]
@@ -124,17 +124,18 @@ def _score_rows(rows: pd.DataFrame | None, ids: set[str], metric: str, name: str
 
 
 def tabulate(frame: pd.DataFrame, *, intervals: bool) -> tuple[list[str], list[list[str]]]:
-    """Return the heading and the rows of the table of `readings` as texts, in %; columns without a score are left out.
+    """Return the heading and the rows of the table of readings as texts, in %, without columns that have no score.
 
     Args:
-        frame: The result of `readings`.
-        intervals: Whether error rates have their intervals.
+        frame: The result of `compare_readings`.
+        intervals: Whether error rates have their intervals, and columns their full names.
     """
     columns = [column for column in READINGS if frame[column].notna().any()]
-    head = ["arm", "task", "n", *(LABELS[column] for column in columns), *_DETAILS.values()]
+    labels = LABELS if intervals else {column: column for column in columns}
+    head = ["arm", "task", "n", *(labels[column] for column in columns), *_DETAILS.values()]
     rows = []
     for row in frame_rows(frame):
-        n = str(row["n"]) if row["n"] == row["rows"] else f"{row['n']} of {row['rows']}"
+        n = str(row["n"]) if row["n"] == row["rows"] else f"{row['n']}/{row['rows']}"
         rates = [_format_rate(row, column, intervals) for column in columns]
         details = ["-" if np.isnan(row[metric]) else format_value(metric, row[metric]) for metric in _DETAILS]
         rows.append([row["arm"], _task(row, frame), n, *rates, *details])
@@ -168,7 +169,7 @@ def _format_rate(row: Mapping[str, Any], column: str, intervals: bool) -> str:
 
 
 def format_markdown(frame: pd.DataFrame) -> str:
-    """Return the result of `readings` in Markdown."""
+    """Return the result of `compare_readings` in Markdown."""
     head, rows = tabulate(frame, intervals=True)
     lines = ["WER in % [95 % bootstrap interval] of each reading:", ""]
     lines += [*markdown_table(head, rows, n_number_columns=len(head) - 2), "", NOTE, "", ERROR_NOTE, ""]
@@ -187,7 +188,7 @@ def plot_readings(root: str | Path, frame: pd.DataFrame) -> Figure:
 
     Args:
         root: The study's directory.
-        frame: The result of `readings`.
+        frame: The result of `compare_readings`.
     """
     columns = [column for column in READINGS if frame[column].notna().any()]
     colours = assign_colours(columns, ADVICE)
@@ -197,9 +198,10 @@ def plot_readings(root: str | Path, frame: pd.DataFrame) -> Figure:
         figure = Figure(
             figsize=(5.6 * len(by_arm) + 0.4, 1.6 + n_groups * (0.14 + 0.17 * len(columns))), layout="constrained"
         )
-        axes = figure.subplots(1, len(by_arm), squeeze=False)[0]
+        axes = figure.subplots(1, len(by_arm), squeeze=False, sharex=True)[0]
         for axis, (arm, rows) in zip(axes, by_arm.items(), strict=True):
             draw_bars(axis, f"{arm}: error rate (%)", rows, colours, frame["benchmark"].nunique() > 1, as_points=False)
+        axes[0].set_xlim(0, max(axis.dataLim.xmax for axis in axes) * 1.15)
         add_legend(figure, root, {LABELS[column]: colour for column, colour in colours.items()})
         caption = (
             "Test-set error rates of each reading on the same n rows; whiskers: 95 % bootstrap interval over rows (or "

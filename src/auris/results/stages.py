@@ -78,7 +78,7 @@ def plot_stages(root: str | Path, arms: Sequence[str] | None = None) -> Figure:
         UserError: No run has scalars.
     """
     runs = find_stages(root, arms)
-    all_arms = {arm for run in runs for arm in run.arms}
+    all_arms = list(dict.fromkeys(arm for run in runs for arm in run.arms))
     labels = {run.path: "all arms" if len(run.arms) == len(all_arms) > 1 else ", ".join(run.arms) for run in runs}
     points = pd.concat([read_scalars([(labels[run.path], run.seed, run.path)]).assign(stage=run.stage) for run in runs])
     tags = points["tag"]
@@ -86,7 +86,8 @@ def plot_stages(root: str | Path, arms: Sequence[str] | None = None) -> Figure:
     if points.empty:
         raise UserError(f"the runs of {root} have no train/loss or val/* scalars")
     points["x"] = points["step"]
-    colours = assign_colours(list(dict.fromkeys(points["arm"])), ADVICE)
+    # Arms come first, so that they have the same colours as in the other figures.
+    colours = assign_colours([*all_arms, *(label for label in points["arm"].unique() if label not in all_arms)], ADVICE)
     stages = {str(stage): rows for stage, rows in points.groupby("stage", sort=False)}
     tags_by_stage = {stage: sorted(rows["tag"].unique(), key=tag_order) for stage, rows in stages.items()}
     n_columns = max(map(len, tags_by_stage.values()))

@@ -57,7 +57,7 @@ def show_study(root: Path, arms: Sequence[str] | None, against: str, x: str) -> 
         return
     frame = table(root, arms)
     differences = verdicts_in(frame) if against == "first" else verdicts(root, arms, against)
-    of_readings = readings.readings(root, arms)
+    of_readings = readings.compare_readings(root, arms)
     paths = _write_files(root, frame, differences, x)
     if not of_readings.empty:
         paths += _write_readings(root, of_readings, frame.attrs["arms"])
@@ -100,19 +100,17 @@ def _write_readings(root: Path, frame: pd.DataFrame, arms: Sequence[str]) -> lis
 
 
 def _show_readings(console: Console, frame: pd.DataFrame) -> None:
-    """Print the table of readings and the table of controls, without intervals."""
+    """Print the tables of readings and of controls of each arm, without intervals."""
     for title, (head, rows) in (
-        ("Readings of the same rows, WER in %", readings.tabulate(frame, intervals=False)),
-        ("The model with other audio, WER in %", readings.tabulate_controls(frame, intervals=False)),
+        ("readings of the same rows, WER in %", readings.tabulate(frame, intervals=False)),
+        ("with other audio, WER in %", readings.tabulate_controls(frame, intervals=False)),
     ):
-        if not rows:
-            continue
-        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-        for column in head:
-            table.add_column(column, justify="left" if column in ("arm", "task") else "right", overflow="fold")
-        for row in rows:
-            table.add_row(*row)
-        console.print(table)
+        for arm in dict.fromkeys(row[0] for row in rows):
+            table = _build_empty_table(f"{arm}: {title}", *head[2:])
+            for row in rows:
+                if row[0] == arm:
+                    table.add_row(*row[1:])
+            console.print(table)
     print_plain(console, readings.NOTE)
 
 
