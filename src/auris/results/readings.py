@@ -123,34 +123,34 @@ def _score_rows(rows: pd.DataFrame | None, ids: set[str], metric: str, name: str
 # --- texts --------------------------------------------------------------------------------------------------------
 
 
-def tabulate(frame: pd.DataFrame, *, intervals: bool) -> tuple[list[str], list[list[str]]]:
+def tabulate(frame: pd.DataFrame, *, brief: bool = False) -> tuple[list[str], list[list[str]]]:
     """Return the heading and the rows of the table of readings as texts, in %, without columns that have no score.
 
     Args:
         frame: The result of `compare_readings`.
-        intervals: Whether error rates have their intervals, and columns their full names.
+        brief: Leave out intervals and the details of errors, and shorten the headings.
     """
     columns = [column for column in READINGS if frame[column].notna().any()]
-    labels = LABELS if intervals else {column: column for column in columns}
-    head = ["arm", "task", "n", *(labels[column] for column in columns), *_DETAILS.values()]
+    details = {} if brief else _DETAILS
+    head = ["arm", "task", "n", *(column if brief else LABELS[column] for column in columns), *details.values()]
     rows = []
     for row in frame_rows(frame):
         n = str(row["n"]) if row["n"] == row["rows"] else f"{row['n']}/{row['rows']}"
-        rates = [_format_rate(row, column, intervals) for column in columns]
-        details = ["-" if np.isnan(row[metric]) else format_value(metric, row[metric]) for metric in _DETAILS]
-        rows.append([row["arm"], _task(row, frame), n, *rates, *details])
+        rates = [_format_rate(row, column, brief) for column in columns]
+        shares = ["-" if np.isnan(row[metric]) else format_value(metric, row[metric]) for metric in details]
+        rows.append([row["arm"], _task(row, frame), n, *rates, *shares])
     return head, rows
 
 
-def tabulate_controls(frame: pd.DataFrame, *, intervals: bool) -> tuple[list[str], list[list[str]]]:
-    """Return the heading and the rows of the table of controls: error rates with silence and with shuffled audio."""
-    columns = ("control model", *CONTROLS)
-    head = ["arm", "task", "n", *(LABELS[column.removeprefix("control ")] for column in columns)]
-    lines = frame_rows(frame[frame["control n"] > 0])
-    rates = ([_format_rate(row, column, intervals) for column in columns] for row in lines)
-    return head, [
-        [row["arm"], _task(row, frame), str(row["control n"]), *texts] for row, texts in zip(lines, rates, strict=True)
-    ]
+def tabulate_controls(frame: pd.DataFrame, *, brief: bool = False) -> tuple[list[str], list[list[str]]]:
+    """Return the table of error rates with silence and with shuffled audio, in the form of `tabulate`."""
+    columns = {f"control {MODEL}": MODEL, **dict(zip(CONTROLS, CONTROLS, strict=True))}
+    head = ["arm", "task", "n", *(label if brief else LABELS[label] for label in columns.values())]
+    rows = []
+    for row in frame_rows(frame[frame["control n"] > 0]):
+        rates = [_format_rate(row, column, brief) for column in columns]
+        rows.append([row["arm"], _task(row, frame), str(row["control n"]), *rates])
+    return head, rows
 
 
 def _task(row: Mapping[str, Any], frame: pd.DataFrame) -> str:
@@ -160,20 +160,20 @@ def _task(row: Mapping[str, Any], frame: pd.DataFrame) -> str:
     return " ".join([row["group"], *metric, *benchmark])
 
 
-def _format_rate(row: Mapping[str, Any], column: str, intervals: bool) -> str:
+def _format_rate(row: Mapping[str, Any], column: str, brief: bool) -> str:
     if np.isnan(row[column]):
         return "-"
-    if not intervals:
+    if brief:
         return format_value(row["metric"], row[column])
     return cells.format_interval(row["metric"], *(row[f"{column}{part}"] for part in ("", " low", " high")))
 
 
 def format_markdown(frame: pd.DataFrame) -> str:
     """Return the result of `compare_readings` in Markdown."""
-    head, rows = tabulate(frame, intervals=True)
+    head, rows = tabulate(frame)
     lines = ["WER in % [95 % bootstrap interval] of each reading:", ""]
     lines += [*markdown_table(head, rows, n_number_columns=len(head) - 2), "", NOTE, "", ERROR_NOTE, ""]
-    head, rows = tabulate_controls(frame, intervals=True)
+    head, rows = tabulate_controls(frame)
     if rows:
         lines += ["The model with silence, and with the audio of other rows, on the same n rows:", ""]
         lines += [*markdown_table(head, rows, n_number_columns=len(head) - 2), ""]

@@ -44,7 +44,9 @@ DROP_NOTE = "drop: how much worse the score is than on the same rows with their 
 def table(root: str | Path, arms: Sequence[str] | None = None) -> pd.DataFrame:
     """Return the score of each arm with its interval, and the difference of each other arm to the first arm.
 
-    There is one row for each combination of benchmark, group (a set of test rows) and metric. The columns are:
+    There is one row for each combination of benchmark, group (a set of test rows) and metric. The readings of a
+    benchmark, such as `real@ctc`, are left out if the arms have their own responses to it (`real`): see
+    `readings.compare_readings`. The columns are:
 
     benchmark, group, metric, provenance (origins of the recordings, such as `real` or `tts`), signature (how the score
     was computed), and n (number of test rows that all arms have).
@@ -74,6 +76,7 @@ def table(root: str | Path, arms: Sequence[str] | None = None) -> pd.DataFrame:
         UserError: An arm has no predictions.
     """
     scored, arms, notes = read_chosen_predictions(root, arms)
+    scored = _without_readings(scored)
     signatures: dict[Key, str] = {
         (row["benchmark"], row["task"], row["metric"]): row["signature"] for row in frame_rows(collect(root))
     }
@@ -123,6 +126,13 @@ def read_chosen_predictions(root: str | Path, arms: Sequence[str] | None) -> tup
         if rows.groupby("seed")["id"].agg(frozenset).nunique() > 1:
             notes.append(f"{', '.join(key)}: not all seeds of {arm} were scored on the same rows")
     return scored, chosen, notes
+
+
+def _without_readings(scored: pd.DataFrame) -> pd.DataFrame:
+    """Return predictions without those of readings of a benchmark that the arms have answered themselves."""
+    names = {text: EvaluationName.parse(text) for text in scored["benchmark"].unique()}
+    left_out = [text for text, name in names.items() if name.reading and name.benchmark in names]
+    return scored[~scored["benchmark"].isin(left_out)]
 
 
 def _by_key(frame: pd.DataFrame, *columns: str) -> dict[Key, pd.DataFrame]:

@@ -100,10 +100,10 @@ def _write_readings(root: Path, frame: pd.DataFrame, arms: Sequence[str]) -> lis
 
 
 def _show_readings(console: Console, frame: pd.DataFrame) -> None:
-    """Print the tables of readings and of controls of each arm, without intervals."""
+    """Print the tables of readings and of controls of each arm, in brief."""
     for title, (head, rows) in (
-        ("readings of the same rows, WER in %", readings.tabulate(frame, intervals=False)),
-        ("with other audio, WER in %", readings.tabulate_controls(frame, intervals=False)),
+        ("readings of the same rows, WER in %", readings.tabulate(frame, brief=True)),
+        ("with other audio, WER in %", readings.tabulate_controls(frame, brief=True)),
     ):
         for arm in dict.fromkeys(row[0] for row in rows):
             table = _build_empty_table(f"{arm}: {title}", *head[2:])
