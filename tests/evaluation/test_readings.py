@@ -119,7 +119,9 @@ def test_a_file_with_invalid_lines_is_refused(tmp_path: Path, lines: list, messa
 
 
 def test_a_missing_file_is_named():
-    with pytest.raises(FileNotFoundError, match=r"reading=ctx: there is no such file; expected ctc, text or a file"):
+    with pytest.raises(
+        FileNotFoundError, match=r"reading=ctx: there is no such file; expected ctc, aligner, text or a file"
+    ):
         transcripts.read_transcripts(Path("ctx"))
 
 

@@ -18,8 +18,8 @@ N = 20  # rows of a group
 GROUPS = ("asr en librispeech", "asr en speechocean762", "asr en speechocean762 adults")
 # Errors of ten words in each row of each evaluation, by arm.
 ERRORS = {
-    "tags": {"real": 4, "real@ctc": 5, "real@text": 1, "real@decoder": 2, "real@silence": 9, "real@shuffled": 10},
-    "natural": {"real": 3, "real@ctc": 5, "real@text": 1, "real@decoder": 2},
+    "tags": {"real": 4, "real@aligner": 5, "real@text": 1, "real@decoder": 2, "real@silence": 9, "real@shuffled": 10},
+    "natural": {"real": 3, "real@aligner": 5, "real@text": 1, "real@decoder": 2},
 }
 
 
@@ -97,7 +97,10 @@ def test_all_readings_of_a_line_are_scored_on_the_same_rows(study: Path):
         for group, n in zip(GROUPS, (20, 8, 4), strict=True):
             line = frame.loc[arm, group]
             excess = sum(i % 3 - 1 for i in range(n)) / n
-            for column, name in (("model", "real"), *((name, f"real@{name}") for name in ("ctc", "text", "decoder"))):
+            for column, name in (
+                ("model", "real"),
+                *((name, f"real@{name}") for name in ("aligner", "text", "decoder")),
+            ):
                 assert line[column] == pytest.approx((evaluations[name] + excess) / 10)
                 assert line[f"{column} low"] <= line[column] <= line[f"{column} high"]
             assert line["insertions"] == pytest.approx(0.2) and line["substitutions"] == 0
@@ -126,7 +129,7 @@ def test_a_study_with_readings_has_tables_and_figures_of_them(study: Path, capsy
     assert [*GROUPS[1].split(), "8/20", "28.7", "48.8", "18.8", "8.8"] in lines
     head, _, first, second, *_ = (study / "readings.md").read_text().splitlines()[2:]
     assert head.startswith(
-        "| arm | task | n | this model | CTC reading | encoder's own decoder | text ceiling | ins. |"
+        "| arm | task | n | this model | CTC reading of its aligner | encoder's own decoder | text ceiling | ins. |"
     )
     assert first.startswith("| tags | asr en librispeech | 20 | 39.5 [")
     assert second.startswith("| tags | asr en speechocean762 | 8/20 | 38.8 [")
@@ -147,13 +150,13 @@ def test_readings_are_not_in_the_table_of_the_models_responses(study: Path):
     for file in study.glob("*/seed_0/predictions/real.jsonl"):
         file.unlink()
     table = results.table(study)
-    assert {"real@ctc", "real@text", "real@decoder"} < set(table["benchmark"])
-    assert table.loc[table["benchmark"] == "real@ctc", "n"].gt(0).all() and "tags drop" not in table
+    assert {"real@aligner", "real@text", "real@decoder"} < set(table["benchmark"])
+    assert table.loc[table["benchmark"] == "real@aligner", "n"].gt(0).all() and "tags drop" not in table
 
 
 def test_a_study_without_readings_has_no_table_of_them(study: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(terminal, "save_figure", lambda figure, path: [])
-    for file in study.glob("*/seed_0/predictions/*@[ctd]*.jsonl"):
+    for file in study.glob("*/seed_0/predictions/*@[atd]*.jsonl"):
         file.unlink()
     assert results.compare_readings(study).empty
     assert cli.main(["results", "study=real", f"runs={study.parent}"]) == 0

@@ -42,12 +42,12 @@ from auris.evaluation.summary import Identity
 from auris.files import read_json, write_json, write_jsonl
 from auris.inference import load as pretrained
 from auris.inference.audio_model import AudioModel
-from auris.inference.ctc_reading import read_by_ctc
+from auris.inference.ctc_reading import read_by_aligner, read_by_ctc
 from auris.inference.text_reading import read_text
 from auris.metrics import records
 from auris.metrics.judges.judge import Judge
 from auris.metrics.measures import table_position
-from auris.metrics.records import AS_IS, CTC, DECODER, TEXT, EvaluationName, Prediction, ResultRow
+from auris.metrics.records import ALIGNER, AS_IS, CTC, DECODER, TEXT, EvaluationName, Prediction, ResultRow
 from auris.model.weights import checkpoint_dir
 from auris.model.weights.tensors import weights_digest
 from auris.text.prompts import TagPrompt
@@ -57,6 +57,10 @@ from auris.training.preemption import Preemption
 MAX_NEW_TOKENS = 64  # largest number of tokens of a response, unless the user or the benchmark sets another
 
 _STOPPED = "evaluation stopped by {}: the same command continues it with the responses so far, which are cached"
+
+
+# Functions that return the model of a reading, given the model to evaluate.
+_MODELS = {CTC: read_by_ctc, ALIGNER: read_by_aligner, TEXT: read_text}
 
 
 @dataclass(frozen=True)
@@ -96,12 +100,11 @@ def evaluate(config: Config) -> list[ResultRow]:
         reading = _reading(config)
         audio_kinds = audio_ablation.audio_kinds(config["audio"])
         model = pretrained.load(config["checkpoint"], which=config["which"], device=config["accelerator"])
+        if reading in _MODELS:
+            model = _MODELS[reading](model)
         weights = weights_digest(model.net) if ranks.is_first else ""
-        if reading == CTC:
-            model = read_by_ctc(model)
-            weights += weights_digest(model.objective) if ranks.is_first else ""
-        elif reading == TEXT:
-            model = read_text(model)
+        if ranks.is_first and reading in (CTC, ALIGNER):
+            weights += weights_digest(model.objective)
         results: list[ResultRow] = []
         for benchmark in members:
             for audio in audio_kinds:
@@ -129,7 +132,7 @@ def _reading(config: Config) -> str | None:
     reading, audio = config["reading"], config["audio"]
     if config["audio_rows"] is not None and audio == AS_IS:
         raise UsageError("audio_rows has no effect with audio=as_is: expected audio=silence, shuffled or all")
-    if reading in (None, CTC):
+    if reading in (None, CTC, ALIGNER):
         return reading
     if audio != AS_IS:
         raise UsageError(f"audio={audio} has no effect with reading={reading}, which uses no audio: set audio=as_is")

@@ -19,7 +19,9 @@ def read_transcripts(path: Path) -> dict[str, str]:
         UserError: A line lacks a field, or two lines have the same id.
     """
     if not path.is_file():
-        raise MissingFileError(f"reading={path}: there is no such file; expected ctc, text or a file of transcripts")
+        raise MissingFileError(
+            f"reading={path}: there is no such file; expected ctc, aligner, text or a file of transcripts"
+        )
     transcripts: dict[str, str] = {}
     for number, line in enumerate(read_jsonl(path), start=1):
         row_id, text = (line.get(key) for key in ("id", "hyp"))

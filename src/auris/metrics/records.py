@@ -18,7 +18,7 @@ from auris.errors import UserError
 from auris.files import write_jsonl
 
 AS_IS, SILENCE, SHUFFLED = AUDIO_KINDS = ("as_is", "silence", "shuffled")
-CTC, TEXT, DECODER = READINGS = ("ctc", "text", "decoder")
+CTC, ALIGNER, TEXT, DECODER = READINGS = ("ctc", "aligner", "text", "decoder")
 
 
 class EvaluationName(NamedTuple):
@@ -26,9 +26,9 @@ class EvaluationName(NamedTuple):
 
     Attributes:
         benchmark: The benchmark.
-        reading: Who answered the rows instead of the model. `ctc`: the best path of its aligner through the audio
-            tokens. `text`: the model, given the transcript in place of the sound. `decoder`: another system, whose
-            transcripts are in a file. None: the model itself.
+        reading: Who answered the rows instead of the model. `ctc`: the best path of CTC through its audio tokens.
+            `aligner`: the same of the aligner that it started from. `text`: the model, given the transcript in place of
+            the sound. `decoder`: another system, whose transcripts are in a file. None: the model itself.
         audio: Which audio the rows have: their own (`as_is`), silence, or that of other rows (`shuffled`).
     """
 

@@ -1,8 +1,8 @@
 """Comparison of the readings of the same rows: does the hearing or the language model limit a model?
 
 An error rate of the model stands next to those of its aligner's CTC reading, of the encoder's own decoder and of the
-text ceiling, which is the model given the transcripts in place of the sound (`records.EvaluationName`). All four are
-computed on the rows that all of them have.
+text ceiling, which is the model given the transcripts in place of the sound (`records.EvaluationName`). All of them
+are computed on the rows that all of them have.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from matplotlib.style import context as style_context
 
 from auris.metrics import edits
 from auris.metrics.measures import ERROR_NOTE, MEASURES, format_value, score
-from auris.metrics.records import AS_IS, CTC, DECODER, SHUFFLED, SILENCE, TEXT, EvaluationName
+from auris.metrics.records import ALIGNER, AS_IS, CTC, DECODER, SHUFFLED, SILENCE, TEXT, EvaluationName
 from auris.results import cells
 from auris.results.cells import frame_rows
 from auris.results.figures import ADVICE, add_legend, draw_bars
@@ -26,17 +26,18 @@ from auris.results.tables import markdown_table, read_chosen_predictions, score_
 from auris.text.figure_style import CAPTION, STYLE, assign_colours
 
 MODEL = "model"  # the column of the model's own responses
-READINGS = (MODEL, CTC, DECODER, TEXT)
+READINGS = (MODEL, ALIGNER, CTC, DECODER, TEXT)
 CONTROLS = (SILENCE, SHUFFLED)
 # Reading and audio of an evaluation -> column of the table; other evaluations have no column.
 _COLUMNS: Mapping[tuple[str | None, str], str] = {
     (None, AS_IS): MODEL,
-    **{(reading, AS_IS): reading for reading in (CTC, DECODER, TEXT)},
+    **{(reading, AS_IS): reading for reading in READINGS[1:]},
     **{(None, audio): audio for audio in CONTROLS},
 }
 LABELS = {
     MODEL: "this model",
-    CTC: "CTC reading",
+    ALIGNER: "CTC reading of its aligner",
+    CTC: "CTC reading of its audio tokens",
     DECODER: "encoder's own decoder",
     TEXT: "text ceiling",
     SILENCE: "silence",
@@ -45,10 +46,10 @@ LABELS = {
 _DETAILS = {"insertions": "ins.", "deletions": "del.", "substitutions": "sub.", "runaway": "runaway"}  # of the model
 
 NOTE = (
-    "CTC reading (ctc): the best path of the aligner through the audio tokens, without the language model. Encoder's "
-    "own decoder (decoder): transcripts of the system that the encoder comes from. Text ceiling (text): this model, "
-    "given the transcript in place of the sound. All columns of a line are computed on the same n rows; n/N: the "
-    "other rows of the group lack a result in one of the columns."
+    "CTC reading: the best path through the audio tokens of its aligner (aligner) or its own (ctc), without the "
+    "language model. Encoder's own decoder (decoder): transcripts of the system that the encoder comes from. Text "
+    "ceiling (text): this model, given the transcript in place of the sound. All columns of a line are computed on the "
+    "same n rows; n/N: the other rows of the group lack a result in one of the columns."
 )
 
 
@@ -56,8 +57,8 @@ def compare_readings(root: str | Path, arms: Sequence[str] | None = None) -> pd.
     """Return the error rates of the readings of a study, with a row for each arm and group of test rows.
 
     Columns: arm, benchmark, group, metric; `n` (number of rows that all readings of the arm have) and `rows` (number of
-    rows that any of them has); for each of READINGS its error rate on these n rows (`model`, `ctc`, `decoder`, `text`)
-    and the ends of its 95 % interval (`<column> low`, `<column> high`); `insertions`, `deletions`, `substitutions` and
+    rows that any of them has); for each of READINGS its error rate on these n rows, such as `model` or `text`, and
+    the ends of its 95 % interval (`<column> low`, `<column> high`); `insertions`, `deletions`, `substitutions` and
     `runaway` of the model.
 
     For the controls: `control n` (number of rows that the model has answered with their own audio and with each of
