@@ -39,7 +39,7 @@ from benchmarks import (
     train_step,
 )
 from benchmarks.goals import TARGETS, Target
-from benchmarks.models import parse_lengths
+from benchmarks.models import WEIGHTS, parse_lengths
 
 BENCHMARKS = {
     "train_step": train_step,
@@ -69,6 +69,7 @@ Speed and memory against named peers, as ratios. Above 1, auris is faster; for `
 {benchmarks}
   rounds    number of rounds; in each round both sides run once (5)
 
+The variable {weights}=ENCODER:LLM names directories whose weights preset base uses; otherwise they are random.
 Both sides run in one process, on one thread, and are timed by CPU time. `floor` is the share of the time of auris that
 the matrix products of the step alone take. Several combinations of settings run in separate processes. First the
 results of both sides are compared: if they differ, nothing is timed and the exit code is 1. `memory` runs each side in
@@ -107,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the selected benchmarks. Return 1 if the two sides of one of them differ."""
     argv = sys.argv[1:] if argv is None else list(argv)
     if {"--help", "-h"} & set(argv):
-        print(USAGE.format(benchmarks="\n".join(map(_describe, BENCHMARKS)), out=OUT), end="")
+        print(USAGE.format(benchmarks="\n".join(map(_describe, BENCHMARKS)), out=OUT, weights=WEIGHTS), end="")
         return 0
     try:
         cases, rounds = _parse(argv)

@@ -1,5 +1,8 @@
 """The same random model and the same random rows for both sides: auris, and Qwen2-Audio of transformers.
 
+The weights of preset `base` are those of Whisper base and SmolLM2-135M-Instruct if the variable WEIGHTS names their
+directories.
+
 The peer receives the rows as its processor would prepare them: the features of every clip are padded to 30 s, and rows
 are padded to the longest. `shorten` makes the only change to the peer's model.
 
@@ -8,9 +11,10 @@ Shapes: A clips, one in each row; L samples at 16 kHz; T tokens of a row; R labe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
@@ -26,10 +30,14 @@ from auris.model.audio_lm import AudioLM
 from auris.model.encoder import Encoder
 from auris.model.pack import IGNORE
 from auris.model.weights import loading
+from auris.model.weights.identify import identify
 from auris.model.weights.layouts import LAYOUTS
 from auris.model.weights.tensors import StateTensors
 from auris.training import optim
 from benchmarks import SettingError
+
+# Name of the environment variable with the directories of encoder and LLM for preset `base`: ENCODER:LLM.
+WEIGHTS = "BENCHMARK_WEIGHTS"
 
 # Trained parts of each stage, by their names in auris. Pooling has no parameters.
 TRAINED = {"all": ("encoder", "projector", "llm"), "sft": ("projector", "llm"), "pretrain": ("encoder", "projector")}
@@ -60,6 +68,8 @@ class Preset:
     llm_type: str = "qwen2"
     n_mels: int = 128  # as in Qwen2-Audio
     has_tied_head: bool = False
+    llm_settings: Mapping[str, float] = field(default_factory=dict)
+    has_weights: bool = False  # whether there are real weights of these sizes
 
 
 PRESETS = {
@@ -113,6 +123,8 @@ PRESETS = {
         llm_type="llama",
         n_mels=80,
         has_tied_head=True,
+        llm_settings={"rope_theta": 100_000.0, "rms_norm_eps": 1e-5},
+        has_weights=True,
     ),
 }
 
@@ -175,7 +187,7 @@ def waves(lengths: str, clips: int, seed: int) -> list[Tensor]:
 
 
 def models(preset: Preset, seed: int) -> tuple[AudioLM, Qwen2AudioForConditionalGeneration]:
-    """Return both models with the same random weights."""
+    """Return both models with the same weights: random ones, or those of `WEIGHTS`."""
     torch.manual_seed(seed)
     text = {
         "model_type": preset.llm_type,
@@ -185,6 +197,7 @@ def models(preset: Preset, seed: int) -> tuple[AudioLM, Qwen2AudioForConditional
         "num_attention_heads": preset.llm_heads,
         "num_key_value_heads": preset.llm_kv_heads,
         "tie_word_embeddings": preset.has_tied_head,
+        **preset.llm_settings,
     }
     audio = {
         "model_type": "qwen2_audio_encoder",
@@ -220,7 +233,23 @@ def models(preset: Preset, seed: int) -> tuple[AudioLM, Qwen2AudioForConditional
         vocab_size=preset.vocab_size,
     ).train()
     loading.load(net, StateTensors(peer_net.state_dict()), layout="qwen2_audio", label="transformers")
+    if preset.has_weights and (paths := os.environ.get(WEIGHTS)):
+        _load_weights(net, peer_net, paths)
     return net, peer_net
+
+
+def _load_weights(net: AudioLM, peer_net: Qwen2AudioForConditionalGeneration, paths: str) -> None:
+    """Load the encoder and the LLM of two directories, `ENCODER:LLM`, into both models."""
+    if paths.count(os.pathsep) != 1:
+        raise SettingError(f"{WEIGHTS}={paths}: expected ENCODER{os.pathsep}LLM")
+    for part, path in zip(("encoder", "llm"), paths.split(os.pathsep), strict=True):
+        source = identify(path)
+        loading.load(net, source.open_tensors(), layout=source.layout, parts=[part], label=path)
+    tensors = {**dict(net.named_parameters()), **dict(net.named_buffers())}
+    with torch.no_grad():
+        for name, parameter in peer_net.named_parameters():
+            parameter.copy_(tensors[_auris_name(name)])
+    print(f"  weights: {paths}")
 
 
 def samples(clips: Sequence[Tensor], geometry: Geometry, vocab_size: int, seed: int) -> list[Sample]:

@@ -39,6 +39,7 @@ ROW_KEYS = (
     "mix",
     "test",
     "view",
+    "encoder_frames",
     "long_audio",
     "silent_audio",
     "augment",

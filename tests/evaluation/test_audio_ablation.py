@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -89,3 +90,7 @@ def test_at_most_the_given_number_of_rows_is_drawn_evenly_from_the_manifests():
     [again, *_] = audio_ablation.replace_audio(manifests[1:], "shuffled", 0, n_rows=15)
     assert len(again.rows) == 8
     assert audio_ablation.replace_audio(manifests, "as_is", 0, n_rows=15) == manifests
+    # The sets of a manifest are drawn from evenly too.
+    in_sets = [replace(row, labels={**row.labels, "set": "small" if n < 5 else "large"}) for n, row in enumerate(rows)]
+    [drawn_from_sets] = audio_ablation.replace_audio([Manifest("all.jsonl", tuple(in_sets))], "silence", 0, n_rows=12)
+    assert Counter(row.labels["set"] for row in drawn_from_sets.rows) == {"small": 5, "large": 7}

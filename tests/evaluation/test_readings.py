@@ -14,7 +14,7 @@ from auris.data.manifests import read_manifests
 from auris.data.samples import TextSamples
 from auris.data.stretch import UniformStretch
 from auris.evaluation import answer_cache, answering, predictions, runner, summary, transcripts
-from auris.evaluation.benchmarks import Benchmark
+from auris.evaluation.benchmarks import Benchmark, name_sets
 from auris.files import read_json
 from auris.inference import load as pretrained
 from auris.inference.text_reading import read_text
@@ -53,7 +53,7 @@ def of_whisper(shared_data: Path, whisper_base: Path, tmp_path_factory: pytest.T
     """Return the scores of Whisper base's own decoder on real speech, and the rows without a transcript."""
     real = benchmark(test=[str(shared_data / f"real/{name}.test.jsonl") for name in SETS])
     file, folder = whisper_base / "reference_transcripts.jsonl", tmp_path_factory.mktemp("cache")
-    manifests = read_manifests(real.manifests())
+    manifests = name_sets(read_manifests(real.manifests()))
     part, skipped = transcripts.answer_from_file(file, "task", manifests, folder / answer_cache.CACHE_DIR)
     responses = answer_cache.load_responses(folder, part)
     rows = [response.row for response in responses]
@@ -128,17 +128,15 @@ def test_a_missing_file_is_named():
 # --- test sets and parts ------------------------------------------------------------------------------------------
 
 
-def test_the_set_of_a_row_is_named_after_its_file():
-    names = {
-        "real/librispeech.test.jsonl": "librispeech",
-        "corpora/all/test.jsonl": "all",
-        "b.jsonl": "b",
-    }
-    entries = benchmark(test=[*names, {"path": "c.jsonl", "labels": {"task": "asr"}, "limit": 3}]).manifests()
-    assert [entry["labels"]["set"] for entry in entries] == [*names.values(), "c"]
-    assert entries[-1] == {"path": "c.jsonl", "labels": {"set": "c", "task": "asr"}, "limit": 3}
-    named = benchmark(test={"path": "c.jsonl", "labels": {"set": "mine"}}).manifests()
-    assert named == [{"path": "c.jsonl", "labels": {"set": "mine"}}]
+def test_the_set_of_a_row_is_its_label_or_named_after_its_file(tmp_path: Path):
+    (tmp_path / "all").mkdir()
+    names = {"librispeech.test.jsonl": "librispeech", "all/test.jsonl": "all", "b.jsonl": "b"}
+    entries: list = []
+    for number, file in enumerate(names):
+        rows = [{"id": f"{number}-{n}", "audio": "a.wav", "task": "asr", "text": "a"} for n in range(2)]
+        entries.append(str(write_manifest(tmp_path / file, [rows[0], {**rows[1], "set": "mine"}])))
+    manifests = name_sets(read_manifests(entries))
+    assert [[row.labels["set"] for row in m.rows] for m in manifests] == [[name, "mine"] for name in names.values()]
 
 
 def test_rows_belong_to_the_parts_whose_labels_they_have(tmp_path: Path):

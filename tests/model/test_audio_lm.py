@@ -80,7 +80,7 @@ def test_audio_embeddings_replace_only_the_placeholders(net: AudioLM) -> None:
     batch = pack(rows(), net.geometry)
     x, text_embeddings = net.embed(batch), net.llm.get_input_embeddings()(batch["ids"])
     index = batch["audio_index"]
-    assert torch.equal(x[index], net.encode(batch["mel"], batch["frames"]))
+    assert torch.equal(x[index], net.encode(batch))
     is_text = torch.ones(len(x), dtype=torch.bool).index_fill(0, index, False)
     assert (
         torch.equal(x[is_text], text_embeddings[is_text])

@@ -85,7 +85,8 @@ def build_pack(
             built.append(samples.build(row, number, epoch, prompt_only=prompt_only))
         except (RowError, AudioError) as error:
             skipped.append((row.id, str(error)))
-    return collate(built, geometry=samples.geometry if samples.has_audio else None, skipped=skipped)
+    geometry = samples.geometry if samples.has_audio else None
+    return collate(built, geometry=geometry, skipped=skipped, cached_width=samples.cached_width)
 
 
 def exclude_over_budget(lengths: Lengths, token_budget: int) -> Lengths:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from auris.audio import Geometry
+from auris.audio import Geometry, n_encoder_frames
 from auris.model.pack import IGNORE, Pack
 from auris.text.tasks import LOSS_CURVES
 
@@ -66,7 +66,13 @@ class Sample:
             assert not self.audio_mask[start - 1], "the prompt of a pair must end with text"
 
 
-def collate(samples: Sequence[Sample], *, geometry: Geometry | None, skipped: Sequence[tuple[str, str]] = ()) -> Pack:
+def collate(
+    samples: Sequence[Sample],
+    *,
+    geometry: Geometry | None,
+    skipped: Sequence[tuple[str, str]] = (),
+    cached_width: int | None = None,
+) -> Pack:
     """Concatenate samples into one pack without padding.
 
     Args:
@@ -74,6 +80,7 @@ def collate(samples: Sequence[Sample], *, geometry: Geometry | None, skipped: Se
         geometry: Determines the numbers of frames and tokens of a clip. None for text-only training, whose packs have
             no `mel` and no `frames`.
         skipped: (row id, reason) of the rows that were left out of the pack.
+        cached_width: Width of the encoder if all clips have cached encoder frames.
     """
     segments = [segment for sample in samples for segment in _segments(sample)] or [_EMPTY]
     lengths = [len(segment.ids) for segment in segments]
@@ -100,10 +107,10 @@ def collate(samples: Sequence[Sample], *, geometry: Geometry | None, skipped: Se
         return pack
     frames = [n for sample in samples for n in sample.frames] or [DUMMY_FRAMES]
     pack["frames"] = torch.tensor(frames)
-    cached = [sample.encoder_frames for sample in samples if sample.encoder_frames is not None]
-    if cached:
-        assert len(cached) == len(samples) and not mels, "some clips have cached encoder frames, others do not"
-        pack["encoder_frames"] = torch.cat(cached)
+    if cached_width is not None:
+        assert not mels, "some clips have cached encoder frames, others do not"
+        cached = [sample.encoder_frames for sample in samples if sample.encoder_frames is not None]
+        pack["encoder_frames"] = torch.cat(cached or [torch.zeros(n_encoder_frames(DUMMY_FRAMES), cached_width)])
         return pack
     mels = mels or [torch.zeros(geometry.n_mels, geometry.n_frames_with_padding(DUMMY_FRAMES))]
     assert [mel.shape for mel in mels] == [(geometry.n_mels, geometry.n_frames_with_padding(n)) for n in frames], frames

@@ -70,10 +70,15 @@ class Samples(ABC):
 
     Attributes:
         has_audio: Whether samples contain audio.
+        encoder_frames: {row id: file with the cached encoder frames of its clip} (`training.encoder_frames`); None: the
+            clips are read.
+        cached_width: Width of cached encoder frames; None: clips are read.
         styles: Classes of prompt styles that the view supports.
     """
 
     has_audio = True
+    encoder_frames: Mapping[str, Path] | None = None
+    cached_width: int | None = None
     styles: tuple[type, ...] = (Prompt, BothPrompts)
 
     def __init__(
@@ -152,6 +157,8 @@ class Samples(ABC):
             raise RowError(row.problem)
         seed = None if epoch is None else row_seed(self.seed, epoch, row.id)
         rng = None if seed is None else np.random.default_rng(seed)
+        if self.encoder_frames is not None and row.clips:
+            return self._build_from_frames(row, number, rng, prompt_only, self.encoder_frames)
         waves = [self.read(clip) for clip in row.clips] if self.has_audio else []
         if seed is not None and self.distortions:
             # With a separate generator, wordings and masks are the same as in a run without distortions.
@@ -183,6 +190,27 @@ class Samples(ABC):
             frames=tuple(frames),
             audio_seconds=sum(len(wave) for wave in waves) / audio.SAMPLE_RATE,
             loss_curve=tasks.loss_curve(row.labels),
+        )
+
+    def _build_from_frames(
+        self, row: Row, number: int, rng: Rng, prompt_only: bool, files: Mapping[str, Path]
+    ) -> Sample:
+        """Build the sample of a row with one clip from the cached encoder frames of the clip."""
+        if row.id not in files:
+            raise RowError("the row has no cached encoder frames, because its audio could not be used")
+        frames = torch.from_numpy(np.load(files[row.id]))
+        n_frames = 2 * len(frames)  # the encoder halves the rate
+        encoded = self.encode(row, [self._geometry.n_clip_tokens([n_frames])], rng, prompt_only=prompt_only)
+        return Sample(
+            row=number,
+            ids=encoded.ids,
+            supervise=encoded.supervise,
+            audio_mask=encoded.audio,
+            mels=(),
+            frames=(n_frames,),
+            audio_seconds=len(frames) / audio.ENCODER_RATE,
+            loss_curve=tasks.loss_curve(row.labels),
+            encoder_frames=frames,
         )
 
     def audio_lengths(self, row: Row) -> list[int]:
@@ -365,34 +393,7 @@ class TextSamples(Samples):
 
 
 class TranscriptSamples(Samples):
-    """View of a row with its clip and transcript, without a prompt, for CTC training of the encoder.
-
-    Attributes:
-        encoder_frames: {row id: file with the cached encoder frames of its clip} (`training.encoder_frames`); None: no
-            cache is used.
-    """
-
-    encoder_frames: Mapping[str, Path] | None = None
-
-    def build(self, row: Row, number: int, epoch: int | None, *, prompt_only: bool = False) -> Sample:
-        """Build the sample of a row, from cached encoder frames instead of the audio if there is a cache."""
-        if self.encoder_frames is None:
-            return super().build(row, number, epoch, prompt_only=prompt_only)
-        if row.id not in self.encoder_frames:
-            raise RowError(row.problem or "the row has no cached encoder frames, because its audio could not be used")
-        frames = torch.from_numpy(np.load(self.encoder_frames[row.id]))
-        encoded = self.encode(row, (), None, prompt_only=prompt_only)
-        return Sample(
-            row=number,
-            ids=encoded.ids,
-            supervise=encoded.supervise,
-            audio_mask=encoded.audio,
-            mels=(),
-            frames=(2 * len(frames),),  # the encoder halves the rate
-            audio_seconds=len(frames) / audio.ENCODER_RATE,
-            loss_curve=tasks.loss_curve(row.labels),
-            encoder_frames=frames,
-        )
+    """View of a row with its clip and transcript, without a prompt, for CTC training of the encoder."""
 
     def encode(self, row: Row, audio_lengths: Sequence[int], rng: Rng, *, prompt_only: bool = False) -> Encoded:
         """Return the token ids of the transcript."""

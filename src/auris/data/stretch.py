@@ -64,7 +64,7 @@ class UniformStretch:
         """Return each token repeated, with blanks around it."""
         n_blanks = rng.integers(self.blanks[0], self.blanks[1] + 1, size=len(tokens) + 1)
         n_repeats = rng.integers(self.repeats[0], self.repeats[1] + 1, size=len(tokens))
-        return _interleave(tokens, n_repeats, n_blanks, blank)
+        return _interleave(tokens, n_repeats.tolist(), n_blanks.tolist(), blank)
 
     def max_length(self, n_tokens: int) -> int:
         """Return the length if every number is the highest one."""
@@ -153,9 +153,9 @@ class _Numbers:
         self.highest = int(values[np.searchsorted(n.cumsum() / n.sum(), _LONGEST_QUANTILE)])
         self._values, self._shares = np.minimum(values, self.highest), n / n.sum()
 
-    def draw(self, size: int, rng: np.random.Generator) -> np.ndarray:
+    def draw(self, size: int, rng: np.random.Generator) -> list[int]:
         """Draw numbers."""
-        return rng.choice(self._values, size=size, p=self._shares)
+        return rng.choice(self._values, size=size, p=self._shares).tolist()
 
 
 class _Readings:
@@ -172,7 +172,7 @@ class _Readings:
 
 def _interleave(tokens: Sequence[int], n_repeats: Sequence[int], n_blanks: Sequence[int], blank: int) -> list[int]:
     """Return each token `n_repeats` times, with `n_blanks` before the first one and after each of them."""
-    stretched = [blank] * int(n_blanks[0])
+    stretched = [blank] * n_blanks[0]
     for token, repeat, after in zip(tokens, n_repeats, n_blanks[1:], strict=True):
-        stretched += [token] * int(repeat) + [blank] * int(after)
+        stretched += [token] * repeat + [blank] * after
     return stretched

@@ -83,20 +83,25 @@ def replace_audio(manifests: Sequence[Manifest], kind: str, seed: int, n_rows: i
 def draw_rows(manifests: Sequence[Manifest], n_rows: int | None, seed: int) -> list[Manifest]:
     """Return manifests with at most `n_rows` rows in total, drawn at random; None returns all rows.
 
-    All manifests have the same number of rows, except for those that are too short for it.
+    All test sets have the same number of rows, except for those that are too small for it. A test set is a manifest, or
+    its rows with the same label `set`.
     """
     if n_rows is None:
         return list(manifests)
+    test_sets: dict[tuple[int, object], list[Row]] = {}
+    for number, manifest in enumerate(manifests):
+        for row in manifest.rows:
+            test_sets.setdefault((number, row.labels.get("set")), []).append(row)
     rng = np.random.default_rng(seed)
-    drawn: dict[int, Manifest] = {}
-    n_left = n_rows
-    for number in sorted(range(len(manifests)), key=lambda number: len(manifests[number].rows)):  # the shortest first
-        manifest = manifests[number]
-        n = min(len(manifest.rows), n_left // (len(manifests) - len(drawn)))
-        positions = np.sort(rng.permutation(len(manifest.rows))[:n])
-        drawn[number] = replace(manifest, rows=tuple(manifest.rows[int(position)] for position in positions))
-        n_left -= n
-    return [drawn[number] for number in range(len(manifests)) if drawn[number].rows]
+    drawn: set[tuple[int, str]] = set()
+    for n_done, ((number, _), rows) in enumerate(sorted(test_sets.items(), key=lambda item: len(item[1]))):
+        n = (n_rows - len(drawn)) // (len(test_sets) - n_done)
+        drawn |= {(number, rows[position].id) for position in rng.permutation(len(rows))[:n]}
+    chosen = [
+        replace(manifest, rows=tuple(row for row in manifest.rows if (number, row.id) in drawn))
+        for number, manifest in enumerate(manifests)
+    ]
+    return [manifest for manifest in chosen if manifest.rows]
 
 
 def with_silence(row: Row) -> Row:

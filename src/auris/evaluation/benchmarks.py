@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import cast
 
 from auris.config import Config, compose, resolve
+from auris.data.manifests import Manifest
+from auris.data.rows import Row
 from auris.errors import MissingFileError, UserError
 
 Entry = str | Mapping[str, object]
@@ -31,7 +33,7 @@ class Benchmark:
         origin: Where to get these files, for the error message if a file is missing.
         parts: Subsets of the test set; each subset gets a separate score (`predictions.split_by_subset`). Either their
             names, or a dict from their names to the labels of their rows: {adults: {age: [18, null]}}.
-        sets: Whether each file is a test set of its own, whose name is added to the groups of its rows.
+        sets: Whether the groups of rows contain the name of their test set (`name_sets`).
         prompt: The published prompt by version of the model. None means the task's prompt.
         generation: The published decoding settings by version of the model.
         metrics: Metrics of the unprocessed response, in addition to the metrics of the task.
@@ -63,15 +65,11 @@ class Benchmark:
         return cls(**config)
 
     def manifests(self) -> list[Entry]:
-        """Return the test manifests. With `sets`, the label `set` of their rows is the name of the test set.
+        """Return the test manifests.
 
         Raises:
             MissingFileError: A file is missing; the message says where to get it.
         """
-        entries = self._list_files()
-        return [_with_set(entry) for entry in entries] if self.sets else entries
-
-    def _list_files(self) -> list[Entry]:
         if self.test or not self.files:
             if self.test is None or isinstance(self.test, str | Mapping):
                 return [cast("Entry", self.test)]  # `read_manifests` reports None
@@ -112,18 +110,18 @@ class Benchmark:
         return deviations + [f"{key}:{value}" for key, value in user_settings.items() if published.get(key) != value]
 
 
-def _with_set(entry: Entry) -> Entry:
-    """Return a manifest that adds the name of its file to its rows: `librispeech` for DIR/librispeech.test.jsonl.
+def name_sets(manifests: Sequence[Manifest]) -> list[Manifest]:
+    """Return manifests whose rows have the label `set`, the name of their test set.
 
-    A file `test.jsonl` has the name of its directory.
+    The name is that of the file up to the first dot, such as `librispeech` for DIR/librispeech.test.jsonl, or that of
+    the directory for a file `test.jsonl`. Rows that have the label keep it, as those of `auris prepare layout=manifest`.
     """
-    if not isinstance(entry, str | Mapping):  # `read_manifests` reports it
-        return entry
-    settings = {"path": entry} if isinstance(entry, str) else dict(entry)
-    path = Path(str(settings.get("path")))
-    name = path.name.split(".")[0]
-    labels = cast("Mapping[str, object]", settings.get("labels") or {})
-    return {**settings, "labels": {"set": path.parent.name if name == "test" else name, **labels}}
+
+    def add_set(row: Row, path: Path) -> Row:
+        name = path.name.split(".")[0]
+        return replace(row, labels={"set": path.parent.name if name == "test" else name, **row.labels})
+
+    return [replace(m, rows=tuple(add_set(row, Path(m.path)) for row in m.rows)) for m in manifests]
 
 
 def list_members(config: Config) -> list[Benchmark]:

@@ -159,6 +159,8 @@ def _evaluate(
     manifests = read_manifests(benchmark.manifests(), key="data.test")
     benchmark_name = benchmark.name or "+".join(Path(manifest.path).stem for manifest in manifests)
     name = str(EvaluationName(benchmark_name, reading, audio))
+    if benchmark.sets:
+        manifests = benchmarks.name_sets(manifests)
     digests = {str(manifest.path): manifest.digest for manifest in manifests}
     manifests = audio_ablation.replace_audio(manifests, audio, config["seed"], config["audio_rows"])
     run_dir = _run_dir(config, model.config)

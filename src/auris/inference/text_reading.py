@@ -1,6 +1,6 @@
 """The text reading of a model: what its language model says if it is given the transcript in place of the sound.
 
-Its errors are those of the language model alone, so they are a lower bound of the errors of the whole model.
+Its errors are those of the language model alone: what would be left if the model heard every word.
 """
 
 from __future__ import annotations

@@ -44,6 +44,7 @@ class AudioLM(nn.Module):
 
     Attributes:
         geometry: determines the numbers of frames and tokens of a clip, for the data pipeline.
+        n_cached_blocks: number of the encoder's blocks that were applied to cached frames (`training.encoder_frames`).
 
     Raises:
         UserError: `vocab_rows` is smaller than `vocab_size`.
@@ -73,6 +74,7 @@ class AudioLM(nn.Module):
         width = input_table(self.llm).embedding_dim
         self.projector = projector(in_width=self.pooling.vectors_per_token * encoder.width, out_width=width)
         self.boundary = boundary(width=width)
+        self.n_cached_blocks = len(encoder.blocks)
         self.geometry = replace(encoder.geometry, pool=self.pooling.k, boundary=self.boundary.inserts_vectors)
 
     def encode_frames(self, mel: Tensor, n_frames: Tensor) -> tuple[Tensor, Tensor]:
@@ -80,15 +82,22 @@ class AudioLM(nn.Module):
         x, lengths = self.encoder(mel, n_frames)
         return self.encoder.norm(x), lengths
 
-    def encoder_output(self, pack: Pack) -> tuple[Tensor, Tensor]:
-        """Return the frames (C, D) of a pack before the encoder's final norm, cached or computed, and lengths (A,)."""
-        if "encoder_frames" in pack:
-            return pack["encoder_frames"].to(self.encoder.norm.weight.dtype), n_encoder_frames(pack["frames"].cpu())
-        return self.encoder(pack["mel"], pack["frames"])
+    def encoder_output(self, pack: Pack, n_blocks: int | None = None) -> tuple[Tensor, Tensor]:
+        """Return the frames (C, D) of a pack before the encoder's final norm, and their number (A,) for each clip.
 
-    def encode(self, mel: Tensor, n_frames: Tensor) -> Tensor:
-        """Return the audio tokens (M, H); arguments as in `Encoder.forward`."""
-        return self.boundary(*self._project(*self.encoder(mel, n_frames)))
+        Args:
+            pack: Clips, as `mel` or as cached `encoder_frames`.
+            n_blocks: Number of the encoder's blocks to apply to `mel`; None: all.
+        """
+        if "encoder_frames" not in pack:
+            return self.encoder(pack["mel"], pack["frames"], n_blocks)
+        lengths = n_encoder_frames(pack["frames"].cpu())
+        frames = pack["encoder_frames"].to(self.encoder.norm.weight.dtype)
+        return self.encoder.apply_blocks(frames, lengths, self.n_cached_blocks), lengths
+
+    def encode(self, pack: Pack) -> Tensor:
+        """Return the audio tokens (M, H) of a pack, with the boundary's vectors."""
+        return self.boundary(*self._project(*self.encoder_output(pack)))
 
     def _project(self, frames: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Map the encoder's frames (C, D) of clips to their audio tokens (M, H) and the number of tokens (A,)."""
@@ -113,9 +122,9 @@ class AudioLM(nn.Module):
     def embed(self, batch: Pack) -> Tensor:
         """Return the token embeddings of a batch, audio tokens included: (T, H)."""
         x = lm.embed(self.llm, batch["ids"])
-        if "mel" not in batch:
+        if "mel" not in batch and "encoder_frames" not in batch:
             return x
-        audio, index = self.encode(batch["mel"], batch["frames"]), batch["audio_index"]
+        audio, index = self.encode(batch), batch["audio_index"]
         # A pack without audio contains a dummy clip. It has no effect, but makes every rank run the encoder in this
         # forward.
         assert len(index) in (0, len(audio)), (audio.shape, index.shape)

@@ -94,12 +94,13 @@ class Encoder(nn.Module):
         angles = torch.arange(self.max_positions)[:, None] * rates
         self.positions.copy_(torch.cat([angles.sin(), angles.cos()], dim=1))
 
-    def forward(self, mel: Tensor, n_frames: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, mel: Tensor, n_frames: Tensor, n_blocks: int | None = None) -> tuple[Tensor, Tensor]:
         """Encode clips. The encoder's final norm is not applied.
 
         Args:
             mel: (n_mels, F) log-mel features of all clips.
             n_frames: (A,) number of valid mel frames of each clip.
+            n_blocks: Number of blocks to apply; None: all.
 
         Returns:
             The encoder frames (C, D), and the number of encoder frames of each clip (A,). The numbers are on the host,
@@ -108,11 +109,14 @@ class Encoder(nn.Module):
         n_frames = n_frames.cpu()  # the only synchronisation of the forward
         assert n_frames.min() > 0 and n_frames.max() <= 2 * self.max_positions, (n_frames, self.max_positions)
         lengths = n_encoder_frames(n_frames)
-        x = self._stem(mel, n_frames, lengths)
+        return self.apply_blocks(self._stem(mel, n_frames, lengths), lengths, 0, n_blocks), lengths
+
+    def apply_blocks(self, x: Tensor, lengths: Tensor, start: int, stop: int | None = None) -> Tensor:
+        """Apply the blocks from `start` to `stop` (exclusive) to frames (C, D) of clips with `lengths` (A,)."""
         cu, max_length = attention.cumulative_lengths(lengths).to(x.device), int(lengths.max())
-        for block in self.blocks:
+        for block in self.blocks[start:stop]:
             x = block(x, cu, max_length)
-        return x, lengths
+        return x
 
     def _stem(self, mel: Tensor, n_frames: Tensor, lengths: Tensor) -> Tensor:
         """Apply both convolutions to all clips in one row and add positions: (n_mels, F) -> (C, D).

@@ -37,8 +37,8 @@ class Pack(TypedDict):
         skipped: (row id, reason) of each row that was left out, because it could not be used.
         audio_seconds: total duration of the audio.
         mel: (n_mels, F) float32, log-mel features of all clips; absent in text-only training.
-        encoder_frames: (C, D) float16, outputs of the frozen encoder before its final norm for all clips; replaces
-            `mel` where they are cached (`training.encoder_frames`).
+        encoder_frames: (C, D) float16, outputs of the encoder's frozen blocks for all clips; replaces `mel` where
+            they are cached (`training.encoder_frames`).
         frames: (A,) int64, number of valid mel frames of each clip; absent like `mel`.
         key_index: (K,) int64, positions in `ids` of the keys of each segment.
         cu_keys: (S + 1,) int32, cumulative numbers of keys of the segments.

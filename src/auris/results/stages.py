@@ -83,9 +83,9 @@ def plot_stages(root: str | Path, arms: Sequence[str] | None = None) -> Figure:
     points = pd.concat([read_scalars([(labels[run.path], run.seed, run.path)]).assign(stage=run.stage) for run in runs])
     tags = points["tag"]
     points = points[tags.isin(("train/loss", "val/loss")) | tags.str.fullmatch(rf"val/.*/({'|'.join(edits.RATES)})")]
+    points = points.assign(x=points["step"])
     if points.empty:
         raise UserError(f"the runs of {root} have no train/loss or val/* scalars")
-    points["x"] = points["step"]
     # Arms come first, so that they have the same colours as in the other figures.
     colours = assign_colours([*all_arms, *(label for label in points["arm"].unique() if label not in all_arms)], ADVICE)
     stages = {str(stage): rows for stage, rows in points.groupby("stage", sort=False)}

@@ -23,15 +23,39 @@ from typing import Any, cast
 import jiwer
 import lightning as L
 import torch
+from torch import nn
 
 from auris import files
+from auris.config import Config
 from auris.data.batches import EvaluationBatch
+from auris.data.datamodule import AudioDataModule
 from auris.data.stretch import ALIGNMENT_FILE
+from auris.errors import UserError
 from auris.model.distributed import gather
 from auris.training.lightning_types import audio_module
 from auris.training.objectives.align import Align
 
 _FIELDS = ("repeats", "blanks", "blanks_at_start", "blanks_at_end", "deletions", "insertions", "confusions")
+
+
+def check_config(objective: nn.Module, config: Config) -> None:
+    """Raise UserError if an alignment would train the language model with whose embeddings it compares."""
+    if isinstance(objective, Align) and any(name.partition(".")[0] == "llm" for name in config["trainable"]):
+        raise UserError(
+            f"trainable={config['trainable']}: the objective Align compares with the embeddings of a frozen language "
+            "model, expected trainable=[pooling,projector]"
+        )
+
+
+def set_classes(objective: Align, data: AudioDataModule) -> None:
+    """Make the tokens in the transcripts of all training and validation rows the classes of an alignment."""
+    samples, tokens = data.valid_samples, set()
+    for rows, lengths in ((data.rows, data.lengths), (data.valid_rows, data.valid_lengths)):
+        for row, n_tokens in zip(rows, lengths.tokens, strict=True):
+            if n_tokens and not row.problem:
+                tokens.update(samples.encode(row, (), None).ids.tolist())
+    objective.set_tokens(tokens)
+
 
 Counts = dict[str, Counter]
 """Counts by field of the file. The keys of `confusions` are pairs of token ids."""

@@ -31,7 +31,7 @@ from auris.model.pack import Pack
 from auris.model.weights.loading import InitialWeights
 from auris.text import tasks
 from auris.text.tokenizer import Tokenizer
-from auris.training import cost, encoder_frames, optim, references, sharding
+from auris.training import alignment, cost, encoder_frames, optim, references, sharding
 from auris.training.faults import RowResult, watch_nonfinite
 from auris.training.lightning_types import datamodule
 from auris.training.objectives.align import Align
@@ -120,11 +120,11 @@ class AudioLMModule(L.LightningModule):
         # The reference has the initial weights. A resumed run loads its checkpoint later, so it still has them here.
         self._provide_reference(reference)
         if isinstance(self.objective, Align):
+            alignment.set_classes(self.objective, datamodule(self.trainer))
+        config = self.hparams["recipe"]
+        if config and config["data"]["encoder_frames"] == "cached":
             tensor_parallel = self.meshes.n_copies if self.meshes else 1
-            config = self.hparams["recipe"]
-            encoder_frames.attach(
-                self.objective, self.net, self.trainer, config=config, tensor_parallel=tensor_parallel
-            )
+            encoder_frames.attach(self.net, self.trainer, config=config, tensor_parallel=tensor_parallel)
         if self.compile_with is not None:
             compile_blocks([*self.net.encoder.blocks, *llm.decoder_layers(self.net.llm)], self.compile_with)
 

@@ -35,6 +35,7 @@ from auris.model.audio_lm import AudioLM
 from auris.model.weights import checkpoint_dir
 from auris.text.tokenizer import Tokenizer
 from auris.training import (
+    alignment,
     callbacks,
     dry_run,
     encoder_frames,
@@ -259,7 +260,8 @@ def build(config: Config) -> tuple[AudioLMModule, AudioDataModule]:
     )
     objective = configs.build_objective(config, net, tokenizer)
     references.check_augmentation(objective, samples)
-    encoder_frames.check_config(objective, samples, config)
+    alignment.check_config(objective, config)
+    encoder_frames.check_config(net, samples, config)
     module_keys = ("optim", "max_steps", "trainable", "lora", "max_new_tokens", "seed", "compile")
     module = get_class(config["module"])(
         net=net,

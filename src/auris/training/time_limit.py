@@ -35,7 +35,9 @@ class StepTimer(L.Callback):
         self.ends: list[float] = []
         self.seconds = 0.0
 
-    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         """Note the time."""
         self.ends.append(time.perf_counter())
 

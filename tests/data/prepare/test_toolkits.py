@@ -185,8 +185,40 @@ def test_manifests_of_auris_keep_all_fields(tmp_path):
     two_clips = {"audio": ["a.wav", "b.wav"], "task": "sec", "text": "rain"}
     layouts.text(tmp_path / "sub/rows.jsonl", json.dumps(row), json.dumps(two_clips))
     first, second = manifest(tmp_path, files="*/*.jsonl")
-    assert first == {**row, "audio": tmp_path / "sub/a.wav"}
-    assert second == {**two_clips, "id": "rows.jsonl:2", "audio": [tmp_path / "sub/a.wav", tmp_path / "sub/b.wav"]}
+    assert first == {**row, "set": "rows", "audio": tmp_path / "sub/a.wav"}
+    assert second == {
+        **two_clips,
+        "set": "rows",
+        "id": "rows.jsonl:2",
+        "audio": [tmp_path / "sub/a.wav", tmp_path / "sub/b.wav"],
+    }
+
+
+def test_manifests_keep_chosen_rows_and_hold_out_speakers(tmp_path):
+    rows = [
+        {
+            "id": f"{speaker}-{n}",
+            "audio": "a.wav",
+            "task": "asr",
+            "speaker": speaker,
+            "split": "train",
+            "language": "en",
+        }
+        for speaker in range(20)
+        for n in range(3)
+    ]
+    few = [{**row, "id": f"few-{row['id']}"} for row in rows[:12]]  # four speakers
+    other = [{**rows[0], "id": "other", "language": "de"}, {**rows[0], "id": "test", "split": "test"}]
+    layouts.text(tmp_path / "many.train.jsonl", *map(json.dumps, [*rows, *other]))
+    layouts.text(tmp_path / "few.train.jsonl", *map(json.dumps, few))
+    kept = list(manifest(tmp_path, files="*.jsonl", only={"language": ["en"]}, valid_share=0.2))
+    assert {row["id"] for row in kept} == {row["id"] for row in [*rows, *few, other[1]]}
+    assert {row["set"] for row in kept} == {"many", "few"}
+    speakers = {split: {row["speaker"] for row in kept if row["split"] == split} for split in ("train", "valid")}
+    assert len(speakers["valid"]) == 4  # of 20
+    assert {row["id"] for row in kept if row["split"] == "test"} == {"test"}
+    held_out = {row["id"] for row in rows if row["speaker"] in speakers["valid"]}
+    assert {row["id"] for row in kept if row["split"] == "valid"} == held_out
 
 
 def test_rows_that_are_not_task_rows_are_unusable(tmp_path):

@@ -67,7 +67,7 @@ def pack(frames=FRAMES, targets=TARGETS) -> dict:
 def reference(net: AudioLM, objective: Align, n_frames: int, target: list[int]) -> Tensor:
     """Return the loss of one clip, from squared distances to each embedding and torch's CTC loss."""
     batch = pack([n_frames], [target])
-    audio_tokens = net.encode(batch["mel"], batch["frames"])  # this net's boundary inserts no vectors
+    audio_tokens = net.encode(batch)  # this net's boundary inserts no vectors
     table = net.llm.get_input_embeddings().weight.detach()
     embeddings = torch.stack([table[token] for token in (*TOKENS, PAD)])
     spread = torch.stack([(row - embeddings.mean(0)).square().sum() for row in embeddings]).mean()
@@ -141,11 +141,6 @@ def test_classes_are_part_of_the_state(objective):
     other = Align(n_text=N_TEXT, pad=PAD)
     other.load_state_dict(objective.state_dict())
     assert other.token_ids.tolist() == [*TOKENS, PAD] and other.blank == len(TOKENS)
-
-
-def test_an_unknown_source_of_frames_is_refused():
-    with pytest.raises(ValueError, match="objective.frames=disk: expected cached or live"):
-        Align(n_text=N_TEXT, pad=PAD, frames="disk")
 
 
 def test_the_projector_learns_to_read_three_clips_from_frames_of_a_frozen_encoder(net, objective):

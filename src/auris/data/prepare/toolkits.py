@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -15,6 +16,9 @@ from auris.data.importers import dialogue_task
 from auris.data.prepare.tables import Cells, RowDict, find_files, map_audio, read_map, read_records
 from auris.data.rows import Record
 from auris.errors import MissingFileError, UserError, shorten
+from auris.files import digest
+
+_MIN_SPEAKERS = 5  # of a file some of whose speakers are held out
 
 # --- Lhotse -------------------------------------------------------------------------------------------------------
 
@@ -169,16 +173,31 @@ def _kaldi_sound(
 # --- auris manifests ----------------------------------------------------------------------------------------------
 
 
-def manifest(root: Path, *, files: str) -> Iterator[RowDict]:
-    """Yield the task rows of existing auris manifests unchanged, and each dialogue as a row that cannot be used.
+def manifest(
+    root: Path, *, files: str, only: Mapping[str, Sequence[object]] | None = None, valid_share: float = 0.0
+) -> Iterator[RowDict]:
+    """Yield the task rows of existing auris manifests, and each dialogue as a row that cannot be used.
+
+    Rows get the label `set`, the name of their file up to the first dot, unless they have one.
 
     Args:
         root: The folder.
         files: Path of the manifest below the folder, or a pattern. Audio paths are relative to their manifest.
+        only: {label: its values} of the rows to keep; None keeps all rows.
+        valid_share: Share of the speakers of each file whose training rows become validation rows. A hash of the
+            speaker's name decides, so a speaker is never in both. The rows of a file with fewer than five speakers,
+            and rows without a speaker, stay training rows.
     """
     for path in find_files(root, files):
-        for _, record in read_records(path):
-            yield {**_read_fields(record, path.parent), "id": record.id}
+        name = path.name.split(".")[0]
+        rows = [{"set": name, **_read_fields(record, path.parent), "id": record.id} for _, record in read_records(path)]
+        rows = [row for row in rows if all(row.get(label) in values for label, values in (only or {}).items())]
+        speakers = sorted({str(row["speaker"]) for row in rows if row.get("split") == "train" and "speaker" in row})
+        n_valid = math.ceil(valid_share * len(speakers)) if len(speakers) >= _MIN_SPEAKERS else 0
+        valid = set(sorted(speakers, key=digest)[:n_valid])
+        for row in rows:
+            is_valid = row.get("split") == "train" and str(row.get("speaker")) in valid
+            yield {**row, "split": "valid"} if is_valid else row
 
 
 def _read_fields(record: Record, folder: Path) -> RowDict:

@@ -22,14 +22,11 @@ import torch
 from torch import Tensor, nn
 
 from auris.audio import ENCODER_RATE
-from auris.errors import UserError
 from auris.model.pack import Pack
 from auris.training.objectives.ctc import PathObjective
 
 if TYPE_CHECKING:
     from auris.model.audio_lm import AudioLM
-
-FRAMES = ("cached", "live")
 
 
 class Align(PathObjective):
@@ -49,21 +46,14 @@ class Align(PathObjective):
         pad: Id of the audio pad.
         pull: Weight of |z - E_v|^2 / S per audio token, where v is the best class. It keeps audio tokens near the
             embeddings, beyond what their classification needs.
-        frames: "cached" computes the output of the frozen encoder once, and reads it in every step. "live" computes it
-            in every step, which is required if audio is augmented.
-
-    Raises:
-        UserError: `frames` has another value.
     """
 
     views = ("spoken",)
     is_known: Tensor
 
-    def __init__(self, *, n_text: int, pad: int, pull: float = 0.3, frames: str = "cached"):
+    def __init__(self, *, n_text: int, pad: int, pull: float = 0.3):
         super().__init__()
-        if frames not in FRAMES:
-            raise UserError(f"objective.frames={frames:.80}: expected {' or '.join(FRAMES)}")
-        self.pad, self.pull, self.frames = pad, pull, frames
+        self.pad, self.pull = pad, pull
         self.log_sharpness = nn.Parameter(torch.empty(1))
         self.blank_bias = nn.Parameter(torch.empty(1))
         # Whether a token is a class. Its shape does not depend on the data, so that a checkpoint can be loaded.
