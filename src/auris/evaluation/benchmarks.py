@@ -114,7 +114,7 @@ def name_sets(manifests: Sequence[Manifest]) -> list[Manifest]:
     """Return manifests whose rows have the label `set`, the name of their test set.
 
     The name is that of the file up to the first dot, such as `librispeech` for DIR/librispeech.test.jsonl, or that of
-    the directory for a file `test.jsonl`. Rows that have the label keep it, as those of `auris prepare layout=manifest`.
+    the directory for a file `test.jsonl`. Rows that have the label keep it; `auris prepare layout=manifest` adds it.
     """
 
     def add_set(row: Row, path: Path) -> Row:
