@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from auris import audio
 from auris.data.manifests import Manifest
 from auris.data.rows import Clip, Row
 from auris.evaluation import audio_ablation
+from auris.metrics.records import AUDIO_KINDS
 from support.manifests import write_wave
 
 
@@ -61,22 +63,34 @@ def test_the_problem_of_a_row_names_the_task_that_has_too_few_other_recordings()
     assert [row.problem is None for row in shuffled[1:]].count(True) == 2  # one row of b gets c, and c gets b
 
 
-def test_each_kind_of_ablation_has_its_own_digest_and_name():
+def test_each_kind_of_ablation_has_its_own_digest():
     manifest = Manifest("rows.jsonl", (make_row(0, "a"), make_row(1, "b")), digest="d")
     assert audio_ablation.replace_audio([manifest], "as_is", 0) == [manifest]
     digests = {
-        audio_ablation.replace_audio([manifest], kind, seed)[0].digest
-        for kind in audio_ablation.KINDS
-        for seed in (0, 1)
+        audio_ablation.replace_audio([manifest], kind, seed)[0].digest for kind in AUDIO_KINDS for seed in (0, 1)
     }
     assert len(digests) == 4  # unchanged, silence, and one shuffle for each seed
     assert (
-        audio_ablation.evaluation_name("meld", "silence") == "meld@silence"
-        and audio_ablation.evaluation_name("meld", "as_is") == "meld"
-    )
-    assert (
         audio_ablation.audio_kinds("silence") == ("as_is", "silence")
-        and audio_ablation.audio_kinds("all") == audio_ablation.KINDS
+        and audio_ablation.audio_kinds("all") == AUDIO_KINDS
     )
     with pytest.raises(ValueError, match="audio=loud: expected as_is, silence, shuffled or all"):
         audio_ablation.audio_kinds("loud")
+
+
+def test_at_most_the_given_number_of_rows_is_drawn_evenly_from_the_manifests():
+    """The manifests have 2, 30 and 10 rows: of 15 rows, the short one gives its 2, the others 6 and 7."""
+    rows = [make_row(number, f"clip{number}-") for number in range(42)]
+    manifests = [Manifest(f"{n}.jsonl", tuple(rows[start : start + n])) for start, n in ((0, 2), (2, 30), (32, 10))]
+    drawn = audio_ablation.replace_audio(manifests, "shuffled", 0, n_rows=15)
+    assert [len(manifest.rows) for manifest in drawn] == [2, 7, 6]
+    ids = [row.id for manifest in drawn for row in manifest.rows]
+    assert ids == sorted(set(ids), key=lambda row_id: int(row_id[1:]))
+    assert ids != [row.id for row in rows[:2] + rows[2:9] + rows[32:38]], "expected a random choice"
+    [again, *_] = audio_ablation.replace_audio(manifests[1:], "shuffled", 0, n_rows=15)
+    assert len(again.rows) == 8
+    assert audio_ablation.replace_audio(manifests, "as_is", 0, n_rows=15) == manifests
+    # The sets of a manifest are drawn from evenly too.
+    in_sets = [replace(row, labels={**row.labels, "set": "small" if n < 5 else "large"}) for n, row in enumerate(rows)]
+    [drawn_from_sets] = audio_ablation.replace_audio([Manifest("all.jsonl", tuple(in_sets))], "silence", 0, n_rows=12)
+    assert Counter(row.labels["set"] for row in drawn_from_sets.rows) == {"small": 5, "large": 7}

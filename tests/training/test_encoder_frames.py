@@ -15,7 +15,7 @@ from auris.data.rows import Row
 from auris.data.samples import SpokenSamples
 from auris.evaluation import runner
 from auris.inference import load as pretrained
-from auris.inference.ctc_reading import read_by_ctc
+from auris.inference.ctc_reading import read_by_aligner, read_by_ctc
 from auris.model.audio_lm import AudioLM
 from auris.training import encoder_frames
 from auris.training import run as train
@@ -170,6 +170,22 @@ def test_a_run_that_starts_from_an_aligner_has_a_ctc_reading(aligner: Path, corp
         assert {row.benchmark for row in results} == {"embedded@ctc"} and "wer" in {row.metric for row in results}
 
 
+def test_the_reading_of_the_aligner_is_that_of_its_own_run(aligner: Path, corpus: Path, tmp_path: Path):
+    """The run trains its projector further, which changes its own CTC reading but not that of the aligner."""
+    run = train.train(pretraining(corpus, tmp_path, f"weights.projector={aligner}"))
+    model, start = pretrained.load(run), pretrained.load(aligner)
+    of_run, of_aligner = read_by_ctc(model).net.projector, read_by_aligner(model).net.projector
+    expected = start.net.projector.state_dict()
+    torch.testing.assert_close(of_aligner.state_dict(), expected)
+    assert any(not torch.equal(value, expected[name]) for name, value in of_run.state_dict().items())
+    overrides = [f"checkpoint={run}", f"data.root={corpus}", "reading=aligner", "accelerator=cpu"]
+    overrides += [f"data.test=[{{path: {corpus}/test.jsonl, tasks: [asr]}}]", "bootstrap=10"]
+    results = runner.evaluate(config.resolve(config.compose(overrides, "evaluate"), "evaluate"))
+    assert {(row.benchmark, row.arm) for row in results} == {("embedded@aligner", model.config["arm"])}
+    assert (run / "predictions/embedded@aligner.jsonl").is_file()
+    assert read_by_aligner(start) is start
+
+
 @pytest.mark.parametrize("upper", [[], ["encoder.blocks.1", "encoder.norm"]])
 def test_pre_training_reads_cached_frames_of_the_frozen_blocks(corpus: Path, tmp_path: Path, upper: list[str]):
     """With trained upper blocks, the cache holds the output of the lower blocks."""
@@ -191,6 +207,8 @@ def test_a_run_without_an_aligner_has_no_ctc_reading(corpus: Path, tmp_path: Pat
     run = train.train(pretraining(corpus, tmp_path))
     with pytest.raises(ValueError, match="weights.projector=null, expected a run of experiment=align"):
         read_by_ctc(pretrained.load(run))
+    with pytest.raises(ValueError, match="reading=aligner: .* was trained with weights.projector=null"):
+        read_by_aligner(pretrained.load(run))
 
 
 def test_an_aligner_of_another_language_model_is_refused(aligner: Path, corpus: Path, tmp_path: Path):

@@ -18,8 +18,7 @@ from auris import audio
 from auris.data.manifests import Manifest
 from auris.data.rows import Clip, Row
 from auris.errors import AudioError, UserError
-
-AS_IS, SILENCE, SHUFFLED = KINDS = ("as_is", "silence", "shuffled")
+from auris.metrics.records import AS_IS, AUDIO_KINDS, SHUFFLED, SILENCE
 
 
 @dataclass(frozen=True)
@@ -53,29 +52,56 @@ def audio_kinds(audio: str) -> tuple[str, ...]:
     Raises:
         UserError: `audio` has another value.
     """
-    if audio not in (*KINDS, "all"):
-        raise UserError(f"audio={audio}: expected {', '.join(KINDS)} or all")
-    return KINDS if audio == "all" else tuple(dict.fromkeys((AS_IS, audio)))
+    if audio not in (*AUDIO_KINDS, "all"):
+        raise UserError(f"audio={audio}: expected {', '.join(AUDIO_KINDS)} or all")
+    return AUDIO_KINDS if audio == "all" else tuple(dict.fromkeys((AS_IS, audio)))
 
 
-def evaluation_name(benchmark: str, kind: str) -> str:
-    """Return the name of an evaluation: the benchmark, followed by the kind of audio as in `meld@silence`."""
-    return benchmark if kind == AS_IS else f"{benchmark}@{kind}"
-
-
-def replace_audio(manifests: Sequence[Manifest], kind: str, seed: int) -> list[Manifest]:
+def replace_audio(manifests: Sequence[Manifest], kind: str, seed: int, n_rows: int | None = None) -> list[Manifest]:
     """Return the manifests with the given kind of audio.
 
     If there is no suitable other recording for a row, the row gets a `problem`.
+
+    Args:
+        manifests: The manifests.
+        kind: One of `AUDIO_KINDS`.
+        seed: Seed with which rows are drawn and recordings are shuffled.
+        n_rows: Maximum number of rows whose audio is replaced (`draw_rows`); None: all rows. Without a replacement, no
+            rows are left out.
     """
     if kind == AS_IS:
         return list(manifests)
+    manifests = draw_rows(manifests, n_rows, seed)
     rows = [row for manifest in manifests for row in manifest.rows]
     new_rows = iter([with_silence(row) for row in rows] if kind == SILENCE else with_shuffled_audio(rows, seed))
     digest_suffix = kind if kind == SILENCE else f"{kind} {seed} {'+'.join(manifest.digest for manifest in manifests)}"
     return [
         replace(m, rows=tuple(next(new_rows) for _ in m.rows), digest=f"{m.digest} {digest_suffix}") for m in manifests
     ]
+
+
+def draw_rows(manifests: Sequence[Manifest], n_rows: int | None, seed: int) -> list[Manifest]:
+    """Return manifests with at most `n_rows` rows in total, drawn at random; None returns all rows.
+
+    All test sets have the same number of rows, except for those that are too small for it. A test set is a manifest, or
+    its rows with the same label `set`.
+    """
+    if n_rows is None:
+        return list(manifests)
+    test_sets: dict[tuple[int, object], list[Row]] = {}
+    for number, manifest in enumerate(manifests):
+        for row in manifest.rows:
+            test_sets.setdefault((number, row.labels.get("set")), []).append(row)
+    rng = np.random.default_rng(seed)
+    drawn: set[tuple[int, str]] = set()
+    for n_done, ((number, _), rows) in enumerate(sorted(test_sets.items(), key=lambda item: len(item[1]))):
+        n = (n_rows - len(drawn)) // (len(test_sets) - n_done)
+        drawn |= {(number, rows[position].id) for position in rng.permutation(len(rows))[:n]}
+    chosen = [
+        replace(manifest, rows=tuple(row for row in manifest.rows if (number, row.id) in drawn))
+        for number, manifest in enumerate(manifests)
+    ]
+    return [manifest for manifest in chosen if manifest.rows]
 
 
 def with_silence(row: Row) -> Row:

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import cast
 
 from auris.config import Config, compose, resolve
+from auris.data.manifests import Manifest
+from auris.data.rows import Row
 from auris.errors import MissingFileError, UserError
 
 Entry = str | Mapping[str, object]
@@ -29,7 +31,9 @@ class Benchmark:
         root: Directory of the files and their audio.
         files: Names of the published files.
         origin: Where to get these files, for the error message if a file is missing.
-        parts: Names of subsets of the test set; each subset gets a separate score (`predictions.split_by_subset`).
+        parts: Subsets of the test set; each subset gets a separate score (`predictions.split_by_subset`). Either their
+            names, or a dict from their names to the labels of their rows: {adults: {age: [18, null]}}.
+        sets: Whether the groups of rows contain the name of their test set (`name_sets`).
         prompt: The published prompt by version of the model. None means the task's prompt.
         generation: The published decoding settings by version of the model.
         metrics: Metrics of the unprocessed response, in addition to the metrics of the task.
@@ -41,7 +45,8 @@ class Benchmark:
     root: str | None = None
     files: Sequence[str] = ()
     origin: str = ""
-    parts: Sequence[str] = ()
+    parts: Sequence[str] | Mapping[str, Mapping[str, object]] = ()
+    sets: bool = False
     prompt: Mapping[str, str | None] = field(default_factory=dict)
     generation: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     metrics: Sequence[str] = ()
@@ -103,6 +108,20 @@ class Benchmark:
         published = {"do_sample": False, **published_decoding}  # greedy, unless the authors say otherwise
         user_settings = {key: value for key, value in generation.items() if value is not None}
         return deviations + [f"{key}:{value}" for key, value in user_settings.items() if published.get(key) != value]
+
+
+def name_sets(manifests: Sequence[Manifest]) -> list[Manifest]:
+    """Return manifests whose rows have the label `set`, the name of their test set.
+
+    The name is that of the file up to the first dot, such as `librispeech` for DIR/librispeech.test.jsonl, or that of
+    the directory for a file `test.jsonl`. Rows that have the label keep it; `auris prepare layout=manifest` adds it.
+    """
+
+    def add_set(row: Row, path: Path) -> Row:
+        name = path.name.split(".")[0]
+        return replace(row, labels={"set": path.parent.name if name == "test" else name, **row.labels})
+
+    return [replace(m, rows=tuple(add_set(row, Path(m.path)) for row in m.rows)) for m in manifests]
 
 
 def list_members(config: Config) -> list[Benchmark]:

@@ -170,21 +170,30 @@ def make_prediction(row: Row, metric: str, stats: Sequence[Any], hypothesis: str
 
 # --- subsets of a test set ----------------------------------------------------------------------------------------
 
+Parts = Sequence[str] | Mapping[str, Mapping[str, object]]
+"""The `parts` of a benchmark."""
+
 BINARY_ANSWERS = ("yes", "no")  # answers to the binary questions of ClothoAQA (as in Qwen2-Audio's evaluate_aqa.py)
 
 
-def find_subsets(row: Row, names: Sequence[str]) -> list[str]:
+def find_subsets(row: Row, parts: Parts) -> list[str]:
     """Return the names of the subsets of the test set that a row belongs to.
 
-    A row belongs to a subset if the words of the subset's name occur in the row's `source`, `split` or languages. The
-    subset dev-clean, for example, contains rows from the source `librispeech_dev_clean`. The subset `all` contains
-    every row, and the subset `binary` contains rows with the answer yes or no. If a benchmark has only one subset, this
-    subset contains every row.
+    If `parts` states labels, a row belongs to a subset if it has all its labels. The label [18, 65] stands for the
+    numbers from 18 to 65, and an end of null has no limit.
+
+    Otherwise, a row belongs to a subset if the words of the subset's name occur in the row's `source`, `split` or
+    languages. The subset dev-clean, for example, contains rows from the source `librispeech_dev_clean`. The subset
+    `all` contains every row, and the subset `binary` contains rows with the answer yes or no. If a benchmark has only
+    one subset, this subset contains every row.
 
     Args:
         row: The row.
-        names: Names of all subsets (`parts` of the benchmark).
+        parts: All subsets (`parts` of the benchmark).
     """
+    if isinstance(parts, Mapping):
+        return [name for name, wanted in parts.items() if all(_has_label(row, *label) for label in wanted.items())]
+    names = parts
     if len(names) == 1:
         return list(names)
     labels = " ".join(str(row.labels.get(key, "")) for key in ("source", "split", "language", "target_language"))
@@ -194,23 +203,41 @@ def find_subsets(row: Row, names: Sequence[str]) -> list[str]:
     return subsets + [name for name in names if name == "all" or (name == "binary" and answer in BINARY_ANSWERS)]
 
 
-def split_by_subset(predictions: Sequence[Prediction], rows: Sequence[Row], names: Sequence[str]) -> list[Prediction]:
+def _has_label(row: Row, key: str, wanted: object) -> bool:
+    """Return whether a row has a label, which is a value or a range of numbers [lowest or null, highest or null]."""
+    value = row.labels.get(key)
+    if not isinstance(wanted, list):
+        return value == wanted
+    low, high = wanted
+    return isinstance(value, int | float) and (low is None or low <= value) and (high is None or value <= high)
+
+
+def split_by_subset(
+    predictions: Sequence[Prediction], rows: Sequence[Row], parts: Parts, sets: bool = False
+) -> list[Prediction]:
     """Return the predictions with the name of the subset added to the group, such as `asr en test-clean`.
 
     A row that belongs to several subsets has a prediction for each of them. Predictions of rows without a subset keep
-    their group.
+    their group. If `parts` states labels, all rows keep their group as well, and their subsets have their own groups.
 
     Args:
         predictions: The predictions.
         rows: The rows of the predictions.
-        names: Names of all subsets (`parts` of the benchmark).
+        parts: All subsets (`parts` of the benchmark).
+        sets: Add the row's label `set` to its group first.
     """
-    if not names:
+    if sets:
+        set_by_id = {row.id: row.labels["set"] for row in rows}
+        predictions = [replace(p, group=f"{p.group} {set_by_id[p.id]}") for p in predictions]
+    if not parts:
         return list(predictions)
-    subsets = {row.id: find_subsets(row, names) for row in rows}
+    subsets = {row.id: find_subsets(row, parts) for row in rows}
     predictions_by_subset = []
     for prediction in predictions:
         group = prediction.group
-        groups = [group if group.endswith(f" {name}") else f"{group} {name}" for name in subsets[prediction.id]]
+        if isinstance(parts, Mapping):
+            groups = [group, *(f"{group} {name}" for name in subsets[prediction.id])]
+        else:
+            groups = [group if group.endswith(f" {name}") else f"{group} {name}" for name in subsets[prediction.id]]
         predictions_by_subset += [replace(prediction, group=group) for group in groups or [group]]
     return predictions_by_subset

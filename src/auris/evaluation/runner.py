@@ -26,18 +26,28 @@ from auris.data.lengths import measure_lengths
 from auris.data.manifests import read_manifests
 from auris.data.samples import prompt_digest
 from auris.errors import UsageError, UserError
-from auris.evaluation import answer_cache, answering, audio_ablation, benchmarks, judging, predictions, summary
+from auris.evaluation import (
+    answer_cache,
+    answering,
+    audio_ablation,
+    benchmarks,
+    judging,
+    predictions,
+    summary,
+    transcripts,
+)
 from auris.evaluation.answer_cache import CACHE_DIR, evaluation_lock
 from auris.evaluation.distributed import Ranks, join_ranks
 from auris.evaluation.summary import Identity
 from auris.files import read_json, write_json, write_jsonl
 from auris.inference import load as pretrained
 from auris.inference.audio_model import AudioModel
-from auris.inference.ctc_reading import read_by_ctc
+from auris.inference.ctc_reading import read_by_aligner, read_by_ctc
+from auris.inference.text_reading import read_text
 from auris.metrics import records
 from auris.metrics.judges.judge import Judge
 from auris.metrics.measures import table_position
-from auris.metrics.records import Prediction, ResultRow
+from auris.metrics.records import ALIGNER, AS_IS, CTC, DECODER, TEXT, EvaluationName, Prediction, ResultRow
 from auris.model.weights import checkpoint_dir
 from auris.model.weights.tensors import weights_digest
 from auris.text.prompts import TagPrompt
@@ -47,6 +57,10 @@ from auris.training.preemption import Preemption
 MAX_NEW_TOKENS = 64  # largest number of tokens of a response, unless the user or the benchmark sets another
 
 _STOPPED = "evaluation stopped by {}: the same command continues it with the responses so far, which are cached"
+
+
+# Functions that return the model of a reading, given the model to evaluate.
+_MODELS = {CTC: read_by_ctc, ALIGNER: read_by_aligner, TEXT: read_text}
 
 
 @dataclass(frozen=True)
@@ -83,16 +97,18 @@ def evaluate(config: Config) -> list[ResultRow]:
             raise UsageError("expected checkpoint=... or rescore=... on the command line (see --help)")
         members = benchmarks.list_members(config["benchmark"])
         benchmarks.check_files(members)
+        reading = _reading(config)
         audio_kinds = audio_ablation.audio_kinds(config["audio"])
         model = pretrained.load(config["checkpoint"], which=config["which"], device=config["accelerator"])
+        if reading in _MODELS:
+            model = _MODELS[reading](model)
         weights = weights_digest(model.net) if ranks.is_first else ""
-        if config["reading"] == "ctc":
-            model = read_by_ctc(model)
-            weights += weights_digest(model.objective) if ranks.is_first else ""
+        if ranks.is_first and reading in (CTC, ALIGNER):
+            weights += weights_digest(model.objective)
         results: list[ResultRow] = []
         for benchmark in members:
             for audio in audio_kinds:
-                results += _evaluate(job, model, weights, benchmark, audio)
+                results += _evaluate(job, model, weights, benchmark, reading, audio)
         _require_results(results, ranks)
         for table_name in config["benchmark"].get("tables", ()) if ranks.is_first else ():
             summary.print_published(job.console, table_name, results)
@@ -106,8 +122,28 @@ def _require_results(results: list[ResultRow], ranks: Ranks) -> list[ResultRow]:
     return results
 
 
+def _reading(config: Config) -> str | None:
+    """Return the name of the reading, one of `records.READINGS`; None for the model's own responses.
+
+    Raises:
+        UsageError: A setting has no effect.
+        UserError: The file of transcripts cannot be used.
+    """
+    reading, audio = config["reading"], config["audio"]
+    if config["audio_rows"] is not None and audio == AS_IS:
+        raise UsageError("audio_rows has no effect with audio=as_is: expected audio=silence, shuffled or all")
+    if reading in (None, CTC, ALIGNER):
+        return reading
+    if audio != AS_IS:
+        raise UsageError(f"audio={audio} has no effect with reading={reading}, which uses no audio: set audio=as_is")
+    if reading == TEXT:
+        return TEXT
+    transcripts.read_transcripts(Path(reading))  # fails before a model is loaded
+    return DECODER
+
+
 def _evaluate(
-    job: _Job, model: AudioModel, weights: str, benchmark: benchmarks.Benchmark, audio: str
+    job: _Job, model: AudioModel, weights: str, benchmark: benchmarks.Benchmark, reading: str | None, audio: str
 ) -> list[ResultRow]:
     """Answer and score one benchmark with one kind of audio.
 
@@ -116,16 +152,17 @@ def _evaluate(
         model: The model to evaluate.
         weights: Digest of the model's weights; empty on ranks other than the first.
         benchmark: The benchmark.
-        audio: One of `audio_ablation.KINDS`.
+        reading: One of `records.READINGS`, or None.
+        audio: One of `records.AUDIO_KINDS`.
     """
     config = job.config
     manifests = read_manifests(benchmark.manifests(), key="data.test")
     benchmark_name = benchmark.name or "+".join(Path(manifest.path).stem for manifest in manifests)
-    if config["reading"] is not None:
-        benchmark_name += f"@{config['reading']}"
-    name = audio_ablation.evaluation_name(benchmark_name, audio)
+    name = str(EvaluationName(benchmark_name, reading, audio))
+    if benchmark.sets:
+        manifests = benchmarks.name_sets(manifests)
     digests = {str(manifest.path): manifest.digest for manifest in manifests}
-    manifests = audio_ablation.replace_audio(manifests, audio, config["seed"])
+    manifests = audio_ablation.replace_audio(manifests, audio, config["seed"], config["audio_rows"])
     run_dir = _run_dir(config, model.config)
     # Qwen-Audio (v1) is prompted with tags, Qwen2-Audio (v2) in natural language.
     version = "v1" if isinstance(model.prompt, TagPrompt) else "v2"
@@ -134,7 +171,15 @@ def _evaluate(
     parts: list[answer_cache.Part] = []
     skipped: dict[str, str] = {}
     for kind in answering.KINDS:
-        if selected := answering.select_kind(manifests, kind):
+        selected = answering.select_kind(manifests, kind)
+        if selected and reading == DECODER:
+            if job.ranks.is_first:
+                part, reasons = transcripts.answer_from_file(
+                    Path(config["reading"]), kind, selected, run_dir / CACHE_DIR
+                )
+                parts.append(part)
+                skipped |= reasons
+        elif selected:
             request = answering.build_request(model, kind, selected, config, benchmark.prompt.get(version), decoding)
             if not job.ranks.is_first:
                 answering.assist_first_rank(model, request, job.ranks)
@@ -217,15 +262,16 @@ def _score(job: _Job, run_dir: Path, name: str, evaluation: answer_cache.Evaluat
             all_predictions += ratings
             skipped |= unrated
     official_scores = summary.official_scores(benchmark.script, evaluation.version, all_predictions, rows)
-    all_predictions = predictions.split_by_subset(all_predictions, rows, benchmark.parts)
+    all_predictions = predictions.split_by_subset(all_predictions, rows, benchmark.parts, benchmark.sets)
     all_predictions.sort(key=lambda prediction: (prediction.group, table_position(prediction.metric)))
     is_judged = any("judge" in prediction.metric for prediction in all_predictions)
     signatures = job.judge.signatures if job.judge and is_judged else {}
     n_resamples, seed = job.config["bootstrap"], job.config["seed"]
     identity: Identity = {**evaluation.run, "benchmark": name}
     results = summary.summarise(all_predictions, identity, n_resamples, seed, signatures, evaluation.changes)
-    if evaluation.audio != audio_ablation.AS_IS:
-        with_own_audio = records.read_records(_predictions_file(run_dir, name.rpartition("@")[0]), Prediction)
+    if evaluation.audio != AS_IS:
+        name_with_own_audio = str(EvaluationName.parse(name)._replace(audio=AS_IS))
+        with_own_audio = records.read_records(_predictions_file(run_dir, name_with_own_audio), Prediction)
         results += summary.compute_drops(results, all_predictions, with_own_audio)
     if results:
         _write_results(run_dir, name, all_predictions, results)

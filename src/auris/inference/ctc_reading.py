@@ -24,12 +24,35 @@ def read_by_ctc(model: AudioModel) -> AudioModel:
     """
     if isinstance(model.objective, PathObjective):
         return model
+    config = {**model.config, "data": {**model.config["data"], "view": "spoken"}}
+    return replace(model, objective=_load_aligner(model, "ctc").objective, config=config)
+
+
+def read_by_aligner(model: AudioModel) -> AudioModel:
+    """Return the aligner that a model started from, with the names of the model's run.
+
+    Unlike `read_by_ctc`, it reads the audio tokens of the aligner's own projector, as it was before the model was
+    trained. A model that was trained on CTC is returned unchanged.
+
+    Args:
+        model: The model.
+
+    Raises:
+        UserError: The model was not trained on CTC, and did not start from an aligner.
+    """
+    if isinstance(model.objective, PathObjective):
+        return model
+    aligner = _load_aligner(model, "aligner")
+    names = {key: model.config[key] for key in ("study", "arm", "seed")}
+    return replace(aligner, config={**aligner.config, **names})
+
+
+def _load_aligner(model: AudioModel, reading: str) -> AudioModel:
     path = (model.config.get("weights") or {}).get("projector")
     aligner = None if path is None else pretrained.load(path, device=model.device)
     if aligner is None or not isinstance(aligner.objective, PathObjective) or "spoken" not in aligner.objective.views:
         raise UserError(
-            f"reading=ctc: {model.name} was trained with weights.projector={path or 'null'}, expected a run of "
+            f"reading={reading}: {model.name} was trained with weights.projector={path or 'null'}, expected a run of "
             "experiment=align or one that started from it (weights.projector=RUN)"
         )
-    config = {**model.config, "data": {**model.config["data"], "view": "spoken"}}
-    return replace(model, objective=aligner.objective, config=config)
+    return aligner

@@ -12,10 +12,45 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from auris.errors import UserError
 from auris.files import write_jsonl
+
+AS_IS, SILENCE, SHUFFLED = AUDIO_KINDS = ("as_is", "silence", "shuffled")
+CTC, ALIGNER, TEXT, DECODER = READINGS = ("ctc", "aligner", "text", "decoder")
+
+
+class EvaluationName(NamedTuple):
+    """Name of an evaluation, such as `librispeech`, `librispeech@ctc` or `librispeech@silence`.
+
+    Attributes:
+        benchmark: The benchmark.
+        reading: Who answered the rows instead of the model. `ctc`: the best path of CTC through its audio tokens.
+            `aligner`: the same of the aligner that it started from. `text`: the model, given the transcript in place of
+            the sound. `decoder`: another system, whose transcripts are in a file. None: the model itself.
+        audio: Which audio the rows have: their own (`as_is`), silence, or that of other rows (`shuffled`).
+    """
+
+    benchmark: str
+    reading: str | None = None
+    audio: str = AS_IS
+
+    @classmethod
+    def parse(cls, text: str) -> EvaluationName:
+        """Return the parts of a name."""
+        reading, audio = None, AS_IS
+        benchmark, at, suffix = text.rpartition("@")
+        if at and suffix in AUDIO_KINDS:
+            text, audio = benchmark, suffix
+            benchmark, at, suffix = text.rpartition("@")
+        if at and suffix in READINGS:
+            text, reading = benchmark, suffix
+        return cls(text, reading, audio)
+
+    def __str__(self) -> str:
+        suffixes = [self.reading, None if self.audio == AS_IS else self.audio]
+        return "@".join([self.benchmark, *filter(None, suffixes)])
 
 
 class _Record:
@@ -81,7 +116,7 @@ class ResultRow(_Record):
         study: The study that the run belongs to.
         arm: The arm of the study, which is one of the systems that the study compares.
         seed: The training seed.
-        benchmark: The benchmark, followed by `@silence` or `@shuffled` if the audio was replaced.
+        benchmark: The name of the evaluation (`EvaluationName`) as text.
         task: The group of rows that the score is computed over, such as `asr en`, `s2tt de-en` or `sec`.
         split: `test`, or `drop` if the value states how much worse the score is than on the same rows with their
             original audio.

@@ -27,7 +27,9 @@ from typing import Any
 # importing pandas and matplotlib takes a second.
 _MODULES = {
     "figures": ("plot_bars", "plot_curves", "save_figure"),
+    "readings": ("compare_readings", "plot_readings"),
     "runs": ("collect", "costs", "curves", "hparams", "predictions", "question", "reproduce", "status"),
+    "stages": ("plot_stages",),
     "tables": ("format_markdown", "format_table", "table", "verdicts", "verdicts_in"),
 }
 _LAZY = {name: module for module, names in _MODULES.items() for name in names}

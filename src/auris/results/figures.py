@@ -71,10 +71,10 @@ def plot_bars(root: str | Path, arms: Sequence[str] | None = None, frame: pd.Dat
             empty = [height - sum(ratios)] if height - sum(ratios) > 0.01 else []  # space below a shorter column
             axes = part.subplots(len(column) + len(empty), 1, squeeze=False, height_ratios=[*ratios, *empty])[:, 0]
             for axis, (panel, rows) in zip(axes, column, strict=False):
-                _draw_bars(axis, panel, rows, colours, with_benchmark, as_points)
+                draw_bars(axis, panel, rows, colours, with_benchmark, as_points)
             for axis in axes[len(column) :]:
                 axis.set_visible(False)
-        _add_legend(figure, root, colours, MARKERS if as_points else "")
+        add_legend(figure, root, colours, MARKERS if as_points else "")
         n_seeds = frame[[f"{arm} seeds" for arm in names]].to_numpy().max()
         pooled = f", {n_seeds} seeds pooled" if n_seeds > 1 else ""
         caption = (
@@ -115,9 +115,19 @@ def _distribute_panels(
     return [column for column in columns if column]
 
 
-def _draw_bars(
+def draw_bars(
     axis: Axes, panel: str, rows: Rows, colours: dict[str, str], with_benchmark: bool, as_points: bool
 ) -> None:
+    """Draw scores with intervals, with a bar (or a point) for each system in each row.
+
+    Args:
+        axis: The axis.
+        panel: Title of the axis.
+        rows: Rows with the columns of `tables.table`.
+        colours: The colour of each system.
+        with_benchmark: Whether labels of rows name the benchmark.
+        as_points: Draw points instead of bars.
+    """
     scale = MEASURES[rows[0]["metric"]].scale
     thickness = 0.76 / len(colours)
     rightmost = 0.0
@@ -197,17 +207,17 @@ def plot_curves(root: str | Path, arms: Sequence[str] | None = None, x: str = "s
     points = _add_x(x, points[points["arm"].isin(arms)], scalars)
     colours = assign_colours(arms, ADVICE)  # the same colours as in `plot_bars`
     colours = {arm: colour for arm, colour in colours.items() if arm in logged}
-    tags = sorted(points["tag"].unique(), key=_tag_order)
+    tags = sorted(points["tag"].unique(), key=tag_order)
     n_columns = min(len(tags), max(3, round((len(tags) / 1.4) ** 0.5)))  # the figure has the proportions of a page
     n_rows = -(-len(tags) // n_columns)
     with style_context(STYLE):
         figure = Figure(figsize=(2.8 * n_columns + 0.6, 2.1 * n_rows + 0.9), layout="constrained")
         axes = figure.subplots(n_rows, n_columns, squeeze=False).ravel()
         for axis, tag in zip(axes, tags, strict=False):
-            _draw_curves(axis, tag, points[points["tag"] == tag], colours)
+            draw_curves(axis, tag, points[points["tag"] == tag], colours)
         for axis in axes[len(tags) :]:
             axis.set_visible(False)
-        _add_legend(figure, root, colours)
+        add_legend(figure, root, colours)
         n_seeds = points.groupby("arm")["seed"].nunique().max()
         band_note = "Lines: mean over the seeds; bands: range of the seeds.\n" if n_seeds > 1 else ""
         scores = collect(root)
@@ -234,7 +244,7 @@ AXES = {
 }
 
 
-def _tag_order(tag: str) -> tuple[bool, bool, int, str]:
+def tag_order(tag: str) -> tuple[bool, bool, int, str]:
     """Return the sort key of a scalar: losses first, then metrics in the order of the table of metrics."""
     return tag != "train/loss", tag != "val/loss", table_position(tag.rpartition("/")[2]), tag
 
@@ -254,7 +264,8 @@ def _add_x(x: str, points: pd.DataFrame, scalars: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(parts)
 
 
-def _draw_curves(axis: Axes, tag: str, points: pd.DataFrame, colours: dict[str, str]) -> None:
+def draw_curves(axis: Axes, tag: str, points: pd.DataFrame, colours: dict[str, str]) -> None:
+    """Draw a scalar over the column `x`: for each arm, a line (mean over the seeds) and a band (range of the seeds)."""
     metric = tag.rpartition("/")[2]
     measure = MEASURES.get(metric)
     for arm, colour in colours.items():
@@ -292,7 +303,8 @@ def save_figure(figure: Figure, path: str | Path) -> list[Path]:
     return files
 
 
-def _add_legend(figure: Figure, root: str | Path, colours: dict[str, str], markers: str = "") -> None:
+def add_legend(figure: Figure, root: str | Path, colours: dict[str, str], markers: str = "") -> None:
+    """Add the name of the study, and a legend with the colour of each arm, and its marker if points have markers."""
     handles: list[Artist] = [Patch(color=colour, label=arm) for arm, colour in colours.items()]
     if markers:
         styles = zip(colours.items(), markers, strict=False)

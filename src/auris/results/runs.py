@@ -82,11 +82,16 @@ def read_predictions(run: str | Path, arm: str, seed: int) -> list[RunPrediction
 
 def curves(root: str | Path) -> pd.DataFrame:
     """Return the TensorBoard scalars of all runs of a study, with the columns arm, seed, tag, step, value."""
+    return read_scalars(list_runs(root))
+
+
+def read_scalars(runs: Iterable[tuple[str, int, Path]]) -> pd.DataFrame:
+    """Return the TensorBoard scalars of runs as `curves` does, given the arm, seed and directory of each run."""
     import pandas as pd
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     rows = []
-    for arm, seed, run in list_runs(root):
+    for arm, seed, run in runs:
         if any(run.glob("events.out.tfevents*")):
             events = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()  # 0 means to keep every point
             tags = events.Tags()["scalars"]

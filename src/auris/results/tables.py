@@ -15,6 +15,7 @@ from auris.errors import UserError
 from auris.metrics import edits, statistics
 from auris.metrics.formulas import Scorer
 from auris.metrics.measures import ERROR_HEADINGS, ERROR_NOTE, MEASURES, score, scorer, tabulate_errors
+from auris.metrics.records import AS_IS, EvaluationName
 from auris.metrics.statistics import bootstrap_interval, difference_scorer, percentile_interval, resample_scores
 from auris.results import cells
 from auris.results.cells import frame_rows
@@ -43,7 +44,9 @@ DROP_NOTE = "drop: how much worse the score is than on the same rows with their 
 def table(root: str | Path, arms: Sequence[str] | None = None) -> pd.DataFrame:
     """Return the score of each arm with its interval, and the difference of each other arm to the first arm.
 
-    There is one row for each combination of benchmark, group (a set of test rows) and metric. The columns are:
+    There is one row for each combination of benchmark, group (a set of test rows) and metric. The readings of a
+    benchmark, such as `real@ctc`, are left out if the arms have their own responses to it (`real`): see
+    `readings.compare_readings`. The columns are:
 
     benchmark, group, metric, provenance (origins of the recordings, such as `real` or `tts`), signature (how the score
     was computed), and n (number of test rows that all arms have).
@@ -72,7 +75,8 @@ def table(root: str | Path, arms: Sequence[str] | None = None) -> pd.DataFrame:
     Raises:
         UserError: An arm has no predictions.
     """
-    scored, arms, notes = _read_predictions(root, arms)
+    scored, arms, notes = read_chosen_predictions(root, arms)
+    scored = _without_readings(scored)
     signatures: dict[Key, str] = {
         (row["benchmark"], row["task"], row["metric"]): row["signature"] for row in frame_rows(collect(root))
     }
@@ -83,10 +87,10 @@ def table(root: str | Path, arms: Sequence[str] | None = None) -> pd.DataFrame:
         provenance = "+".join(sorted(set(key_predictions["provenance"])))
         rows[key] |= {"provenance": provenance, "signature": signatures.get(key, ""), "n": len(common)}
         for arm in arms:
-            rows[key] |= _score(key_predictions[key_predictions["arm"] == arm], key[-1], arm)
-        # The benchmark `meld@silence` is `meld` with replaced audio.
-        with_original_audio = predictions_by_key.get((key[0].rpartition("@")[0], *key[1:]))
-        if with_original_audio is not None:
+            rows[key] |= score_columns(key_predictions[key_predictions["arm"] == arm], key[-1], arm)
+        name = EvaluationName.parse(key[0])
+        with_original_audio = predictions_by_key.get((str(name._replace(audio=AS_IS)), *key[1:]))
+        if name.audio != AS_IS and with_original_audio is not None:
             for arm in arms:
                 rows[key] |= _drop(with_original_audio, key_predictions, key[-1], arm)
     for arm in arms[1:]:
@@ -103,7 +107,7 @@ def table(root: str | Path, arms: Sequence[str] | None = None) -> pd.DataFrame:
     return frame
 
 
-def _read_predictions(root: str | Path, arms: Sequence[str] | None) -> tuple[pd.DataFrame, list[str], list[str]]:
+def read_chosen_predictions(root: str | Path, arms: Sequence[str] | None) -> tuple[pd.DataFrame, list[str], list[str]]:
     """Return the predictions of the requested arms, the names of these arms in order, and notes about missing data."""
     scored = predictions(root)
     if scored.empty:
@@ -122,6 +126,13 @@ def _read_predictions(root: str | Path, arms: Sequence[str] | None) -> tuple[pd.
         if rows.groupby("seed")["id"].agg(frozenset).nunique() > 1:
             notes.append(f"{', '.join(key)}: not all seeds of {arm} were scored on the same rows")
     return scored, chosen, notes
+
+
+def _without_readings(scored: pd.DataFrame) -> pd.DataFrame:
+    """Return predictions without those of readings of a benchmark that the arms have answered themselves."""
+    names = {text: EvaluationName.parse(text) for text in scored["benchmark"].unique()}
+    left_out = [text for text, name in names.items() if name.reading and name.benchmark in names]
+    return scored[~scored["benchmark"].isin(left_out)]
 
 
 def _by_key(frame: pd.DataFrame, *columns: str) -> dict[Key, pd.DataFrame]:
@@ -240,7 +251,7 @@ def format_markdown(frame: pd.DataFrame, differences: pd.DataFrame) -> str:
         texts.loc[positions[tuple(row[key] for key in KEY)], row["arm"]] += marks[row["verdict"]]
     if frame["benchmark"].nunique() == 1:
         texts = texts.drop(columns="benchmark")
-    lines = _markdown_table(list(map(str, texts)), texts.astype(str).values.tolist(), n_number_columns=len(arms) + 1)
+    lines = markdown_table(list(map(str, texts)), texts.astype(str).values.tolist(), n_number_columns=len(arms) + 1)
     legend = (
         "Brackets: 95 % bootstrap interval over rows (or speakers, recordings); ±: standard deviation over seeds. "
         f"▲ better, ▼ worse than {arms[0]}: the difference exceeds the variation over rows and over "
@@ -253,7 +264,7 @@ def format_markdown(frame: pd.DataFrame, differences: pd.DataFrame) -> str:
         lines += [
             "Speech tasks, in %:",
             "",
-            *_markdown_table(head, rows, n_number_columns=len(ERROR_HEADINGS)),
+            *markdown_table(head, rows, n_number_columns=len(ERROR_HEADINGS)),
             "",
             ERROR_NOTE,
             "",
@@ -261,7 +272,7 @@ def format_markdown(frame: pd.DataFrame, differences: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
-def _markdown_table(head: list[str], rows: list[list[str]], n_number_columns: int) -> list[str]:
+def markdown_table(head: list[str], rows: list[list[str]], n_number_columns: int) -> list[str]:
     """Return the lines of a table in Markdown, whose last `n_number_columns` columns are aligned to the right."""
     alignment = ["---"] * (len(head) - n_number_columns) + ["--:"] * n_number_columns
     return [f"| {' | '.join(row)} |" for row in (head, alignment, *rows)]
@@ -327,7 +338,7 @@ def verdicts(
     """
     if against not in AGAINST:
         raise UserError(f"against={against}: expected {join(AGAINST)}")
-    chosen = _read_predictions(root, arms)[1]
+    chosen = read_chosen_predictions(root, arms)[1]
     groups = [chosen] if against == "first" or len(chosen) == 1 else pairwise(chosen)
     rows = pd.concat([verdicts_in(table(root, group)) for group in groups], ignore_index=True)
     return rows[rows["verdict"].isin(BEYOND_NOISE)] if beyond_noise else rows
@@ -383,7 +394,7 @@ def _win_share(a: pd.DataFrame, b: pd.DataFrame, metric: str, unit_of_row: np.nd
     return (float(won.mean()), *bootstrap_interval(stats, "accuracy", units=unit_of_row))
 
 
-def _score(rows: pd.DataFrame, metric: str, arm: str) -> Columns:
+def score_columns(rows: pd.DataFrame, metric: str, arm: str) -> Columns:
     """Return the columns with the score of one arm in a row of the table; NaN if the arm has no score there."""
     if rows.empty:
         return {arm: np.nan, f"{arm} low": np.nan, f"{arm} high": np.nan, f"{arm} seeds": 0, f"{arm} sd": np.nan}

@@ -16,10 +16,11 @@ from rich.text import Text
 from auris.files import write_text
 from auris.metrics import statistics
 from auris.metrics.measures import ERROR_HEADINGS, ERROR_NOTE, MEASURES, format_value
-from auris.results import cells
+from auris.results import cells, readings
 from auris.results.cells import Line, frame_rows
 from auris.results.figures import describe_provenance, plot_bars, plot_curves, save_figure
 from auris.results.runs import costs, curves, join, list_runs, question, unevaluated, write_hparams
+from auris.results.stages import find_stages, plot_stages
 from auris.results.tables import (
     BEYOND_NOISE,
     DROP_NOTE,
@@ -56,11 +57,16 @@ def show_study(root: Path, arms: Sequence[str] | None, against: str, x: str) -> 
         return
     frame = table(root, arms)
     differences = verdicts_in(frame) if against == "first" else verdicts(root, arms, against)
+    of_readings = readings.compare_readings(root, arms)
     paths = _write_files(root, frame, differences, x)
+    if not of_readings.empty:
+        paths += _write_readings(root, of_readings, frame.attrs["arms"])
     if text := question(root):
         print(text)
     show_table(console, frame, root.name)
     _show_verdicts(console, differences)
+    if not of_readings.empty:
+        _show_readings(console, of_readings)
     print("\n".join(["", *(f"wrote {path}" for path in paths)]))
 
 
@@ -80,6 +86,32 @@ def _write_files(root: Path, frame: pd.DataFrame, differences: pd.DataFrame, x: 
         frame.attrs["notes"].append(f"no curves for {join(arms_without_events)}: these runs have no TensorBoard events")
     write_hparams(root)
     return paths
+
+
+def _write_readings(root: Path, frame: pd.DataFrame, arms: Sequence[str]) -> list[Path]:
+    """Write the table and the figure of readings, and the curves of the stages; return their paths."""
+    paths = [root / name for name in ("readings.csv", "readings.md")]
+    frame.to_csv(paths[0], index=False)
+    write_text(paths[1], readings.format_markdown(frame))
+    paths += save_figure(readings.plot_readings(root, frame), root / "readings")
+    if any(any(run.path.glob("events.out.tfevents*")) for run in find_stages(root, arms)):
+        paths += save_figure(plot_stages(root, arms), root / "stages")
+    return paths
+
+
+def _show_readings(console: Console, frame: pd.DataFrame) -> None:
+    """Print the tables of readings and of controls of each arm, in brief."""
+    for title, (head, rows) in (
+        ("readings of the same rows, WER in %", readings.tabulate(frame, brief=True)),
+        ("with other audio, WER in %", readings.tabulate_controls(frame, brief=True)),
+    ):
+        for arm in dict.fromkeys(row[0] for row in rows):
+            table = _build_empty_table(f"{arm}: {title}", *head[2:])
+            for row in rows:
+                if row[0] == arm:
+                    table.add_row(*row[1:])
+            console.print(table)
+    print_plain(console, readings.NOTE)
 
 
 def _show_verdicts(console: Console, differences: pd.DataFrame) -> None:

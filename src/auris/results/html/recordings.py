@@ -20,6 +20,7 @@ import soundfile
 
 from auris.errors import AudioError, MissingFileError
 from auris.files import read_yaml
+from auris.metrics.records import SHUFFLED, SILENCE, EvaluationName
 
 if TYPE_CHECKING:
     from auris.data.rows import Clip, Row
@@ -156,10 +157,5 @@ def _manifests(run_dir: Path, benchmark: str) -> list[Any]:
 
 def describe_replaced_audio(benchmark: str) -> str:
     """Return what replaced the audio of a benchmark, as text; empty if the audio was not replaced."""
-    from auris.evaluation import audio_ablation
-
-    descriptions = {
-        audio_ablation.SILENCE: "silence of the same length",
-        audio_ablation.SHUFFLED: "another row's recording",
-    }
-    return descriptions.get(benchmark.rpartition("@")[2], "") if "@" in benchmark else ""
+    descriptions = {SILENCE: "silence of the same length", SHUFFLED: "another row's recording"}
+    return descriptions.get(EvaluationName.parse(benchmark).audio, "")
