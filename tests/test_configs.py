@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
@@ -247,6 +247,21 @@ def study(name: str) -> dict[str, Any]:
     return OmegaConf.to_container(config.compose([f"ablations={name}"]), resolve=False)
 
 
+@pytest.fixture
+def usable_study(request: pytest.FixtureRequest) -> Callable[[str], dict[str, Any]]:
+    """Return a study with values for its variables: the study of real weights is planned with these weights."""
+
+    def compose_study(name: str) -> dict[str, Any]:
+        overrides = []
+        if "encoder" in study(name)["vars"]:
+            encoder, data = (request.getfixturevalue(fixture) for fixture in ("whisper_base", "shared_data"))
+            overrides = [f"vars.encoder={encoder}", f"vars.llm={request.getfixturevalue('smollm2')}"]
+            overrides += [f"vars.data={data}/real", f"vars.transcripts={encoder}/reference_transcripts.jsonl"]
+        return config.resolve(config.compose([f"ablations={name}", *overrides]))
+
+    return compose_study
+
+
 def small_study(**arms: list[str]) -> dict[str, Any]:
     return {
         "study": "small",
@@ -260,8 +275,8 @@ def test_the_demo_study_exists():
 
 
 @pytest.mark.parametrize("name", STUDIES)
-def test_all_arms_of_each_study_have_valid_and_different_configs(name):
-    definition = study(name)
+def test_all_arms_of_each_study_have_valid_and_different_configs(name, usable_study):
+    definition = usable_study(name)
     jobs = studies.plan_jobs(definition, seed=definition["seeds"][-1])  # jobs of other seeds differ in the seed only
     assert (
         definition["study"] == name
@@ -293,8 +308,8 @@ def test_the_readme_lists_each_study_with_its_question_and_number_of_runs():
 
 
 @pytest.mark.parametrize("name", STUDIES)
-def test_the_evaluations_of_each_study_compose(name):
-    for arguments in study(name).get("evaluate") or []:
+def test_the_evaluations_of_each_study_compose(name, usable_study):
+    for arguments in usable_study(name).get("evaluate") or []:
         run_config = compose("evaluate", *arguments)
         assert invalid_targets(run_config) == [] and run_config["benchmark"]["test"]
 
