@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from rich.progress import Progress
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from auris.corpus.output import derive_seed
-from auris.corpus.sentences import Selection, describe_selection
+from auris.corpus.sentences import Selection, describe_selection, split_words
 from auris.errors import MissingFileError, UserError
 
 OPENINGS = (
@@ -50,10 +51,11 @@ OPENINGS = (
     "The detective looked at the broken window.",
     "Every religion has its own festivals.",
 )
-_N_TOKENS = 64  # tokens of a continuation: three or four sentences
+_N_TOKENS = 96  # tokens of a continuation: four or five sentences
 _TOP_K = 200  # the sort that top_p needs would take as long as the model itself (SmolLM2-135M on a CPU)
 # Numbers of words of the kept sentences: shorter ones are mostly exclamations, longer ones ramble.
 _MIN_WORDS, _MAX_WORDS = 3, 20
+_MIN_DISTINCT = 0.6  # smallest number of distinct words of a sentence as a fraction of its words
 # Sampling ends with an error if the batches after so many have less than one sentence each that can be spoken.
 _MAX_POOR_BATCHES = 10
 
@@ -90,10 +92,10 @@ def sample_sentences(llm: Path, n: int, seed: int, processes: int | None = None)
                     )
                 for continuation in sample_batch(model, tokenizer, derive_seed(seed, "sentences", n_batches)):
                     for sentence in split_sentences(continuation):
-                        if _WHOLE_SENTENCE.fullmatch(sentence):
-                            selection.add(sentence)
+                        if reason := find_fault(sentence):
+                            selection.dropped[reason] += 1
                         else:
-                            selection.dropped["not a whole sentence"] += 1
+                            selection.add(sentence)
                 n_batches += 1
                 progress.update(bar, completed=len(selection.kept) + len(selection.candidates))
         selection.try_candidates(processes)
@@ -108,8 +110,22 @@ def split_sentences(text: str) -> list[str]:
     return [piece.strip() for piece in _BETWEEN_SENTENCES.split(text) if piece.strip()]
 
 
+def find_fault(sentence: str) -> str | None:
+    """Return why a sampled piece of text is no good sentence; None if it is one.
+
+    Titles, items of lists and the unfinished end of a sample do not have both a capital letter at the beginning and a
+    mark at the end. A model that repeats itself uses the same few words.
+    """
+    if not _WHOLE_SENTENCE.fullmatch(sentence):
+        return "not a whole sentence"
+    words = split_words(sentence)
+    if len(set(words)) < _MIN_DISTINCT * len(words):
+        return "the same words again and again"
+    return None
+
+
 @torch.inference_mode()
-def sample_batch(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, seed: int) -> list[str]:
+def sample_batch(model: Any, tokenizer: PreTrainedTokenizerBase, seed: int) -> list[str]:
     """Sample a continuation of each opening."""
     inputs = tokenizer(list(OPENINGS), padding=True, return_tensors="pt").to(model.device)
     with torch.random.fork_rng():
@@ -127,12 +143,13 @@ def sample_batch(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, see
     return tokenizer.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
-def _load(llm: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _load(llm: Path) -> tuple[Any, PreTrainedTokenizerBase]:
+    """Return the model, which has the method `generate`, and its tokenizer."""
     if not llm.is_dir():
         raise MissingFileError(f"llm={llm}: there is no such directory, expected a causal language model")
     device, dtype = ("cuda", "auto") if torch.cuda.is_available() else ("cpu", torch.float32)  # CPUs are slow in bf16
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(llm), padding_side="left")
+        tokenizer = cast("Any", AutoTokenizer.from_pretrained(str(llm), padding_side="left"))
         model, report = AutoModelForCausalLM.from_pretrained(str(llm), dtype=dtype, output_loading_info=True)
     except (OSError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
