@@ -4,6 +4,8 @@ The seed of a row is derived from the seed of the corpus and from the row's spli
 synthesised by eSpeak in fixed groups of neighbouring rows, because eSpeak's output depends on the sentences that it
 spoke before. Therefore the same seed gives the same bytes with any number of worker processes, and a larger corpus
 contains the rows of a smaller one.
+
+`build` takes its texts from the grammar, and `build_from_sentences` speaks any other sentences.
 """
 
 from __future__ import annotations

@@ -51,10 +51,10 @@ OPENINGS = (
     "The detective looked at the broken window.",
     "Every religion has its own festivals.",
 )
-_N_TOKENS = 96  # tokens of a continuation: four or five sentences
+_N_TOKENS = 64  # tokens of a continuation: three or four sentences; one of two tokens is in a sentence that is kept
 _TOP_K = 200  # the sort that top_p needs would take as long as the model itself (SmolLM2-135M on a CPU)
 # Numbers of words of the kept sentences: shorter ones are mostly exclamations, longer ones ramble.
-_MIN_WORDS, _MAX_WORDS = 3, 20
+_MIN_WORDS, _MAX_WORDS = 3, 25
 _MIN_DISTINCT = 0.6  # smallest number of distinct words of a sentence as a fraction of its words
 # Sampling ends with an error if the batches after so many have less than one sentence each that can be spoken.
 _MAX_POOR_BATCHES = 10
@@ -114,13 +114,13 @@ def find_fault(sentence: str) -> str | None:
     """Return why a sampled piece of text is no good sentence; None if it is one.
 
     Titles, items of lists and the unfinished end of a sample do not have both a capital letter at the beginning and a
-    mark at the end. A model that repeats itself uses the same few words.
+    mark at the end. A model that gets into a loop repeats a few words.
     """
     if not _WHOLE_SENTENCE.fullmatch(sentence):
         return "not a whole sentence"
     words = split_words(sentence)
     if len(set(words)) < _MIN_DISTINCT * len(words):
-        return "the same words again and again"
+        return "mostly repeated words"
     return None
 
 
@@ -149,8 +149,10 @@ def _load(llm: Path) -> tuple[Any, PreTrainedTokenizerBase]:
         raise MissingFileError(f"llm={llm}: there is no such directory, expected a causal language model")
     device, dtype = ("cuda", "auto") if torch.cuda.is_available() else ("cpu", torch.float32)  # CPUs are slow in bf16
     try:
-        tokenizer = cast("Any", AutoTokenizer.from_pretrained(str(llm), padding_side="left"))
-        model, report = AutoModelForCausalLM.from_pretrained(str(llm), dtype=dtype, output_loading_info=True)
+        tokenizer = cast("Any", AutoTokenizer.from_pretrained(str(llm), padding_side="left", trust_remote_code=False))
+        model, report = AutoModelForCausalLM.from_pretrained(
+            str(llm), dtype=dtype, output_loading_info=True, trust_remote_code=False
+        )
     except (OSError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise UserError(
