@@ -19,7 +19,7 @@ NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine
 
 
 def test_a_text_is_split_into_sentences() -> None:
-    text = ' He came. "Who?" she asked... "Me!" She (Ann.) left\n\n# List\n- An item. '
+    text = ' He came. "Who?" she asked... "Me!" She (Ann.)  left\n\n# List\n- An item. '
     assert split_sentences(text) == [
         "He came.",
         '"Who?"',

@@ -107,7 +107,8 @@ def sample_sentences(llm: Path, n: int, seed: int, processes: int | None = None)
 
 def split_sentences(text: str) -> list[str]:
     """Split a text at the ends of its lines and after full stops, exclamation and question marks with their quotes."""
-    return [piece.strip() for piece in _BETWEEN_SENTENCES.split(text) if piece.strip()]
+    pieces = (" ".join(piece.split()) for piece in _BETWEEN_SENTENCES.split(text))
+    return [piece for piece in pieces if piece]
 
 
 def find_fault(sentence: str) -> str | None:

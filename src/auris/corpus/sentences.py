@@ -17,7 +17,7 @@ from auris.errors import MissingFileError, UserError, count
 # Languages whose letters eSpeak reads as their speakers do. It spells Chinese characters one by one and reads no kanji,
 # and it reports no word times in Korean.
 TEXT_LANGUAGES = ("en", "de", "es", "fr", "it")
-MAX_WORDS = 40  # about 15 s of speech: a clip has at most 30 s
+MAX_WORDS = 60  # up to 20 s of English: an encoder hears 30 s
 
 # Punctuation that is not spoken. Other characters, such as & or /, have a name that a reader may or may not say.
 _PUNCTUATION = frozenset(" .,;:!?¡¿…\"“”„«»‹›()[]-‐‑–—'")
