@@ -16,10 +16,11 @@ from hydra import compose, initialize_config_dir
 
 from auris import audio
 from auris.corpus import grammar, speech
-from auris.corpus.build import build
+from auris.corpus.build import build, build_from_sentences
 from auris.corpus.output import hash_bytes
-from auris.corpus.plan import draw_text, plan_rows, scale_sizes
+from auris.corpus.plan import draw_text, plan_rows, plan_sentences, scale_sizes
 from auris.corpus.recipes import RECIPES
+from auris.corpus.sentences import select_sentences
 from auris.corpus.signal import SAMPLE_RATE
 from support.corpus_words import vocabulary
 
@@ -280,5 +281,75 @@ def test_every_config_key_is_an_argument_of_build_and_can_be_overridden() -> Non
         config = compose("corpus", overrides=overrides)
     assert config.fraction == 0.5
     keys = {str(key) for key in config} - {"vocab_size"}  # an argument of the tokenizer
+    keys -= {"text", "llm", "language", "sentences"}  # of corpora of other texts than the grammar's
     # `fraction` is passed as `scale`.
     assert (keys - {"fraction"}) | {"scale"} == set(inspect.signature(build).parameters)
+
+
+SENTENCES = [
+    f"{owner} {animal} {action}!"
+    for owner in ("My", "Our neighbour's", "Nobody's")
+    for animal in ("parrot", "elephant")
+    for action in ("eats peanuts", "doesn't sleep", "swims")
+]
+
+
+def build_text(out: Path, sentences: list[str], *, processes: int = 1) -> dict[str, Any]:
+    return build_from_sentences(
+        out,
+        lambda: select_sentences(sentences, "en", "text=x", processes),
+        source={"text": len(sentences)},
+        seed=3,
+        processes=processes,
+    )
+
+
+@pytest.fixture(scope="module")
+def text_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("text") / "corpus"
+    build_text(out, SENTENCES, processes=2)
+    return out
+
+
+def test_every_sentence_is_a_row_whose_words_have_times(text_corpus: Path) -> None:
+    rows = read(text_corpus)
+    assert {row["text"] for row in rows} == {sentence.lower().strip("!") for sentence in SENTENCES}
+    assert len(rows) == len(SENTENCES)
+    for row in rows:
+        assert (row["task"], row["language"], row["provenance"]) == ("asr", "en", "tts")
+        assert row["content"] == row["text"] == " ".join(word["word"] for word in row["words"])
+        times = [time for word in row["words"] for time in (word["start"], word["end"])]
+        assert times[0] > 0 and times == sorted(times) and times[-1] < row["duration"]
+        assert soundfile.info(text_corpus / row["audio"]).frames == row["duration"] * SAMPLE_RATE
+        assert "licence" not in row  # of a text that somebody else wrote
+
+
+def test_splits_of_a_text_share_no_sentence_and_no_voice(text_corpus: Path) -> None:
+    rows = {split: read(text_corpus, split) for split in grammar.SPLITS}
+    assert all(rows.values())
+    for split, entries in rows.items():
+        assert {grammar.assign_split(row["text"]) for row in entries} == {split} == {row["split"] for row in entries}
+        assert {row["speaker"] for row in entries} <= {*itertools.chain(*speech.VOICES[split].values())}
+    assert (text_corpus / "text.txt").read_text().splitlines() == [row["text"] for row in rows["train"]]
+
+
+def test_distinct_words_are_counted(text_corpus: Path) -> None:
+    facts = json.loads((text_corpus / "corpus.json").read_text())
+    words = [{word for row in read(text_corpus, split) for word in row["text"].split()} for split in grammar.SPLITS]
+    assert facts["distinct_words"] == {
+        **dict(zip(grammar.SPLITS, map(len, words), strict=True)),
+        "all": len(set().union(*words)),
+    }
+    assert facts["sentences"] == {"read": len(SENTENCES), "kept": len(SENTENCES), "dropped": {}}
+
+
+def test_the_kept_sentences_give_the_same_corpus_with_any_number_of_processes(
+    text_corpus: Path, tmp_path: Path
+) -> None:
+    repeated = build_text(tmp_path / "corpus", (text_corpus / "sentences.txt").read_text().splitlines(), processes=1)
+    assert repeated == json.loads((text_corpus / "corpus.json").read_text())
+
+
+def test_appended_sentences_do_not_change_the_plan_of_the_others() -> None:
+    few, many = (set(plan_sentences(SENTENCES[:n], "en", 0)) for n in (10, 18))
+    assert len(few) == 10 and few < many

@@ -4,12 +4,14 @@ The seed of a row is derived from the seed of the corpus and from the row's spli
 synthesised by eSpeak in fixed groups of neighbouring rows, because eSpeak's output depends on the sentences that it
 spoke before. Therefore the same seed gives the same bytes with any number of worker processes, and a larger corpus
 contains the rows of a smaller one.
+
+`build` takes its texts from the grammar, and `build_from_sentences` speaks any other sentences.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from operator import attrgetter
@@ -27,9 +29,10 @@ from auris.corpus.output import (
     reuse_finished_directory,
     write_clips,
 )
-from auris.corpus.plan import Sizes, draw_text, plan_rows, scale_sizes
+from auris.corpus.plan import Sizes, draw_text, plan_rows, plan_sentences, scale_sizes
 from auris.corpus.recipes import RECIPES
 from auris.corpus.recording import Fields, Recording, RowSpec, Script
+from auris.corpus.sentences import Selection
 from auris.corpus.signal import SAMPLE_RATE
 from auris.errors import UserError
 from auris.files import create_directory, write_json, write_jsonl, write_text
@@ -37,6 +40,7 @@ from auris.text.tasks import TASKS
 
 VERSION = 4  # raise it with every change after which the same seed gives different bytes
 _METADATA_FILE = "corpus.json"
+SENTENCES_FILE = "sentences.txt"
 
 
 def build(
@@ -77,31 +81,61 @@ def build(
         raise UserError("every size in sizes is 0; set one, for example sizes.train.asr.en=100")
     engine = speech.get_version()
     with create_directory(out) as folder:
-        make = partial(make_rows, folder=folder, engine=engine)
-        finished_rows = make_in_groups(make, specs, attrgetter("position"), processes=processes, title="corpus")
-        row_by_id = {row.fields["id"]: row for row in finished_rows}
-        rows_by_split = {split: [row_by_id[spec.id] for spec in specs if spec.split == split] for split in SPLITS}
-        for split, split_rows in rows_by_split.items():
-            write_jsonl(folder / f"{split}.jsonl", (row.fields for row in split_rows))
-        train_languages = {
-            row.fields.get(key) for row in rows_by_split["train"] for key in ("language", "target_language")
-        }
+        rows = _make_all_rows(specs, folder, engine, processes)
+        train_languages = {row.fields.get(key) for row in rows["train"] for key in ("language", "target_language")}
         texts = draw_text(text_lines, seed, [language for language in LANGUAGES if language in train_languages])
-        write_text(folder / "text.txt", "".join(f"{text}\n" for text in texts))
-        label_files = [folder / name for name in (*(f"{split}.jsonl" for split in SPLITS), "text.txt")]
-        labels_hash = hash_bytes(*(path.read_bytes() for path in label_files))
-        audio_hash = hash_bytes(*(row.digest for split_rows in rows_by_split.values() for row in split_rows))
-        metadata = {
-            "config": config,
-            "engine": engine,
-            "rows": {split: Counter(row.fields["task"] for row in rows) for split, rows in rows_by_split.items()},
-            "seconds": {split: round(sum(row.seconds for row in rows), 1) for split, rows in rows_by_split.items()},
-            "labels_hash": labels_hash,
-            "audio_hash": audio_hash,
-            "hash": hash_bytes(labels_hash.encode(), audio_hash.encode()),
+        return _write_labels(folder, config, engine, rows, texts)
+
+
+def build_from_sentences(
+    out: Path,
+    select: Callable[[], Selection],
+    *,
+    source: Mapping[str, Any],
+    language: str = "en",
+    seed: int = 0,
+    processes: int | None = None,
+) -> dict[str, Any]:
+    """Write a corpus of `asr` rows that speak any sentences, unless an earlier call has completed it in `out`.
+
+    The training split has neither a sentence nor a voice in common with the other splits. `text.txt` has the sentences
+    of the training split, and `sentences.txt` all of them as they were written, one a line: a corpus made from this
+    file with the same seed has the same rows.
+
+    Args:
+        out: Directory to create, see `build`.
+        select: Returns the sentences. It is not called if the corpus exists already.
+        source: What determines the sentences, for `corpus.json`.
+        language: Language of the sentences.
+        seed: Random seed.
+        processes: Number of worker processes; None for one per core.
+
+    Returns:
+        The content of `corpus.json`: as in `build`, with the numbers of sentences that were read, kept and dropped, and
+        the number of distinct words in each split and in `all` of them.
+
+    Raises:
+        UserError: `out` holds other files, or `select` raises it.
+        ImportError: eSpeak NG is not installed.
+    """
+    config = {"version": VERSION, "seed": seed, "language": language, **source}
+    if metadata := reuse_finished_directory(out, _METADATA_FILE, "synthetic corpus", config):
+        return metadata
+    engine = speech.get_version()
+    selection = select()
+    with create_directory(out) as folder:
+        rows = _make_all_rows(plan_sentences(selection.kept, language, seed), folder, engine, processes)
+        write_text(folder / SENTENCES_FILE, "".join(f"{sentence}\n" for sentence in selection.kept.values()))
+        words = {split: {word["word"] for row in rows[split] for word in row.fields["words"]} for split in SPLITS}
+        facts = {
+            "sentences": selection.counts,
+            "distinct_words": {
+                **{split: len(words[split]) for split in SPLITS},
+                "all": len(set().union(*words.values())),
+            },
         }
-        write_json(folder / _METADATA_FILE, metadata)
-    return metadata
+        texts = [row.fields["text"] for row in rows["train"]]
+        return _write_labels(folder, config, engine, rows, texts, **facts)
 
 
 @dataclass(frozen=True)
@@ -117,6 +151,45 @@ class FinishedRow:
     fields: Fields
     seconds: float
     digest: bytes
+
+
+def _make_all_rows(
+    specs: Sequence[RowSpec], folder: Path, engine: str, processes: int | None
+) -> dict[str, list[FinishedRow]]:
+    """Make the rows of all specs in worker processes; return those of each split in the order of the specs."""
+    make = partial(make_rows, folder=folder, engine=engine)
+    finished_rows = make_in_groups(make, specs, attrgetter("position"), processes=processes, title="corpus")
+    row_by_id = {row.fields["id"]: row for row in finished_rows}
+    return {split: [row_by_id[spec.id] for spec in specs if spec.split == split] for split in SPLITS}
+
+
+def _write_labels(
+    folder: Path,
+    config: Mapping[str, Any],
+    engine: str,
+    rows_by_split: Mapping[str, Sequence[FinishedRow]],
+    texts: Iterable[str],
+    **facts: Any,
+) -> dict[str, Any]:
+    """Write the manifests, `text.txt` and `corpus.json`; return the content of the latter, which includes `facts`."""
+    for split, rows in rows_by_split.items():
+        write_jsonl(folder / f"{split}.jsonl", (row.fields for row in rows))
+    write_text(folder / "text.txt", "".join(f"{text}\n" for text in texts))
+    label_files = [folder / name for name in (*(f"{split}.jsonl" for split in SPLITS), "text.txt")]
+    labels_hash = hash_bytes(*(path.read_bytes() for path in label_files))
+    audio_hash = hash_bytes(*(row.digest for rows in rows_by_split.values() for row in rows))
+    metadata = {
+        "config": config,
+        "engine": engine,
+        "rows": {split: Counter(row.fields["task"] for row in rows) for split, rows in rows_by_split.items()},
+        "seconds": {split: round(sum(row.seconds for row in rows), 1) for split, rows in rows_by_split.items()},
+        **facts,
+        "labels_hash": labels_hash,
+        "audio_hash": audio_hash,
+        "hash": hash_bytes(labels_hash.encode(), audio_hash.encode()),
+    }
+    write_json(folder / _METADATA_FILE, metadata)
+    return metadata
 
 
 def make_rows(specs: Sequence[RowSpec], folder: Path, engine: str) -> list[FinishedRow]:
@@ -152,5 +225,7 @@ def _finish_row(spec: RowSpec, recording: Recording, origin: Mapping[str, str], 
     # `content` is the text that a text-only model gets in place of the audio. By default it is the answer.
     if "content" not in row and len(paths) == 1:
         row["content"] = TASKS[spec.task].render(row, tags=False)
-    row |= {"split": spec.split, **origin, "seed": spec.seed, "licence": LICENCE}
+    row |= {"split": spec.split, **origin, "seed": spec.seed}
+    if spec.text is None:  # the licence of a text that the user gives is not known
+        row["licence"] = LICENCE
     return FinishedRow(row, seconds, digest)

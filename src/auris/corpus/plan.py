@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -55,6 +55,22 @@ def plan_rows(sizes: Sizes, seed: int) -> list[RowSpec]:
                 for _, variant, index in order
             ]
     return specs
+
+
+def plan_sentences(sentences: Iterable[str], language: str, seed: int) -> list[RowSpec]:
+    """Return the spec of an `asr` row for each sentence, ordered by split.
+
+    The split of a sentence follows from its text alone (`grammar.assign_split`), and its seed from its place among the
+    sentences of the split. Therefore sentences that are appended do not change the rows before them.
+    """
+    by_split: dict[str, list[str]] = {split: [] for split in SPLITS}
+    for sentence in sentences:
+        by_split[grammar.assign_split(sentence)].append(sentence)
+    return [
+        RowSpec(split, "asr", language, index, derive_seed(seed, split, "asr", language, index), id_prefix("asr"), text)
+        for split, texts in by_split.items()
+        for index, text in enumerate(texts)
+    ]
 
 
 def _count_by_variant(key: str, size: int | Mapping[str, int], recipe: Recipe) -> dict[str, int]:

@@ -34,6 +34,7 @@ class RowSpec:
         index: Index among the rows of the same split, task and variant.
         seed: Random seed of the row.
         prefix: Prefix of the task in the row's id.
+        text: Text to speak; None if the recipe of the task draws it.
     """
 
     split: str
@@ -42,6 +43,7 @@ class RowSpec:
     index: int
     seed: int
     prefix: str = ""
+    text: str | None = None
 
     @property
     def id(self) -> str:

@@ -56,6 +56,8 @@ class _Event(ctypes.Structure):
     )
 
 
+# An event of eSpeak as (type, position in the text, length of the word, sample).
+_WordEvent = tuple[int, int, int, int]
 _Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event))
 
 
@@ -104,29 +106,50 @@ def say(lines: Sequence[Line]) -> list[Utterance]:
     """Synthesise lines in order. An utterance depends only on its line and on the lines before it.
 
     Raises:
-        RuntimeError: eSpeak fails, or does not report one start time per word, which happens with no sentence of the
-            corpus.
+        RuntimeError: eSpeak fails, or does not report one start time per word. This happens with no sentence of the
+            grammar; `are_timed` finds the sentences of other texts with which it happens.
         ImportError: eSpeak NG is not installed.
     """
-    _, sample_rate = _load_espeak()  # before the fork, so that every child starts from the same state
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as child:
-        results = list(child.map(_synthesise, lines))
+    _, sample_rate = _load_espeak()
     utterances = []
-    for line, (events, pcm) in zip(lines, results, strict=True):
-        # Starts of words as (position in the text, sample).
-        starts = [(position, sample) for kind, position, length, sample in events if kind == _WORD and length > 0]
-        expected_positions = [1 + sum(len(word) + 1 for word in line.words[:index]) for index in range(len(line.words))]
-        if line.language in UNTIMED_LANGUAGES:
-            starts, expected_positions = [(1, 0)], [1]
-        ends = [sample for kind, _, _, sample in events if kind == _END]
-        if [position for position, _ in starts] != expected_positions or len(ends) != 1:
+    for line, (events, pcm) in zip(lines, _synthesise_in_child(lines), strict=True):
+        boundary_samples = _find_boundaries(line, events)
+        if boundary_samples is None:
             raise RuntimeError(f"eSpeak did not report a time for every word of {line}: events {events}")
         # VHQ computes in float64; with lower qualities the result depends on the instruction set of the processor.
         played_rate = sample_rate * line.speed
         signal = soxr.resample(np.frombuffer(pcm, np.int16) / 32768.0, played_rate, SAMPLE_RATE, quality="VHQ")
-        boundaries = [*(sample for _, sample in starts), ends[0]]
-        utterances.append(Utterance(signal, tuple(sample / played_rate for sample in boundaries)))
+        utterances.append(Utterance(signal, tuple(sample / played_rate for sample in boundary_samples)))
     return utterances
+
+
+def are_timed(lines: Sequence[Line]) -> list[bool]:
+    """Return for each line whether eSpeak reports a start time for every word, so that `say` can synthesise it.
+
+    It does not for Roman numerals and some names that it spells: about one of a thousand words of written English.
+    """
+    results = zip(lines, _synthesise_in_child(lines), strict=True)
+    return [_find_boundaries(line, events) is not None for line, (events, _) in results]
+
+
+def _synthesise_in_child(lines: Sequence[Line]) -> list[tuple[list[_WordEvent], bytes]]:
+    """Return the events and samples of lines (`_synthesise`), spoken in order by a new child process."""
+    _load_espeak()  # before the fork, so that every child starts from the same state
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as child:
+        return list(child.map(_synthesise, lines))
+
+
+def _find_boundaries(line: Line, events: Sequence[_WordEvent]) -> list[int] | None:
+    """Return the starts of the words and the end of the last one as sample numbers; None if eSpeak reports others."""
+    # Starts of words as (position in the text, sample).
+    starts = [(position, sample) for kind, position, length, sample in events if kind == _WORD and length > 0]
+    expected_positions = [1 + sum(len(word) + 1 for word in line.words[:index]) for index in range(len(line.words))]
+    if line.language in UNTIMED_LANGUAGES:
+        starts, expected_positions = [(1, 0)], [1]
+    ends = [sample for kind, _, _, sample in events if kind == _END]
+    if [position for position, _ in starts] != expected_positions or len(ends) != 1:
+        return None
+    return [*(sample for _, sample in starts), ends[0]]
 
 
 @cache
@@ -151,10 +174,10 @@ def _load_espeak() -> tuple[ctypes.CDLL, int]:
     return library, sample_rate
 
 
-def _synthesise(line: Line) -> tuple[list[tuple[int, int, int, int]], bytes]:
-    """Return eSpeak's events as (type, position in the text, length of the word, sample), and its 16-bit samples."""
+def _synthesise(line: Line) -> tuple[list[_WordEvent], bytes]:
+    """Return eSpeak's events, and its 16-bit samples."""
     library, _ = _load_espeak()
-    events: list[tuple[int, int, int, int]] = []
+    events: list[_WordEvent] = []
     pcm: list[bytes] = []
 
     def receive(wave: ctypes.Array, count: int, reported: ctypes.Array) -> int:

@@ -54,11 +54,13 @@ AGES: dict[str, VoiceSettings] = {
 
 
 def write_asr(spec: RowSpec, rng: Rng) -> Script:
-    """Write a row of `asr`: a sentence, or a keyword phrase in every third English row.
+    """Write a row of `asr`: the text of the spec, else a sentence, or a keyword phrase in every third English row.
 
     Keyword phrases let the model learn keywords as words too, not only as classes of `ks`.
     """
-    if spec.variant == "en" and spec.index % 3 == 2:
+    if spec.text is not None:
+        text = spec.text
+    elif spec.variant == "en" and spec.index % 3 == 2:
         text = grammar.draw_keyword_phrase(rng, spec.split, pick(rng, KEYWORDS))
     else:
         text = grammar.draw_sentence(rng, spec.split, spec.variant)
