@@ -16,7 +16,7 @@ from auris.corpus.output import hash_bytes
 from auris.corpus.recipes import RECIPES, id_prefix
 from auris.corpus.sentences import Selection, describe_selection, read_lines, select_sentences
 from auris.errors import UsageError
-from auris.files import read_yaml
+from auris.files import digest, file_digest, read_yaml
 from auris.text.tasks import TASKS
 
 # Keys that only some corpora use, with the values that null stands for in these. `sizes` is one of them too.
@@ -88,7 +88,8 @@ def _build(out: Path, config: Mapping[str, Any]) -> dict[str, Any]:
 
             return sample_sentences(llm, n_sentences, seed, processes)
 
-        source = {"llm": str(llm.resolve()), "sentences": n_sentences}
+        weights = {path.name: file_digest(path) for path in sorted(llm.glob("*.safetensors"))}
+        source = {"llm": digest(weights), "sentences": n_sentences}
         return build_from_sentences(out, sample, source=source, seed=seed, processes=processes)
     sizes, text_lines, scale = config["sizes"], config["text_lines"], config["fraction"]
     return build(out, sizes=sizes, text_lines=text_lines, scale=scale, seed=seed, processes=processes)
