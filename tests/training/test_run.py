@@ -119,7 +119,14 @@ def test_overrides_replace_the_data_module_the_optimizer_the_callbacks_and_the_l
         "+data.extra=3",
         f"+callbacks.own._target_={__name__}.CustomCallback",
     ]
-    sgd = ["optim._target_=torch.optim.SGD", "+optim.momentum=0.9", "~optim.betas", "~optim.eps", "~optim.states"]
+    sgd = [
+        "optim=adamw",
+        "optim._target_=torch.optim.SGD",
+        "+optim.momentum=0.9",
+        "~optim.betas",
+        "~optim.eps",
+        "~optim.states",
+    ]
     removed_parts = ["~callbacks.examples", "~logger", "max_steps=2", "experiment=qwen2_audio_pretrain"]
     run_config = config.resolve(config.compose([*smallest_run(corpus, tmp_path), *custom_parts, *sgd, *removed_parts]))
     metric = train.run(run_config)
