@@ -119,7 +119,7 @@ def features(clips: dict[str, np.ndarray], number: int, n_frames: int) -> Tensor
 def encode(net: AudioLM, clip_inputs: list[tuple[Tensor, int]]) -> Tensor:
     mels, frames = zip(*clip_inputs, strict=True)
     with torch.no_grad():
-        return net.encode(torch.cat(mels, dim=1), torch.tensor(frames))
+        return net.encode({"mel": torch.cat(mels, dim=1), "frames": torch.tensor(frames)})
 
 
 def encode_as_released(net: AudioLM, clips: dict[str, np.ndarray], numbers: list[int]) -> Tensor:

@@ -111,9 +111,8 @@ def test_a_dry_run_names_what_cannot_be_divided_into_replicas(compose_run):
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_the_estimated_memory_of_states_equals_the_allocated_memory(compose_run, precision):
     """Frozen weights are stored in float32 in any precision unless they are sharded. Buffers are not counted."""
-    run_config = compose_run(
-        "max_steps=2", f"trainer.precision={precision}", f"arm={precision}", "trainer.val_check_interval=1.0"
-    )
+    options = ["optim=adamw", "max_steps=2", "trainer.val_check_interval=1.0"]
+    run_config = compose_run(*options, f"trainer.precision={precision}", f"arm={precision}")
     train.train(run_config)
     facts = json.loads((Path(run_config["run_dir"]) / "environment.json").read_text())
     checkpoint = checkpoint_dir.find(run_config["run_dir"], kinds=checkpoint_dir.KINDS)

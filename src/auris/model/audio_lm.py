@@ -89,6 +89,10 @@ class AudioLM(nn.Module):
             pack: Clips, as `mel` or as cached `encoder_frames`.
             n_blocks: Number of the encoder's blocks to apply to `mel`; None: all.
         """
+        return self._encoder_output(pack, n_blocks)
+
+    def _encoder_output(self, pack: Pack, n_blocks: int | None = None) -> tuple[Tensor, Tensor]:
+        # The other methods call this one: FSDP frees the parameters of the net at the end of `encoder_output`.
         if "encoder_frames" not in pack:
             return self.encoder(pack["mel"], pack["frames"], n_blocks)
         lengths = n_encoder_frames(pack["frames"].cpu())
@@ -97,7 +101,7 @@ class AudioLM(nn.Module):
 
     def encode(self, pack: Pack) -> Tensor:
         """Return the audio tokens (M, H) of a pack, with the boundary's vectors."""
-        return self.boundary(*self._project(*self.encoder_output(pack)))
+        return self.boundary(*self._project(*self._encoder_output(pack)))
 
     def _project(self, frames: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Map the encoder's frames (C, D) of clips to their audio tokens (M, H) and the number of tokens (A,)."""
@@ -117,7 +121,7 @@ class AudioLM(nn.Module):
         Returns:
             The audio tokens (M, H), the number of audio tokens (A,) of each clip, and the embeddings (N, H) of `ids`.
         """
-        return *self._project(*self.encoder_output(pack)), lm.embed(self.llm, ids)
+        return *self._project(*self._encoder_output(pack)), lm.embed(self.llm, ids)
 
     def embed(self, batch: Pack) -> Tensor:
         """Return the token embeddings of a batch, audio tokens included: (T, H)."""

@@ -159,7 +159,7 @@ def adamw(groups: Iterable[dict], *, betas: Sequence[float], eps: float, states:
 
 
 def moment_bytes(settings: Config) -> int:
-    """Return the number of bytes of one moment of one parameter.
+    """Return the number of bytes of one moment of one parameter. Muon's matrices have one moment, all others have two.
 
     Args:
         settings: The section `optim` of a config. Without the key `states`, moments are assumed to be in float32.
