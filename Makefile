@@ -58,7 +58,7 @@ ENCODER     ?= $(WEIGHTS)/whisper-base
 LLM         ?= $(WEIGHTS)/smollm2-135m-instruct
 TRANSCRIPTS ?= $(ENCODER)/reference_transcripts.jsonl
 ROWS        ?= corpora/real
-real: setup  ## WEIGHTS=DIR DATA=DIR: teach SmolLM2 to hear real speech with Whisper's encoder, at most 90 minutes
+real: setup  ## WEIGHTS=DIR DATA=DIR: teach SmolLM2 to hear real speech with Whisper's encoder (first version, not yet run as a whole)
 	@for model in "$(ENCODER)" "$(LLM)"; do ls "$$model"/LICENSE* > /dev/null 2>&1 || { \
 	  echo "error: $$model: expected the directory of a model with its licence (LICENSE*): set WEIGHTS=DIR, or ENCODER=DIR and LLM=DIR"; exit 2; }; done
 	@test -d "$(DATA)" || { echo "error: DATA=$(DATA): expected a folder of recordings with manifests (NAME.train.jsonl, NAME.test.jsonl)"; exit 2; }
