@@ -290,13 +290,19 @@ def _has_audio_token(fast: PreTrainedTokenizerFast) -> bool:
     return any(fast.backend_tokenizer.token_to_id(pad) is not None for pad in AUDIO_PADS)
 
 
-def read_vocabulary(path: str | Path) -> dict[str, int]:
+def read_vocabulary(path: str | Path, *, only_text: bool = False) -> dict[str, int]:
     """Return the id of each token of a stored tokenizer, without control tokens that auris would add.
+
+    Args:
+        path: A path or name that `Tokenizer.load` takes.
+        only_text: Leave out the control tokens.
 
     Raises:
         UserError: The tokenizer cannot be read.
     """
-    return _read(path).get_vocab()
+    fast = _read(path)
+    left_out = fast.get_added_vocab() if only_text else {}
+    return {token: token_id for token, token_id in fast.get_vocab().items() if token not in left_out}
 
 
 def _read(path: str | Path) -> PreTrainedTokenizerFast:

@@ -27,6 +27,7 @@ from auris.data.lengths import Lengths
 from auris.data.rows import Row
 from auris.data.samples import Samples
 from auris.errors import UserError
+from auris.model import adapters
 from auris.model.audio_lm import AudioLM
 from auris.model.distributed import gather, world_and_rank
 from auris.model.pack import to_device
@@ -55,7 +56,9 @@ def check_config(net: AudioLM, samples: Samples, config: Config) -> None:
         raise UserError(
             f"data.encoder_frames=cached has no effect with data.view={config['data']['view']}: set it to live"
         )
-    trained = {id(parameter) for part in optim.find_parts(net, config["trainable"]) for parameter in _parameters(part)}
+    # Adapters belong to the LLM, and are attached later.
+    names = [name for name in config["trainable"] if name not in (adapters.NEW_TOKENS, adapters.LORA)]
+    trained = {id(parameter) for part in optim.find_parts(net, names) for parameter in _parameters(part)}
     if any(
         id(parameter) in trained for conv in (net.encoder.conv1, net.encoder.conv2) for parameter in conv.parameters()
     ):

@@ -73,7 +73,7 @@ def find_initial_weights(
         label, part = f"{key}={source.path}", key.removeprefix("weights.")
         is_aligner = part == "projector" and (source.config.get("data") or {}).get("view") == "spoken"
         if part in ("checkpoint", "llm") or is_aligner:
-            _check_vocabulary(label, source, config, tokenizer)
+            _check_vocabulary(label, source, config, tokenizer, only_text=is_aligner)
         weights = InitialWeights(
             source=source.open_tensors(),
             layout=source.layout,
@@ -115,12 +115,18 @@ def _check_aligned(aligner: InitialWeights, language_model: InitialWeights, net:
         )
 
 
-def _check_vocabulary(label: str, source: ModelSource, config: Config, tokenizer: Tokenizer) -> None:
-    """Raise UserError if rows of the source's embedding belong to other tokens than in the run."""
+def _check_vocabulary(
+    label: str, source: ModelSource, config: Config, tokenizer: Tokenizer, *, only_text: bool
+) -> None:
+    """Raise UserError if rows of the source's embedding belong to other tokens than in the run.
+
+    The control tokens of an aligner do not matter, because audio never spells them (`only_text`).
+    """
     if source.tokenizer is None or source.tokenizer == config["tokenizer"]:
         return
     # The run may have more tokens, for which the vocabulary of a plain language model grows.
-    if not read_vocabulary(source.tokenizer).items() <= tokenizer.fast.get_vocab().items():
+    stored = read_vocabulary(source.tokenizer, only_text=only_text)
+    if not stored.items() <= tokenizer.fast.get_vocab().items():
         raise UserError(
             f"{label} was trained with a vocabulary that differs from tokenizer={config['tokenizer']}: "
             f"set tokenizer={source.tokenizer}"
