@@ -67,12 +67,18 @@ class PathObjective(Objective):
             lengths: (A,) number of positions of each clip.
             pack: The rows.
         """
+        targets = self.classes(pack["ids"]) if pack["rows"] else pack["ids"]
+        # The loss only depends on the scores of the targets and the blank, a few hundred of several thousand classes. The
+        # other classes become one, because torch's gradient is that of probabilities whose sum is 1.
+        used, targets = torch.cat([targets, targets.new_tensor([self.blank])]).unique(return_inverse=True)
+        scores = scores[:, used]
+        rest = (1 - scores.exp().sum(-1, keepdim=True)).clamp(min=torch.finfo(scores.dtype).eps).log()
         losses = F.ctc_loss(
-            _pad(scores, lengths),
-            self.classes(pack["ids"]) if pack["rows"] else pack["ids"],
+            _pad(torch.cat([scores, rest], dim=-1), lengths),
+            targets[:-1],
             lengths,
             pack["cu_seqlens"].diff().to(lengths),
-            blank=self.blank,
+            blank=len(used) - 1,  # the blank is the last class
             reduction="none",
             zero_infinity=True,
         )[: len(pack["rows"])]  # an empty pack holds one dummy row
