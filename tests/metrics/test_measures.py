@@ -233,6 +233,7 @@ EXAMPLE_ANSWERS = {
     "chroma_accuracy": 60,
     "velocity_accuracy": 60,
     "prefers": -1.0,
+    "text_loss": -3.0,
     "eer": 1.0,
     "judged": 7.0,
 }

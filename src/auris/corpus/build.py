@@ -99,8 +99,8 @@ def build_from_sentences(
     """Write a corpus of `asr` rows that speak any sentences, unless an earlier call has completed it in `out`.
 
     The training split has neither a sentence nor a voice in common with the other splits. `text.txt` has the sentences
-    of the training split, and `sentences.txt` all of them as they were written, one a line: a corpus made from this
-    file with the same seed has the same rows.
+    of the training split, and `text_test.txt` those of the test split. `sentences.txt` has all of them as they were
+    written, one a line: a corpus made from this file with the same seed has the same rows.
 
     Args:
         out: Directory to create, see `build`.
@@ -134,7 +134,8 @@ def build_from_sentences(
                 "all": len(set().union(*words.values())),
             },
         }
-        texts = [row.fields["text"] for row in rows["train"]]
+        texts, test_texts = ([row.fields["text"] for row in rows[split]] for split in ("train", "test"))
+        write_text(folder / "text_test.txt", "".join(f"{text}\n" for text in test_texts))
         return _write_labels(folder, config, engine, rows, texts, **facts)
 
 

@@ -146,7 +146,7 @@ class Part:
     """The part of an evaluation that consists of the responses to rows of one kind.
 
     Attributes:
-        kind: One of `answering.KINDS`: task, chat or preference.
+        kind: One of `answering.KINDS`: task, chat, preference or text.
         file: Name of the cache file.
         keys: Cache keys of the responses, in the order of the rows.
         windows: Ids of the windows into which a long row was split, by id of the long row.

@@ -36,13 +36,17 @@ from auris.text import tasks
 from auris.text.console import track
 from auris.text.prompts import Prompt
 from auris.training.objectives.dpo import answer_logps
+from auris.training.objectives.logps import segment_logps
 
-KINDS = ("task", "chat", "preference")
+KINDS = ("task", "chat", "preference", "text")
 """Kinds of rows.
 
-`task` rows are prompted as in pre-training, `chat` rows (dialogues) are prompted in ChatML, and `preference` rows are
-pairs of a chosen and a rejected answer, whose log-probabilities are computed.
+`task` rows are prompted as in pre-training, and `chat` rows (dialogues) are prompted in ChatML. SCORED_KINDS have no
+responses, but log-probabilities: `preference` rows are pairs of a chosen and a rejected answer, and `text` rows are the
+lines of a `.txt` file.
 """
+
+SCORED_KINDS = ("preference", "text")
 
 # Number of packs in a share. A waiting row takes the place of a finished sequence only within a share. Shares are the
 # same for any number of ranks, so the composition of the batches is the same as well.
@@ -80,7 +84,7 @@ class Request:
     @property
     def decoding(self) -> dict[str, Any]:
         """The decoding settings on which responses depend; empty if nothing is decoded."""
-        if self.kind == "preference":
+        if self.kind in SCORED_KINDS:
             return {}
         settings: dict[str, Any] = {**asdict(self.generation), "stop": sorted(self.generation.stop)}
         return settings | ({"seed": self.seed} if self.generation.do_sample else {})
@@ -146,7 +150,11 @@ def build_samples(
         samples = configs.build_samples(config, model.net, model.tokenizer, long_audio=policy, train=False)
     else:
         task_prompt = configs.build(prompt) or model.prompt
-        classes = {"task": (AudioSamples, task_prompt), "chat": (ChatSamples, model.dialogue)}
+        classes = {
+            "task": (AudioSamples, task_prompt),
+            "text": (AudioSamples, model.prompt),
+            "chat": (ChatSamples, model.dialogue),
+        }
         cls, kind_prompt = classes.get(kind, (PairSamples, model.dialogue))
         samples = cls(
             prompt=kind_prompt,
@@ -217,7 +225,7 @@ def answer_rows(
     rows = request.rows
     keys = {number: row_key(row) for number, row in enumerate(rows) if number not in lengths.problems}
     is_new = np.array([number in keys and keys[number] not in cache for number in range(len(rows))], dtype=bool)
-    settings = "" if request.kind == "preference" else f" with {request.generation}"
+    settings = "" if request.kind in SCORED_KINDS else f" with {request.generation}"
     n_new = is_new.sum()
     console.print(f"{request.kind} rows: {n_new} to answer{settings}; {len(keys) - n_new} cached", highlight=False)
     packs = pack_by_length(replace(lengths, tokens=np.where(is_new, lengths.tokens, 0)), token_budget)
@@ -257,7 +265,7 @@ def answer_share(
     skipped: dict[str, str] = {}
 
     def read_pack(numbers: Sequence[int]) -> Pack:
-        prompt_only = request.kind != "preference"
+        prompt_only = request.kind not in SCORED_KINDS
         batch = build_pack(rows, [(number, None) for number in numbers], request.samples, prompt_only=prompt_only)
         skipped.update(batch["skipped"])
         return to_device(batch, model.device)
@@ -265,9 +273,14 @@ def answer_share(
     contents: dict[int, object] = {}
     ended_by_length: dict[int, bool] = {}
     waiting = WaitingRows(share, read_pack)
-    if request.kind == "preference":
+    if request.kind in SCORED_KINDS:
         while (batch := waiting.next_pack()) is not None:
-            contents |= zip(batch["rows"], answer_logps(model.net, batch)[0].tolist(), strict=True)
+            # Two numbers a row: the log-probabilities of both answers, or that of a text and its number of tokens.
+            if request.kind == "preference":
+                scores, _ = answer_logps(model.net, batch)
+            else:
+                scores = torch.stack(segment_logps(model.net, batch, len(batch["rows"])), dim=1)
+            contents |= zip(batch["rows"], scores.tolist(), strict=True)
     elif (batch := waiting.next_pack()) is not None:
         # All shares have the same seed, so that the random numbers for a row do not depend on its share.
         generator = torch.Generator().manual_seed(request.seed)

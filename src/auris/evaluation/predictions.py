@@ -55,12 +55,14 @@ def predict(kind: str, responses: Sequence[Response], raw_metrics: Sequence[str]
     """Return the predictions of rows of one kind.
 
     Args:
-        kind: One of `answering.KINDS`: task, chat or preference.
+        kind: One of `answering.KINDS`: task, chat, preference or text.
         responses: The responses.
         raw_metrics: Metrics of the unprocessed response, in addition to the metrics of the row's task.
     """
     if kind == "preference":
         return [_predict_preference(response) for response in responses]
+    if kind == "text":
+        return [_predict_text(response) for response in responses]
     verifications = [_predict_verification(response) for response in responses if response.yes_no_log_odds is not None]
     return score_responses(responses, raw_metrics) + verifications
 
@@ -139,6 +141,13 @@ def _predict_preference(response: Response) -> Prediction:
     stats = row_stats("prefers", rejected, chosen, answer_language(row))
     hypothesis = f"log p {chosen:.2f}, rejected {rejected:.2f}"
     return make_prediction(row, "prefers", stats, hypothesis, str(row.labels["chosen"]))
+
+
+def _predict_text(response: Response) -> Prediction:
+    """Return the prediction for the metric `text_loss`: the negative log-probability of a text, and its tokens."""
+    row, (logp, n_tokens) = response.row, response.content
+    stats = row_stats("text_loss", logp, n_tokens, answer_language(row))
+    return make_prediction(row, "text_loss", stats, f"log p {logp:.2f}, {n_tokens:.0f} tokens", row.labels["text"])
 
 
 def make_prediction(row: Row, metric: str, stats: Sequence[Any], hypothesis: str, reference: str) -> Prediction:

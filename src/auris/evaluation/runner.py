@@ -43,11 +43,12 @@ from auris.files import read_json, write_json, write_jsonl
 from auris.inference import load as pretrained
 from auris.inference.audio_model import AudioModel
 from auris.inference.ctc_reading import read_by_aligner, read_by_ctc
+from auris.inference.start_reading import read_by_start
 from auris.inference.text_reading import read_text
 from auris.metrics import records
 from auris.metrics.judges.judge import Judge
 from auris.metrics.measures import table_position
-from auris.metrics.records import ALIGNER, AS_IS, CTC, DECODER, TEXT, EvaluationName, Prediction, ResultRow
+from auris.metrics.records import ALIGNER, AS_IS, CTC, DECODER, START, TEXT, EvaluationName, Prediction, ResultRow
 from auris.model.weights import checkpoint_dir
 from auris.model.weights.tensors import weights_digest
 from auris.text.prompts import TagPrompt
@@ -60,7 +61,7 @@ _STOPPED = "evaluation stopped by {}: the same command continues it with the res
 
 
 # Functions that return the model of a reading, given the model to evaluate.
-_MODELS = {CTC: read_by_ctc, ALIGNER: read_by_aligner, TEXT: read_text}
+_MODELS = {CTC: read_by_ctc, ALIGNER: read_by_aligner, TEXT: read_text, START: read_by_start}
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ def _reading(config: Config) -> str | None:
     reading, audio = config["reading"], config["audio"]
     if config["audio_rows"] is not None and audio == AS_IS:
         raise UsageError("audio_rows has no effect with audio=as_is: expected audio=silence, shuffled or all")
-    if reading in (None, CTC, ALIGNER):
+    if reading in (None, CTC, ALIGNER, START):
         return reading
     if audio != AS_IS:
         raise UsageError(f"audio={audio} has no effect with reading={reading}, which uses no audio: set audio=as_is")
@@ -216,7 +217,7 @@ def _answer(
     """
     kind, samples = request.kind, request.samples
     lengths = measure_lengths(request.manifests, samples, Path(model.config["data"]["cache_dir"]))
-    if kind != "preference":
+    if kind not in answering.SCORED_KINDS:
         usable_rows = (row for number, row in enumerate(request.rows) if number not in lengths.problems)
         predictions.check_metrics(map(samples.scored_row, usable_rows))
     settings = {"kind": kind, "weights": weights, "prompt": prompt_digest(samples), "decoding": request.decoding}
@@ -253,7 +254,7 @@ def _score(job: _Job, run_dir: Path, name: str, evaluation: answer_cache.Evaluat
     rows, all_predictions = [], []
     for part in evaluation.parts:
         responses = answer_cache.load_responses(run_dir, part)
-        if part.kind != "preference":
+        if part.kind not in answering.SCORED_KINDS:
             responses = predictions.merge_windows(responses, part.windows)
         rows += [response.row for response in responses]
         all_predictions += predictions.predict(part.kind, responses, benchmark.metrics)

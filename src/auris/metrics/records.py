@@ -18,7 +18,7 @@ from auris.errors import UserError
 from auris.files import write_jsonl
 
 AS_IS, SILENCE, SHUFFLED = AUDIO_KINDS = ("as_is", "silence", "shuffled")
-CTC, ALIGNER, TEXT, DECODER = READINGS = ("ctc", "aligner", "text", "decoder")
+CTC, ALIGNER, TEXT, DECODER, START = READINGS = ("ctc", "aligner", "text", "decoder", "start")
 
 
 class EvaluationName(NamedTuple):
@@ -28,7 +28,8 @@ class EvaluationName(NamedTuple):
         benchmark: The benchmark.
         reading: Who answered the rows instead of the model. `ctc`: the best path of CTC through its audio tokens.
             `aligner`: the same of the aligner that it started from. `text`: the model, given the transcript in place of
-            the sound. `decoder`: another system, whose transcripts are in a file. None: the model itself.
+            the sound. `decoder`: another system, whose transcripts are in a file. `start`: the model with the published
+            language model that its training started from. None: the model itself.
         audio: Which audio the rows have: their own (`as_is`), silence, or that of other rows (`shuffled`).
     """
 

@@ -235,6 +235,11 @@ def preference(rejected: float, chosen: float, *_: Any) -> list[float]:
     return _correct_and_total(chosen > rejected)
 
 
+def text_loss(logp: float, n_tokens: float, *_: Any) -> list[float]:
+    """Return the negative log-probability of a text, in nats, and the number of its tokens."""
+    return [-float(logp), float(n_tokens)]
+
+
 def verification(score: float, is_target: bool, *_: Any) -> list[float]:
     """Return the score of a verification trial and whether it is a target trial; targets should have high scores."""
     return [float(score), float(is_target)]

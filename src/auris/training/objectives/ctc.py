@@ -68,8 +68,8 @@ class PathObjective(Objective):
             pack: The rows.
         """
         targets = self.classes(pack["ids"]) if pack["rows"] else pack["ids"]
-        # The loss only depends on the scores of the targets and the blank, a few hundred of several thousand classes. The
-        # other classes become one, because torch's gradient is that of probabilities whose sum is 1.
+        # The loss only depends on the scores of the targets and the blank, a few hundred of several thousand classes.
+        # The other classes become one, because torch's gradient is that of probabilities whose sum is 1.
         used, targets = torch.cat([targets, targets.new_tensor([self.blank])]).unique(return_inverse=True)
         scores = scores[:, used]
         rest = (1 - scores.exp().sum(-1, keepdim=True)).clamp(min=torch.finfo(scores.dtype).eps).log()

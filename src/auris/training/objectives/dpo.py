@@ -17,7 +17,7 @@ from torch import Tensor
 
 from auris.errors import UserError
 from auris.model.pack import Pack
-from auris.training.objectives.logps import label_logps
+from auris.training.objectives.logps import segment_logps
 from auris.training.objectives.objective import Objective, task_sums
 
 if TYPE_CHECKING:
@@ -154,11 +154,7 @@ class DPO(Objective):
 def answer_logps(net: AudioLM, pack: Pack) -> tuple[Tensor, Tensor]:
     """Return the summed log-probabilities (P, 2) of the answers in a pack of pairs, and their numbers of tokens (P, 2).
 
-    A segment is a part of the pack between two values of `cu_seqlens`. The answers of pair p are the labels of segments
-    2 p and 2 p + 1.
+    The answers of pair p are the labels of segments 2 p and 2 p + 1 (`segment_logps`).
     """
-    logps, positions, _ = label_logps(net, pack)
-    segments = torch.searchsorted(pack["cu_seqlens"][1:].long(), positions, right=True)
-    zeros = logps.new_zeros(2 * len(pack["rows"]))  # the dummy segment of a pack without rows has no labels
-    sums, lengths = (zeros.index_add(0, segments, x) for x in (logps, torch.ones_like(logps)))
+    sums, lengths = segment_logps(net, pack, 2 * len(pack["rows"]))
     return rearrange(sums, "(p two) -> p two", two=2), rearrange(lengths, "(p two) -> p two", two=2)

@@ -38,6 +38,22 @@ def label_logps(net: AudioLM, pack: Pack) -> tuple[Tensor, Tensor, Tensor]:
     return logps, positions, is_likeliest
 
 
+def segment_logps(net: AudioLM, pack: Pack, n_segments: int) -> tuple[Tensor, Tensor]:
+    """Return the summed log-probabilities (S,) of the labels of a pack's first segments, and their numbers of labels.
+
+    A segment is a part of the pack between two values of `cu_seqlens`: a row, or an answer of a pair.
+
+    Args:
+        net: The net.
+        pack: The pack.
+        n_segments: Number of segments (S); the dummy segment of a pack without rows has no labels.
+    """
+    logps, positions, _ = label_logps(net, pack)
+    segments = torch.searchsorted(pack["cu_seqlens"][1:].long(), positions, right=True)
+    sums, lengths = (logps.new_zeros(n_segments).index_add(0, segments, x) for x in (logps, torch.ones_like(logps)))
+    return sums, lengths
+
+
 def _score_labels(net: AudioLM, hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Return the log-probabilities (R,) of labels, and whether no other token is more likely than the label (R,)."""
     logits = net.head(hidden).float()
