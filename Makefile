@@ -58,6 +58,7 @@ ENCODER     ?= $(WEIGHTS)/whisper-base
 LLM         ?= $(WEIGHTS)/smollm2-135m-instruct
 TRANSCRIPTS ?= $(ENCODER)/reference_transcripts.jsonl
 ROWS        ?= corpora/real
+TEXT        ?= corpora/sampled
 real: setup  ## WEIGHTS=DIR DATA=DIR: teach SmolLM2 to hear real speech with Whisper's encoder (first version, not yet run as a whole)
 	@for model in "$(ENCODER)" "$(LLM)"; do ls "$$model"/LICENSE* > /dev/null 2>&1 || { \
 	  echo "error: $$model: expected the directory of a model with its licence (LICENSE*): set WEIGHTS=DIR, or ENCODER=DIR and LLM=DIR"; exit 2; }; done
@@ -66,7 +67,8 @@ real: setup  ## WEIGHTS=DIR DATA=DIR: teach SmolLM2 to hear real speech with Whi
 	  layout.files='*.train.jsonl' 'layout.only={task: [asr], language: [en]}' layout.valid_share=0.1
 	test -e $(ROWS)/asterisk.test.jsonl || $(PY) -m auris prepare layout=manifest root="$(DATA)" out=$(ROWS)/asterisk.test.jsonl \
 	  layout.files=asterisk.test.jsonl 'layout.only={language: [en]}'
-	$(PY) -m auris train ablations=real vars.encoder="$(ENCODER)" vars.llm="$(LLM)" vars.rows=$(ROWS) vars.data="$(DATA)" \
+	test -e $(TEXT)/text.txt || $(PY) -m auris corpus llm="$(LLM)" sentences=400 out=$(TEXT)
+	$(PY) -m auris train ablations=real vars.encoder="$(ENCODER)" vars.llm="$(LLM)" vars.rows=$(ROWS) vars.text=$(TEXT) vars.data="$(DATA)" \
 	  vars.transcripts="$(TRANSCRIPTS)"
 	$(PY) -m auris results study=real
 
