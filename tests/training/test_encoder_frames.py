@@ -146,6 +146,7 @@ def test_cached_and_live_frames_train_the_same_projector(aligner: Path, corpus: 
         (["data/augment=specaugment"], "data.augment would change the audio.*set data.augment=null"),
         (["trainable=[encoder,projector]"], "convolutions once, expected them to be frozen"),
         (["trainable=[projector,llm]"], "embeddings of a frozen language model"),
+        (["data.long_audio=window"], "data.long_audio=window splits a clip .*set data.long_audio=error, skip or first"),
         (["data.encoder_frames=disk"], "data.encoder_frames=disk: expected live or cached"),
     ],
 )
