@@ -125,6 +125,8 @@ class AudioLMModule(L.LightningModule):
         if config and config["data"]["encoder_frames"] == "cached":
             tensor_parallel = self.meshes.n_copies if self.meshes else 1
             encoder_frames.attach(self.net, self.trainer, config=config, tensor_parallel=tensor_parallel)
+            if reference is not None:  # it gets the same frames as the net
+                reference.n_cached_blocks = self.net.n_cached_blocks
         if self.compile_with is not None:
             compile_blocks([*self.net.encoder.blocks, *llm.decoder_layers(self.net.llm)], self.compile_with)
 
