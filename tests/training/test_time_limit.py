@@ -43,6 +43,14 @@ def test_a_limited_run_equals_a_run_with_that_number_of_steps(compose_run, tmp_p
     assert_equal(weights(limited), weights(short))
 
 
+def test_a_run_without_a_checkpoint_is_measured_again(compose_run, tmp_path, monkeypatch):
+    folder = tmp_path / "limited"
+    time_limit.choose_steps(folder, 10.0, max_steps=9, warmup_steps=1, minutes=0.5)
+    monkeypatch.setattr(time_limit, "median", lambda durations: 10.0)
+    train.train(compose_run("max_steps=9", "max_minutes=0.7", f"run_dir={folder}"))
+    assert read_json(folder / "finished.json")["steps"] == 4
+
+
 def test_a_resumed_run_keeps_the_number_of_steps(compose_run, tmp_path, monkeypatch):
     monkeypatch.setattr(time_limit, "median", lambda durations: 10.0)
     limited = compose_run("max_steps=9", "max_minutes=0.5", "checkpoint_every=2", f"run_dir={tmp_path}/limited")

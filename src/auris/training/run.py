@@ -283,7 +283,9 @@ def limit_steps(config: Config, run_dir: Path, preemption: Preemption) -> Config
     """Return the config with fewer steps if `max_minutes` requires it, as a trial of a few steps shows."""
     if config["max_minutes"] is None:
         return config
-    max_steps = time_limit.read_steps(run_dir)
+    # A run without a checkpoint starts again, perhaps with another config, so it is measured again.
+    has_checkpoint = bool(checkpoint_dir.list_steps(run_dir / checkpoint_dir.FOLDER))
+    max_steps = time_limit.read_steps(run_dir) if has_checkpoint else None
     if max_steps is None:
         trial = {
             **config,
