@@ -35,10 +35,12 @@ def compose_run(corpus, tmp_path, monkeypatch):
 def test_a_limited_run_equals_a_run_with_that_number_of_steps(compose_run, tmp_path, monkeypatch):
     """The trial leaves no trace in the weights, and the schedule ends with the last step."""
     monkeypatch.setattr(time_limit, "median", lambda durations: 10.0)  # seconds a step
-    limited = compose_run("max_steps=9", "max_minutes=0.5", "checkpoint_every=2", f"run_dir={tmp_path}/limited")
+    intervals = ["checkpoint_every=2", "trainer.val_check_interval=8"]  # one validation, after the last step
+    limited = compose_run("max_steps=9", "max_minutes=0.5", *intervals, f"run_dir={tmp_path}/limited")
     train.train(limited)
     assert read_json(tmp_path / "limited/finished.json")["steps"] == 3
-    short = compose_run("max_steps=3", "checkpoint_every=2", f"run_dir={tmp_path}/short")
+    intervals = ["checkpoint_every=2", "trainer.val_check_interval=3"]
+    short = compose_run("max_steps=3", *intervals, f"run_dir={tmp_path}/short")
     train.train(short)
     assert_equal(weights(limited), weights(short))
 
