@@ -19,10 +19,14 @@ def test_there_are_as_many_steps_as_the_time_allows(tmp_path, minutes, steps):
     assert chosen == time_limit.read_steps(tmp_path) == steps
 
 
-def test_less_time_than_the_warm_up_takes_is_an_error(tmp_path):
-    with pytest.raises(UserError, match=r"is enough for 5 steps of 2 s, .*warmup_steps=5: set max_minutes=0.2 or more"):
-        time_limit.choose_steps(tmp_path, 2.0, max_steps=100, warmup_steps=5, minutes=1 / 6)
+@pytest.mark.parametrize(("seconds", "enough"), [(1.9, 0.2), (2.1, 0.3), (1e-6, 0.1)])
+def test_less_time_than_the_warm_up_takes_is_an_error(tmp_path, seconds, enough):
+    settings = {"max_steps": 100, "warmup_steps": 5}
+    expected = rf"is enough for 5 steps of {seconds:g} s, .*warmup_steps=5: set max_minutes={enough} or more"
+    with pytest.raises(UserError, match=expected):
+        time_limit.choose_steps(tmp_path, seconds, **settings, minutes=5.5 * seconds / 60)
     assert time_limit.read_steps(tmp_path) is None
+    assert time_limit.choose_steps(tmp_path, seconds, **settings, minutes=enough) > 5
 
 
 @pytest.fixture
