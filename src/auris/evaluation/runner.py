@@ -159,6 +159,8 @@ def _evaluate(
     manifests = read_manifests(benchmark.manifests(), key="data.test")
     benchmark_name = benchmark.name or "+".join(Path(manifest.path).stem for manifest in manifests)
     name = str(EvaluationName(benchmark_name, reading, audio))
+    if reading == TEXT and (others := [kind for kind in answering.KINDS[1:] if answering.select_kind(manifests, kind)]):
+        raise UserError(f"reading=text: {benchmark_name} has {' and '.join(others)} rows, expected only rows of tasks")
     if benchmark.sets:
         manifests = benchmarks.name_sets(manifests)
     digests = {str(manifest.path): manifest.digest for manifest in manifests}

@@ -58,8 +58,8 @@ def check_config(net: AudioLM, samples: Samples, config: Config) -> None:
         )
     if samples.long_audio == "window":
         raise UserError(
-            "data.long_audio=window splits a clip into several, but data.encoder_frames=cached needs one clip per row: set "
-            "data.long_audio=error, skip or first (or data.encoder_frames=live)"
+            "data.long_audio=window splits a clip into several, but data.encoder_frames=cached needs one clip per row: "
+            "set data.long_audio=error, skip or first (or data.encoder_frames=live)"
         )
     # Adapters belong to the LLM, and are attached later.
     names = [name for name in config["trainable"] if name not in (adapters.NEW_TOKENS, adapters.LORA)]
