@@ -166,11 +166,11 @@ def trained(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     return {"text": text, "audio": fit(corpus, folder, "qwen2_audio_pretrain", f"weights.llm={text}")}
 
 
-def evaluate(run: Path, corpus: Path, *overrides: str, tests: str | None = None) -> list[ResultRow]:
+def evaluate(run: Path, corpus: Path, *overrides: str, tests: str | None = None, tokens: str = "4") -> list[ResultRow]:
     tests = tests or f"[{{path: {corpus}/test.jsonl, tasks: [asr]}}]"
     arguments = [f"checkpoint={run}", f"data.root={corpus}", "accelerator=cpu", "bootstrap=10", *overrides]
     arguments += ["benchmark=sets", f"data.test={tests}"]
-    arguments += ["generation.max_new_tokens=4"]
+    arguments = [f"generation.max_new_tokens={tokens}", *arguments]
     return runner.evaluate(config.resolve(config.compose(arguments, "evaluate"), "evaluate"))
 
 
@@ -208,7 +208,7 @@ def test_readings_are_evaluations_of_their_own_on_the_same_rows(
     own = evaluate(run, corpus, "audio=shuffled", "audio_rows=3")
     by_text = evaluate(run, corpus, "reading=text")
     capsys.readouterr()
-    by_decoder = evaluate(run, corpus, f"reading={file}")
+    by_decoder = evaluate(run, corpus, f"reading={file}", tokens="null")
     assert "missing from the scores: 1" in capsys.readouterr().out.replace("\n", " ")
     numbers = {
         name: sum(
@@ -234,7 +234,11 @@ def test_readings_are_evaluations_of_their_own_on_the_same_rows(
     [
         (["reading=text", "audio=silence"], "audio=silence has no effect with reading=text, which uses no audio"),
         (["audio_rows=3"], "audio_rows has no effect with audio=as_is"),
-        (["reading=nothing.jsonl"], "reading=nothing.jsonl: there is no such file"),
+        (
+            ["reading=x.jsonl", "prompt=tags"],
+            "prompt, generation.max_new_tokens: expected no such setting with reading=x",
+        ),
+        (["reading=nothing.jsonl", "generation.max_new_tokens=null"], "reading=nothing.jsonl: there is no such file"),
     ],
 )
 def test_settings_without_effect_are_refused_before_a_model_is_loaded(corpus: Path, overrides: list, message: str):

@@ -138,6 +138,12 @@ def _reading(config: Config) -> str | None:
         raise UsageError(f"audio={audio} has no effect with reading={reading}, which uses no audio: set audio=as_is")
     if reading == TEXT:
         return TEXT
+    settings = {
+        "prompt": config["prompt"],
+        **{f"generation.{key}": value for key, value in config["generation"].items()},
+    }
+    if unused := [name for name, value in settings.items() if value]:
+        raise UsageError(f"{', '.join(unused)}: expected no such setting with reading={reading}, which are transcripts")
     transcripts.read_transcripts(Path(reading))  # fails before a model is loaded
     return DECODER
 
