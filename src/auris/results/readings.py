@@ -7,7 +7,7 @@ are computed on the rows that all of them have.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,30 +93,43 @@ def _compare(members: pd.DataFrame, metric: str) -> dict[str, Any]:
     of_metric = members[members["metric"] == metric]
     by_column = {str(column): rows for column, rows in of_metric.groupby("column")}
     present = [by_column[column] for column in READINGS if column in by_column]
-    common = _common_ids(present)
-    line: dict[str, Any] = {"n": len(common), "rows": len(set().union(*(rows["id"] for rows in present)))}
+    common = _common_keys(present)
+    line: dict[str, Any] = {"n": _count_rows(common), "rows": len(set().union(*(rows["id"] for rows in present)))}
     for column in READINGS:
         line |= _score_rows(by_column.get(column), common, metric, column)
-    of_model = members[(members["column"] == MODEL) & members["id"].isin(common)]
+    of_model = _choose(members[members["column"] == MODEL], common)
     for detail in _DETAILS:
         stats = of_model.loc[of_model["metric"] == detail, "stats"].tolist()
         line[detail] = score(detail, stats) if stats else np.nan
     controls = {f"control {MODEL}": MODEL, **dict(zip(CONTROLS, CONTROLS, strict=True))}
     present = [by_column[column] for column in controls.values() if column in by_column]
-    common = _common_ids(present) if len(present) > 1 else set()
-    line["control n"] = len(common)
+    common = _common_keys(present) if len(present) > 1 else set()
+    line["control n"] = _count_rows(common)
     for name, column in controls.items():
         line |= _score_rows(by_column.get(column), common, metric, name)
     return line
 
 
-def _common_ids(evaluations: Sequence[pd.DataFrame]) -> set[str]:
-    return set.intersection(*(set(rows["id"]) for rows in evaluations)) if evaluations else set()
+def _common_keys(evaluations: Sequence[pd.DataFrame]) -> set[tuple[int, str]]:
+    """Return seed and id of the rows that all evaluations have with this seed."""
+    return set.intersection(*(set(_keys(rows)) for rows in evaluations)) if evaluations else set()
 
 
-def _score_rows(rows: pd.DataFrame | None, ids: set[str], metric: str, name: str) -> dict[str, float]:
-    """Return the score of the rows with the given ids, and the ends of its interval; NaN without such rows."""
-    chosen = pd.DataFrame() if rows is None else rows[rows["id"].isin(ids)]
+def _keys(rows: pd.DataFrame) -> Iterable[tuple[int, str]]:
+    return zip(rows["seed"], rows["id"], strict=True)
+
+
+def _count_rows(keys: Iterable[tuple[int, str]]) -> int:
+    return len({row_id for _, row_id in keys})
+
+
+def _choose(rows: pd.DataFrame, keys: set[tuple[int, str]]) -> pd.DataFrame:
+    return rows[np.array([key in keys for key in _keys(rows)], dtype=bool)]
+
+
+def _score_rows(rows: pd.DataFrame | None, keys: set[tuple[int, str]], metric: str, name: str) -> dict[str, float]:
+    """Return the score of the rows with the given seeds and ids, and the ends of its interval; NaN without such rows."""
+    chosen = pd.DataFrame() if rows is None else _choose(rows, keys)
     columns = score_columns(chosen, metric, name)
     return {key: columns[key] for key in (name, f"{name} low", f"{name} high")}
 
