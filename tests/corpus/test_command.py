@@ -58,6 +58,18 @@ def test_a_setting_without_effect_is_an_error(defaults: dict[str, Any], values: 
         fill_in(defaults | values)
 
 
+def test_typed_sizes_without_effect_are_an_error_even_if_they_are_the_default(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["corpus", f"out={tmp_path / 'corpus'}", "text=a", "sizes=core"]) == 2
+    assert "sizes have no effect with text=a" in capsys.readouterr().err
+
+
+def test_a_directory_without_weights_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["corpus", f"out={tmp_path / 'corpus'}", f"llm={tmp_path}"]) != 0
+    assert "there are no weights (*.safetensors)" in " ".join(capsys.readouterr().err.split())
+
+
 @pytest.mark.parametrize(
     ("override", "expected"),
     [("language=zh", "en or de or es or fr or it or null"), ("sentences=0", "an integer >= 1 or null")],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from auris.files import read_json
 from auris.inference import load as pretrained
 from auris.inference.text_reading import read_text
 from auris.metrics.records import EvaluationName, ResultRow
+from auris.text.prompts import NaturalPrompt
 from auris.training import run as train
 from support.manifests import write_manifest
 from support.recipes import smallest_run
@@ -164,18 +166,35 @@ def trained(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     return {"text": text, "audio": fit(corpus, folder, "qwen2_audio_pretrain", f"weights.llm={text}")}
 
 
-def evaluate(run: Path, corpus: Path, *overrides: str) -> list[ResultRow]:
+def evaluate(run: Path, corpus: Path, *overrides: str, tests: str | None = None, tokens: str = "4") -> list[ResultRow]:
+    tests = tests or f"[{{path: {corpus}/test.jsonl, tasks: [asr]}}]"
     arguments = [f"checkpoint={run}", f"data.root={corpus}", "accelerator=cpu", "bootstrap=10", *overrides]
-    arguments += ["benchmark=sets", f"data.test=[{{path: {corpus}/test.jsonl, tasks: [asr]}}]"]
-    arguments += ["generation.max_new_tokens=4"]
+    arguments += ["benchmark=sets", f"data.test={tests}"]
+    arguments = [f"generation.max_new_tokens={tokens}", *arguments]
     return runner.evaluate(config.resolve(config.compose(arguments, "evaluate"), "evaluate"))
 
 
 def test_the_text_reading_presents_transcripts_as_the_text_stage_did(trained: dict[str, Path]):
-    model = read_text(pretrained.load(trained["audio"], device="cpu"))
-    samples = answering.build_samples(model, "task", "window")
-    assert isinstance(samples, TextSamples) and isinstance(samples.stretch, UniformStretch)
-    assert (samples.stretch.repeats, samples.stretch.blanks) == ((2, 2), (1, 1))
+    model = pretrained.load(trained["audio"], device="cpu")
+    chat = {"prompt": {"_target_": "auris.text.chat.Qwen2AudioChat"}, "data": {**model.config["data"], "view": "chat"}}
+    for config_of_model in (
+        model.config,
+        {**model.config, **chat},
+    ):  # a model of dialogues gets its base model's prompts
+        samples = answering.build_samples(read_text(replace(model, config=config_of_model)), "task", "window")
+        assert isinstance(samples, TextSamples) and isinstance(samples.stretch, UniformStretch)
+        assert (samples.stretch.repeats, samples.stretch.blanks) == ((2, 2), (1, 1))
+        assert isinstance(samples.prompt, NaturalPrompt)
+
+
+def test_the_text_reading_refuses_dialogues(trained: dict[str, Path], corpus: Path, tmp_path: Path):
+    dialogue = [
+        {"role": "user", "content": [{"type": "audio", "audio": "a.wav"}]},
+        {"role": "assistant", "content": "x"},
+    ]
+    file = write_manifest(tmp_path / "chat.jsonl", [{"id": "a", "messages": dialogue}])
+    with pytest.raises(ValueError, match="reading=text: embedded has chat rows, expected only rows of tasks"):
+        evaluate(trained["audio"], corpus, "reading=text", tests=f"[{corpus}/test.jsonl,{file}]")
 
 
 def test_readings_are_evaluations_of_their_own_on_the_same_rows(
@@ -189,7 +208,7 @@ def test_readings_are_evaluations_of_their_own_on_the_same_rows(
     own = evaluate(run, corpus, "audio=shuffled", "audio_rows=3")
     by_text = evaluate(run, corpus, "reading=text")
     capsys.readouterr()
-    by_decoder = evaluate(run, corpus, f"reading={file}")
+    by_decoder = evaluate(run, corpus, f"reading={file}", tokens="null")
     assert "missing from the scores: 1" in capsys.readouterr().out.replace("\n", " ")
     numbers = {
         name: sum(
@@ -215,7 +234,11 @@ def test_readings_are_evaluations_of_their_own_on_the_same_rows(
     [
         (["reading=text", "audio=silence"], "audio=silence has no effect with reading=text, which uses no audio"),
         (["audio_rows=3"], "audio_rows has no effect with audio=as_is"),
-        (["reading=nothing.jsonl"], "reading=nothing.jsonl: there is no such file"),
+        (
+            ["reading=x.jsonl", "prompt=tags"],
+            "prompt, generation.max_new_tokens: expected no such setting with reading=x",
+        ),
+        (["reading=nothing.jsonl", "generation.max_new_tokens=null"], "reading=nothing.jsonl: there is no such file"),
     ],
 )
 def test_settings_without_effect_are_refused_before_a_model_is_loaded(corpus: Path, overrides: list, message: str):

@@ -183,6 +183,11 @@ def test_audio_beyond_the_size_limit_is_omitted_and_reported(tmp_path: Path, cap
     assert "left out: the page is limited to 0 MB of audio" in page and "5 clips were left out" in page
 
 
+def test_the_rows_of_a_reading_are_found_in_the_manifests(tmp_path: Path):
+    rows, notes = recordings.find_rows(write_run(tmp_path), "embedded@text", ["asr-en-1"])
+    assert rows["asr-en-1"].clips[0].path == tmp_path / "asr-en-1.wav" and notes == []
+
+
 def test_a_clip_used_by_two_rows_is_embedded_once(tmp_path: Path):
     write_wave(tmp_path / "a.wav", 0.4)
     players = recordings.Players(1)

@@ -108,6 +108,16 @@ def test_all_readings_of_a_line_are_scored_on_the_same_rows(study: Path):
             assert np.isnan(line["runaway"])  # the evaluation was made without it
 
 
+def test_readings_are_compared_on_the_same_rows_of_the_same_seeds(study: Path):
+    """The aligner has a second seed, which the model lacks."""
+    before = results.compare_readings(study, ["natural"])
+    other = study / "natural/seed_1"
+    (other / "predictions").mkdir(parents=True)
+    write_evaluation(other, "real@aligner", 9, {})
+    frame = results.compare_readings(study, ["natural"])
+    assert frame["aligner"].tolist() == before["aligner"].tolist()
+
+
 def test_controls_are_compared_with_the_model_on_their_rows(study: Path):
     frame = results.compare_readings(study).set_index(["arm", "group"])
     line = frame.loc["tags", GROUPS[0]]

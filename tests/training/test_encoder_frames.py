@@ -146,6 +146,7 @@ def test_cached_and_live_frames_train_the_same_projector(aligner: Path, corpus: 
         (["data/augment=specaugment"], "data.augment would change the audio.*set data.augment=null"),
         (["trainable=[encoder,projector]"], "convolutions once, expected them to be frozen"),
         (["trainable=[projector,llm]"], "embeddings of a frozen language model"),
+        (["data.long_audio=window"], "data.long_audio=window splits a clip .*set data.long_audio=error, skip or first"),
         (["data.encoder_frames=disk"], "data.encoder_frames=disk: expected live or cached"),
     ],
 )
@@ -154,8 +155,8 @@ def test_settings_that_contradict_the_cache_are_refused(corpus: Path, tmp_path: 
         train.build(recipe(corpus, tmp_path, *overrides))
 
 
-def pretraining(corpus: Path, folder: Path, *overrides: str) -> dict:
-    steps = ["experiment=qwen2_audio_pretrain", *smallest_run(corpus, folder), "max_steps=2"]
+def pretraining(corpus: Path, folder: Path, *overrides: str, experiment: str = "qwen2_audio_pretrain") -> dict:
+    steps = [f"experiment={experiment}", *smallest_run(corpus, folder), "max_steps=2"]
     return config.resolve(config.compose([*steps, "trainer.val_check_interval=2", *overrides]))
 
 
@@ -186,15 +187,21 @@ def test_the_reading_of_the_aligner_is_that_of_its_own_run(aligner: Path, corpus
     assert read_by_aligner(start) is start
 
 
-@pytest.mark.parametrize("upper", [[], ["encoder.blocks.1", "encoder.norm"]])
-def test_pre_training_reads_cached_frames_of_the_frozen_blocks(corpus: Path, tmp_path: Path, upper: list[str]):
+@pytest.mark.parametrize(
+    ("experiment", "trained"),
+    [
+        ("qwen2_audio_pretrain", "projector"),
+        ("qwen2_audio_pretrain", "encoder.blocks.1,encoder.norm,projector"),
+        ("encoder_ctc", "encoder.blocks.1,encoder.norm"),
+    ],
+)
+def test_training_reads_cached_frames_of_the_frozen_blocks(corpus: Path, tmp_path: Path, experiment: str, trained: str):
     """With trained upper blocks, the cache holds the output of the lower blocks."""
-    trained = f"trainable=[{','.join([*upper, 'projector'])}]"
     runs = {}
     for frames in ("live", "cached"):
-        overrides = ["model.encoder.n_layers=2", trained, "data/augment=null", f"data.encoder_frames={frames}"]
-        overrides.append(f"run_dir={tmp_path / frames}")
-        runs[frames] = load_state(train.train(pretraining(corpus, tmp_path, *overrides)))
+        overrides = ["model.encoder.n_layers=2", "data/augment=null", f"data.encoder_frames={frames}"]
+        overrides += [f"trainable=[{trained}]", f"run_dir={tmp_path / frames}"]
+        runs[frames] = load_state(train.train(pretraining(corpus, tmp_path, *overrides, experiment=experiment)))
     lr = pretraining(corpus, tmp_path)["optim"]["lr"]
     for name, live in runs["live"].items():
         difference = (live - runs["cached"][name]).abs()

@@ -8,7 +8,10 @@ import pytest
 import torch
 from torch import nn
 
+from auris.model import adapters
+from auris.training.objectives.ctc import CTC
 from auris.training.optim import Muon, adamw, cosine_schedule, freeze, orthogonalise, parameter_groups
+from support import nets
 
 
 class Encoder(nn.Module):
@@ -267,14 +270,43 @@ def test_matrices_are_updated_as_by_torchs_muon():
 
 
 def test_vectors_and_tables_of_tokens_are_updated_as_by_adamw():
-    def make() -> list[nn.Parameter]:
-        return [nn.Parameter(torch.ones(shape)) for shape in ((4,), (90, 4), (4, 90))]
+    """The table has the sides of a matrix."""
 
-    ours, theirs, matrix = make(), make(), nn.Parameter(torch.eye(4))
-    numbers = {"lr": 0.1, "weight_decay": 0.3}
-    grow(Muon([{"params": [*ours, matrix], **numbers}], betas=(0.9, 0.98), eps=1e-6), ours)
-    grow(adamw([{"params": theirs, **numbers}], betas=(0.9, 0.98), eps=1e-6), theirs)
-    assert all(map(torch.equal, ours, theirs))
+    def make() -> Net:
+        net = Net()
+        net.llm = nn.ModuleDict(
+            {"embed_tokens": nn.Embedding(5, 6), "lm_head": nn.Linear(6, 5), "norm": nn.LayerNorm(6)}
+        )
+        freeze(net, ["llm"])
+        with torch.no_grad():
+            for parameter in net.llm.parameters():
+                parameter.fill_(1.0)
+        return net
+
+    ours, theirs = make(), make()
+    numbers = {"lr": 0.1, "weight_decay": 0.3, "layer_decay": 1.0}
+    for net, build in ((ours, Muon), (theirs, adamw)):
+        optimizer = build(parameter_groups(net, nn.Identity(), **numbers), betas=(0.9, 0.98), eps=1e-6)
+        grow(optimizer, [*net.llm.parameters()])
+    assert all(map(torch.equal, ours.llm.parameters(), theirs.llm.parameters()))
+
+
+def test_what_muon_updates_depends_on_the_part_of_the_model_but_not_on_its_sides():
+    net, objective = nets.build("qwen_audio", vocab=20), CTC(width=20, n_text=19)
+    adapters.attach(net, ["llm.new_tokens"], token_ids=range(12))
+    adapters.attach(net, ["llm.lora"], lora={"rank": 10, "alpha": 1, "targets": ["q_proj"]})
+    net.requires_grad_(True)  # the adapters have frozen the language model
+    groups = parameter_groups(net, objective, lr=1.0, weight_decay=0.0, layer_decay=1.0)
+    matrices = [
+        id(x) for group in Muon(groups, betas=(0.9, 0.98)).param_groups if group["momentum"] for x in group["params"]
+    ]
+    left_out = {name for name, x in net.named_parameters() if x.ndim > 1 and id(x) not in matrices}
+    assert {name for name in left_out if ".lora_" not in name} == {
+        *("llm.model.embed_tokens.weight", "llm.lm_head.weight", "boundary.weight"),
+        *("llm.new_tokens.embedding", "llm.new_tokens.head"),
+    }
+    assert sum(".lora_A." in name for name in left_out) == sum(".lora_B." in name for name in left_out) == 2
+    assert id(objective.head.weight) not in matrices
 
 
 def test_a_convolution_is_a_matrix_with_a_row_for_each_output_channel():
@@ -293,5 +325,9 @@ def test_a_convolution_is_a_matrix_with_a_row_for_each_output_channel():
     ],
 )
 def test_invalid_moment_dtypes_and_betas_are_refused(states, betas, message):
+    groups = [{"params": [nn.Parameter(torch.ones(2))]}]
     with pytest.raises(ValueError, match=message):
-        adamw([{"params": [nn.Parameter(torch.ones(2))]}], betas=betas, eps=1e-6, states=states)
+        adamw(groups, betas=betas, eps=1e-6, states=states)
+    if len(betas) != 2:
+        with pytest.raises(ValueError, match=message):
+            Muon(groups, betas=betas)

@@ -285,6 +285,17 @@ def test_cached_and_live_references_give_the_same_training(compose_run, monkeypa
     assert abs(finished[0]["train/reward_margin"]) > 1e-3  # the policy has moved away from its reference
 
 
+def test_a_live_reference_reads_cached_frames_as_the_policy_does(compose_run):
+    """The policy, which hardly changes, stays equal to its reference."""
+    run_config = compose_run(
+        *("max_steps=2", "optim.lr=1e-9", "optim.min_lr=0", "objective.reference=live", "data.encoder_frames=cached"),
+        *("model.encoder.n_layers=2", "trainable=[encoder.blocks.1,encoder.norm,projector]"),
+    )
+    train.train(run_config)
+    finished = json.loads((Path(run_config["run_dir"]) / "finished.json").read_text())
+    assert finished["train/kl"] == pytest.approx(0, abs=1e-4)
+
+
 @pytest.mark.parametrize("reference", ["cached", pytest.param("live", marks=pytest.mark.slow)])
 def test_a_killed_run_resumes_with_its_original_reference(compose_run, monkeypatch, reference):
     options = ["max_steps=4", "checkpoint_every=2", "optim.lr=1e-3", f"objective.reference={reference}"]

@@ -114,9 +114,27 @@ def test_variables_are_filled_in_everywhere():
     assert job.config["max_steps"] == 70 and job.evaluate == [["benchmark=embedded", "bootstrap=700"]]
 
 
-def test_an_unknown_variable_is_refused():
-    arms = {"a": {"overrides": ["experiment=qwen2_audio_pretrain", "max_steps=${vars.step}"]}}
-    with pytest.raises(UsageError, match=r"max_steps=\$\{vars.step\}: vars has no step, expected steps"):
+def test_a_variable_without_a_value_is_null():
+    arms = {"a": {"overrides": ["experiment=qwen2_audio_pretrain", "max_minutes=${vars.minutes}"]}}
+    [job] = studies.plan_jobs({**STUDY, "vars": {"minutes": None}, "arms": arms}, seed=0)
+    assert "max_minutes=null" in job.overrides and job.config["max_minutes"] is None
+
+
+def test_variables_of_the_command_line_are_not_passed_on_to_the_runs():
+    typed = ["vars={steps: 7}", "vars.steps=7", "+vars.more=1", "jobs=2", "optim.lr=1e-3", "+data.x=1"]
+    assert studies._overrides_of_runs(typed) == ["optim.lr=1e-3", "+data.x=1"]
+
+
+@pytest.mark.parametrize("overrides", ["max_steps=70", None, [{"max_steps": 70}]])
+def test_overrides_of_the_study_that_are_no_list_are_refused(overrides: object):
+    with pytest.raises(UsageError, match=r"study letters: overrides=.*, expected \[key=value, ...\]"):
+        studies.plan_jobs({**STUDY, "overrides": overrides})
+
+
+@pytest.mark.parametrize("name", ["step", "steps.first", "my-steps"])
+def test_an_unknown_variable_is_refused(name: str):
+    arms = {"a": {"overrides": ["experiment=qwen2_audio_pretrain", f"max_steps=${{vars.{name}}}"]}}
+    with pytest.raises(UsageError, match=rf"max_steps=\$\{{vars.{name}\}}: vars has no {name}, expected steps"):
         studies.plan_jobs({**STUDY, "vars": {"steps": 7}, "arms": arms})
 
 

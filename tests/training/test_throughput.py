@@ -97,6 +97,25 @@ def test_useful_flops_equal_the_count_of_torch(trainable: tuple[str, ...], toler
     assert sum(flops_by_op.values()) == pytest.approx(expected, rel=tolerance)
 
 
+def test_cached_frames_leave_out_the_cost_of_what_is_below_them():
+    net, workload = nets.build_meta(), cost.Workload(frames=10, frame_pairs=100)  # two blocks
+
+    def flops(*trainable: str, has_cached_frames: bool) -> int:
+        stage = cost.Stage(name="", trainable=(*trainable, "projector"), has_cached_frames=has_cached_frames)
+        return cost.count_training_flops(net, stage, workload)
+
+    encoder = net.encoder
+    convolutions, block = (
+        sum(map(cost.count_parameters, x)) for x in ([encoder.conv1, encoder.conv2], encoder.blocks[:1])
+    )
+    attention = 4 * 100 * encoder.width
+    frozen = flops(has_cached_frames=False) - flops(has_cached_frames=True)
+    assert frozen == 2 * 10 * (convolutions + 2 * block) + 2 * attention
+    upper = ["encoder.blocks.1", "encoder.norm"]
+    saved = flops(*upper, has_cached_frames=False) - flops(*upper, has_cached_frames=True)
+    assert saved == 2 * 2 * 10 * (convolutions + block) + 3 * attention
+
+
 @pytest.mark.parametrize("kind", [pooling.Mean, pooling.Conv, partial(pooling.Attention, n_heads=4), pooling.Stack])
 def test_the_cost_of_each_pooling_and_projector_equals_the_count_of_torch(kind: Callable[..., nn.Module]):
     net = SimpleNamespace(pooling=kind(k=2, width=64), geometry=SimpleNamespace(pool=2))
@@ -175,7 +194,7 @@ class LoggingModule(SimpleNamespace):
 
     def __init__(self) -> None:
         super().__init__(values={}, points={}, net=nets.build_meta(), objective=NextToken(), device=torch.device("cpu"))
-        self.trainable = ["encoder", "projector", "llm"]
+        self.trainable, self.has_cached_frames = ["encoder", "projector", "llm"], False
 
     def log(self, name: str, value: float, **_: Any) -> None:
         self.values[name] = value

@@ -19,10 +19,14 @@ def test_there_are_as_many_steps_as_the_time_allows(tmp_path, minutes, steps):
     assert chosen == time_limit.read_steps(tmp_path) == steps
 
 
-def test_less_time_than_the_warm_up_takes_is_an_error(tmp_path):
-    with pytest.raises(UserError, match=r"is enough for 5 steps of 2 s, .*warmup_steps=5: set max_minutes=0.2 or more"):
-        time_limit.choose_steps(tmp_path, 2.0, max_steps=100, warmup_steps=5, minutes=1 / 6)
+@pytest.mark.parametrize(("seconds", "enough"), [(1.9, 0.2), (2.1, 0.3), (1e-6, 0.1)])
+def test_less_time_than_the_warm_up_takes_is_an_error(tmp_path, seconds, enough):
+    settings = {"max_steps": 100, "warmup_steps": 5}
+    expected = rf"is enough for 5 steps of {seconds:g} s, .*warmup_steps=5: set max_minutes={enough} or more"
+    with pytest.raises(UserError, match=expected):
+        time_limit.choose_steps(tmp_path, seconds, **settings, minutes=5.5 * seconds / 60)
     assert time_limit.read_steps(tmp_path) is None
+    assert time_limit.choose_steps(tmp_path, seconds, **settings, minutes=enough) > 5
 
 
 @pytest.fixture
@@ -35,12 +39,22 @@ def compose_run(corpus, tmp_path, monkeypatch):
 def test_a_limited_run_equals_a_run_with_that_number_of_steps(compose_run, tmp_path, monkeypatch):
     """The trial leaves no trace in the weights, and the schedule ends with the last step."""
     monkeypatch.setattr(time_limit, "median", lambda durations: 10.0)  # seconds a step
-    limited = compose_run("max_steps=9", "max_minutes=0.5", "checkpoint_every=2", f"run_dir={tmp_path}/limited")
+    intervals = ["checkpoint_every=2", "trainer.val_check_interval=8"]  # one validation, after the last step
+    limited = compose_run("max_steps=9", "max_minutes=0.5", *intervals, f"run_dir={tmp_path}/limited")
     train.train(limited)
     assert read_json(tmp_path / "limited/finished.json")["steps"] == 3
-    short = compose_run("max_steps=3", "checkpoint_every=2", f"run_dir={tmp_path}/short")
+    intervals = ["checkpoint_every=2", "trainer.val_check_interval=3"]
+    short = compose_run("max_steps=3", *intervals, f"run_dir={tmp_path}/short")
     train.train(short)
     assert_equal(weights(limited), weights(short))
+
+
+def test_a_run_without_a_checkpoint_is_measured_again(compose_run, tmp_path, monkeypatch):
+    folder = tmp_path / "limited"
+    time_limit.choose_steps(folder, 10.0, max_steps=9, warmup_steps=1, minutes=0.5)
+    monkeypatch.setattr(time_limit, "median", lambda durations: 10.0)
+    train.train(compose_run("max_steps=9", "max_minutes=0.7", f"run_dir={folder}"))
+    assert read_json(folder / "finished.json")["steps"] == 4
 
 
 def test_a_resumed_run_keeps_the_number_of_steps(compose_run, tmp_path, monkeypatch):

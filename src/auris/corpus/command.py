@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from auris.corpus.build import SENTENCES_FILE, build, build_from_sentences
 from auris.corpus.output import hash_bytes
 from auris.corpus.recipes import RECIPES, id_prefix
 from auris.corpus.sentences import Selection, describe_selection, read_lines, select_sentences
-from auris.errors import UsageError
+from auris.errors import MissingFileError, UsageError
 from auris.files import digest, file_digest, read_yaml
 from auris.text.tasks import TASKS
 
@@ -28,9 +28,11 @@ _LLM_KEYS = {"sentences": 1000}
 def run(config: Mapping[str, Any]) -> None:
     """Build the corpus and its tokenizer, and print the number of rows and the grade (`tasks.GRADES`) of each task."""
     # Imported here because worker processes import this module too and must not load torch.
+    from hydra.core.hydra_config import HydraConfig
+
     from auris.corpus.vocabulary import train_tokenizer
 
-    config = fill_in(config)
+    config = fill_in(config, HydraConfig.get().overrides.task if HydraConfig.initialized() else ())
     out = Path(config["out"])
     metadata = _build(out, config)
     # Models with random weights need this tokenizer. A run with weights.llm has the tokenizer of its language model.
@@ -40,8 +42,12 @@ def run(config: Mapping[str, Any]) -> None:
     rich.print(tabulate_rows(metadata))
 
 
-def fill_in(config: Mapping[str, Any]) -> dict[str, Any]:
+def fill_in(config: Mapping[str, Any], overrides: Iterable[str] = ()) -> dict[str, Any]:
     """Return the config with values in place of null for the keys that its kind of corpus uses.
+
+    Args:
+        config: The config of the command.
+        overrides: The overrides from the command line.
 
     Raises:
         UsageError: A key is set that this kind of corpus does not use, or both `text` and `llm` are.
@@ -62,7 +68,8 @@ def fill_in(config: Mapping[str, Any]) -> dict[str, Any]:
     for key, remedy in owners.items():
         if key not in used and config[key] is not None:
             raise UsageError(f"{key}={config[key]} has no effect {kind}: set {key}=null, or {remedy}")
-    if used is not _GRAMMAR_KEYS and config["sizes"] != read_yaml(CONFIGS / "sizes/core.yaml"):
+    has_sizes = config["sizes"] != read_yaml(CONFIGS / "sizes/core.yaml") or "sizes=core" in overrides
+    if used is not _GRAMMAR_KEYS and has_sizes:
         raise UsageError(f"sizes have no effect {kind}, where each sentence is a row: leave out sizes, or text and llm")
     return {**config, **{key: default for key, default in used.items() if config[key] is None}}
 
@@ -88,8 +95,11 @@ def _build(out: Path, config: Mapping[str, Any]) -> dict[str, Any]:
 
             return sample_sentences(llm, n_sentences, seed, processes)
 
-        weights = {path.name: file_digest(path) for path in sorted(llm.glob("*.safetensors"))}
-        source = {"llm": digest(weights), "sentences": n_sentences}
+        weights = sorted(llm.glob("*.safetensors"))
+        if llm.is_dir() and not weights:
+            raise MissingFileError(f"llm={llm}: there are no weights (*.safetensors), expected a causal language model")
+        model_files = {path.name: file_digest(path) for path in [*weights, llm / "tokenizer.json"] if path.is_file()}
+        source = {"llm": digest(model_files), "sentences": n_sentences}
         return build_from_sentences(out, sample, source=source, seed=seed, processes=processes)
     sizes, text_lines, scale = config["sizes"], config["text_lines"], config["fraction"]
     return build(out, sizes=sizes, text_lines=text_lines, scale=scale, seed=seed, processes=processes)

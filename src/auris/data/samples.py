@@ -372,7 +372,7 @@ class TextSamples(Samples):
         return self._max_length(row, [*map(self.stretch.max_length, counts)])
 
     def _contents(self, row: Row) -> list[str]:
-        """Return the text of each clip, after the prefix."""
+        """Return the text of each clip, with the prefix before it."""
         labels = row.labels
         content = (
             labels.get("content")
@@ -471,7 +471,7 @@ class ChatSamples(AudioSamples):
 
 
 def prompt_digest(samples: Samples) -> str:
-    """Return a checksum of everything that turns a row into tokens: view, stretch, geometry, prompts, tokenizer, ..."""
+    """Return a checksum of what turns a row into tokens: view, long_audio, geometry, stretch, prompts and tokenizer."""
     settings = [type(samples).__name__, samples.long_audio, repr(samples.geometry)]
     if isinstance(samples, TextSamples):
         settings.append(samples.stretch.fingerprint)

@@ -47,7 +47,7 @@ class UniformStretch:
     """Draws the number of repeats of each token, and of blanks around tokens, from ranges.
 
     Args:
-        repeats: Lowest and highest number of times that a token stands in succession.
+        repeats: Lowest and highest number of repeats of a token.
         blanks: Lowest and highest number of blanks before the first token and after each token.
     """
 
@@ -76,7 +76,7 @@ class MeasuredStretch:
 
     In training, a share of the transcripts has errors: each token is read as another one, or not at all, with the
     frequency of the aligner's validation rows. A token that is absent from these rows is read wrong with the mean
-    frequency, as one of all tokens that were read in error.
+    frequency, as one of all tokens that were read in error. Tokens that the aligner inserts are ignored.
 
     Args:
         aligner: Directory of an aligner's run.

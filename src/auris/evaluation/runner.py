@@ -139,6 +139,12 @@ def _reading(config: Config) -> str | None:
         raise UsageError(f"audio={audio} has no effect with reading={reading}, which uses no audio: set audio=as_is")
     if reading == TEXT:
         return TEXT
+    settings = {
+        "prompt": config["prompt"],
+        **{f"generation.{key}": value for key, value in config["generation"].items()},
+    }
+    if unused := [name for name, value in settings.items() if value]:
+        raise UsageError(f"{', '.join(unused)}: expected no such setting with reading={reading}, which are transcripts")
     transcripts.read_transcripts(Path(reading))  # fails before a model is loaded
     return DECODER
 
@@ -160,6 +166,8 @@ def _evaluate(
     manifests = read_manifests(benchmark.manifests(), key="data.test")
     benchmark_name = benchmark.name or "+".join(Path(manifest.path).stem for manifest in manifests)
     name = str(EvaluationName(benchmark_name, reading, audio))
+    if reading == TEXT and (others := [kind for kind in answering.KINDS[1:] if answering.select_kind(manifests, kind)]):
+        raise UserError(f"reading=text: {benchmark_name} has {' and '.join(others)} rows, expected only rows of tasks")
     if benchmark.sets:
         manifests = benchmarks.name_sets(manifests)
     digests = {str(manifest.path): manifest.digest for manifest in manifests}

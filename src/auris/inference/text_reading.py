@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from auris.config import Config
+from auris.config import Config, build
 from auris.errors import UserError
 from auris.inference.audio_model import AudioModel
 from auris.model.weights.identify import identify
+from auris.text.chat import Chat
 from auris.training.objectives.ctc import PathObjective
 
 
@@ -18,6 +19,7 @@ def read_text(model: AudioModel) -> AudioModel:
     """Return a model that is given the text of a row in place of its clips (`data.samples.TextSamples`).
 
     The text is stretched as in the text stage of the language model. Without such a stage, the stretch is the default.
+    A model of dialogues gets the prompts of its base model.
 
     Args:
         model: The model.
@@ -28,7 +30,10 @@ def read_text(model: AudioModel) -> AudioModel:
     if isinstance(model.objective, PathObjective):
         raise UserError(f"reading=text: {model.name} was trained on CTC, expected a model that answers prompts")
     data = {**model.config["data"], "view": "text", "stretch": _find_stretch(model.config)}
-    return replace(model, config={**model.config, "data": data})
+    config = {**model.config, "data": data}
+    if isinstance(build(config["prompt"]), Chat):
+        config["prompt"] = {"_target_": f"{type(model.prompt).__module__}.{type(model.prompt).__name__}"}
+    return replace(model, config=config)
 
 
 def _find_stretch(config: Config) -> Config | None:

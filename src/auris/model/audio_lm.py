@@ -77,10 +77,10 @@ class AudioLM(nn.Module):
         self.n_cached_blocks = len(encoder.blocks)
         self.geometry = replace(encoder.geometry, pool=self.pooling.k, boundary=self.boundary.inserts_vectors)
 
-    def encode_frames(self, mel: Tensor, n_frames: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the encoder's frames after its final norm; arguments and shapes as in `Encoder.forward`."""
-        x, lengths = self.encoder(mel, n_frames)
-        return self.encoder.norm(x), lengths
+    def encode_frames(self, pack: Pack) -> tuple[Tensor, Tensor]:
+        """Return the frames (C, D) of a pack after the encoder's final norm, and their number (A,) for each clip."""
+        frames, lengths = self._encoder_output(pack)
+        return self.encoder.norm(frames), lengths
 
     def encoder_output(self, pack: Pack, n_blocks: int | None = None) -> tuple[Tensor, Tensor]:
         """Return the frames (C, D) of a pack before the encoder's final norm, and their number (A,) for each clip.

@@ -1,4 +1,4 @@
-"""Comparison of the readings of the same rows: does the hearing or the language model limit a model?
+"""Error rates of the readings of the same rows: what limits a model, its audio tokens or its language model?
 
 An error rate of the model stands next to those of its aligner's CTC reading, of the encoder's own decoder and of the
 text ceiling, which is the model given the transcripts in place of the sound (`records.EvaluationName`). All of them
@@ -7,7 +7,7 @@ are computed on the rows that all of them have.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,13 @@ from auris.results.tables import markdown_table, read_chosen_predictions, score_
 from auris.text.figure_style import CAPTION, STYLE, assign_colours
 
 MODEL = "model"  # the column of the model's own responses
-READINGS = (MODEL, ALIGNER, CTC, DECODER, TEXT)
+COLUMNS = (MODEL, ALIGNER, CTC, DECODER, TEXT)
 CONTROLS = (SILENCE, SHUFFLED)
+_CONTROL_COLUMNS = {f"control {MODEL}": MODEL, **{audio: audio for audio in CONTROLS}}  # -> column of the evaluation
 # Reading and audio of an evaluation -> column of the table; other evaluations have no column.
-_COLUMNS: Mapping[tuple[str | None, str], str] = {
+_COLUMN_OF: Mapping[tuple[str | None, str], str] = {
     (None, AS_IS): MODEL,
-    **{(reading, AS_IS): reading for reading in READINGS[1:]},
+    **{(reading, AS_IS): reading for reading in COLUMNS[1:]},
     **{(None, audio): audio for audio in CONTROLS},
 }
 LABELS = {
@@ -57,7 +58,7 @@ def compare_readings(root: str | Path, arms: Sequence[str] | None = None) -> pd.
     """Return the error rates of the readings of a study, with a row for each arm and group of test rows.
 
     Columns: arm, benchmark, group, metric; `n` (number of rows that all readings of the arm have) and `rows` (number of
-    rows that any of them has); for each of READINGS its error rate on these n rows, such as `model` or `text`, and
+    rows that any of them has); for each of COLUMNS its error rate on these n rows, such as `model` or `text`, and
     the ends of its 95 % interval (`<column> low`, `<column> high`); `insertions`, `deletions`, `substitutions` and
     `runaway` of the model.
 
@@ -74,7 +75,7 @@ def compare_readings(root: str | Path, arms: Sequence[str] | None = None) -> pd.
     names = {text: EvaluationName.parse(text) for text in scored["benchmark"].unique()}
     with_reading = {name.benchmark for name in names.values() if name.reading}
     scored = scored.assign(
-        column=[_COLUMNS.get((names[text].reading, names[text].audio), "") for text in scored["benchmark"]],
+        column=[_COLUMN_OF.get((names[text].reading, names[text].audio), "") for text in scored["benchmark"]],
         benchmark=[names[text].benchmark for text in scored["benchmark"]],
     )
     scored = scored[scored["benchmark"].isin(with_reading)]
@@ -92,31 +93,43 @@ def _compare(members: pd.DataFrame, metric: str) -> dict[str, Any]:
     """Return the columns of `compare_readings` for one line, given the predictions of one arm and group."""
     of_metric = members[members["metric"] == metric]
     by_column = {str(column): rows for column, rows in of_metric.groupby("column")}
-    present = [by_column[column] for column in READINGS if column in by_column]
-    common = _common_ids(present)
-    line: dict[str, Any] = {"n": len(common), "rows": len(set().union(*(rows["id"] for rows in present)))}
-    for column in READINGS:
+    present = [by_column[column] for column in COLUMNS if column in by_column]
+    common = _common_keys(present)
+    line: dict[str, Any] = {"n": _count_rows(common), "rows": len(set().union(*(rows["id"] for rows in present)))}
+    for column in COLUMNS:
         line |= _score_rows(by_column.get(column), common, metric, column)
-    of_model = members[(members["column"] == MODEL) & members["id"].isin(common)]
+    of_model = _choose(members[members["column"] == MODEL], common)
     for detail in _DETAILS:
         stats = of_model.loc[of_model["metric"] == detail, "stats"].tolist()
         line[detail] = score(detail, stats) if stats else np.nan
-    controls = {f"control {MODEL}": MODEL, **dict(zip(CONTROLS, CONTROLS, strict=True))}
-    present = [by_column[column] for column in controls.values() if column in by_column]
-    common = _common_ids(present) if len(present) > 1 else set()
-    line["control n"] = len(common)
-    for name, column in controls.items():
+    present = [by_column[column] for column in _CONTROL_COLUMNS.values() if column in by_column]
+    common = _common_keys(present) if len(present) > 1 else set()
+    line["control n"] = _count_rows(common)
+    for name, column in _CONTROL_COLUMNS.items():
         line |= _score_rows(by_column.get(column), common, metric, name)
     return line
 
 
-def _common_ids(evaluations: Sequence[pd.DataFrame]) -> set[str]:
-    return set.intersection(*(set(rows["id"]) for rows in evaluations)) if evaluations else set()
+def _common_keys(evaluations: Sequence[pd.DataFrame]) -> set[tuple[int, str]]:
+    """Return seed and id of the rows that all evaluations have with this seed."""
+    return set.intersection(*(set(_keys(rows)) for rows in evaluations)) if evaluations else set()
 
 
-def _score_rows(rows: pd.DataFrame | None, ids: set[str], metric: str, name: str) -> dict[str, float]:
-    """Return the score of the rows with the given ids, and the ends of its interval; NaN without such rows."""
-    chosen = pd.DataFrame() if rows is None else rows[rows["id"].isin(ids)]
+def _keys(rows: pd.DataFrame) -> Iterable[tuple[int, str]]:
+    return zip(rows["seed"], rows["id"], strict=True)
+
+
+def _count_rows(keys: Iterable[tuple[int, str]]) -> int:
+    return len({row_id for _, row_id in keys})
+
+
+def _choose(rows: pd.DataFrame, keys: set[tuple[int, str]]) -> pd.DataFrame:
+    return rows[np.array([key in keys for key in _keys(rows)], dtype=bool)]
+
+
+def _score_rows(rows: pd.DataFrame | None, keys: set[tuple[int, str]], metric: str, name: str) -> dict[str, float]:
+    """Return the score of the rows with these seeds and ids, and the ends of its interval; NaN without rows."""
+    chosen = pd.DataFrame() if rows is None else _choose(rows, keys)
     columns = score_columns(chosen, metric, name)
     return {key: columns[key] for key in (name, f"{name} low", f"{name} high")}
 
@@ -131,7 +144,7 @@ def tabulate(frame: pd.DataFrame, *, brief: bool = False) -> tuple[list[str], li
         frame: The result of `compare_readings`.
         brief: Leave out intervals and the details of errors, and shorten the headings.
     """
-    columns = [column for column in READINGS if frame[column].notna().any()]
+    columns = [column for column in COLUMNS if frame[column].notna().any()]
     details = {} if brief else _DETAILS
     head = ["arm", "task", "n", *(column if brief else LABELS[column] for column in columns), *details.values()]
     rows = []
@@ -145,11 +158,10 @@ def tabulate(frame: pd.DataFrame, *, brief: bool = False) -> tuple[list[str], li
 
 def tabulate_controls(frame: pd.DataFrame, *, brief: bool = False) -> tuple[list[str], list[list[str]]]:
     """Return the table of error rates with silence and with shuffled audio, in the form of `tabulate`."""
-    columns = {f"control {MODEL}": MODEL, **dict(zip(CONTROLS, CONTROLS, strict=True))}
-    head = ["arm", "task", "n", *(label if brief else LABELS[label] for label in columns.values())]
+    head = ["arm", "task", "n", *(label if brief else LABELS[label] for label in _CONTROL_COLUMNS.values())]
     rows = []
     for row in frame_rows(frame[frame["control n"] > 0]):
-        rates = [_format_rate(row, column, brief) for column in columns]
+        rates = [_format_rate(row, column, brief) for column in _CONTROL_COLUMNS]
         rows.append([row["arm"], _task(row, frame), str(row["control n"]), *rates])
     return head, rows
 
@@ -191,7 +203,7 @@ def plot_readings(root: str | Path, frame: pd.DataFrame) -> Figure:
         root: The study's directory.
         frame: The result of `compare_readings`.
     """
-    columns = [column for column in READINGS if frame[column].notna().any()]
+    columns = [column for column in COLUMNS if frame[column].notna().any()]
     colours = assign_colours(columns, ADVICE)
     by_arm = {str(arm): frame_rows(rows) for arm, rows in frame.groupby("arm", sort=False)}
     n_groups = max(map(len, by_arm.values()))

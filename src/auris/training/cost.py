@@ -11,6 +11,7 @@ import resource
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
+from itertools import takewhile
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -100,21 +101,24 @@ class Stage:
         trainable: Names of the trained parts (`optim.find_parts`). If adapters are among them, they must be attached.
         has_reference: Whether a frozen copy of the whole model is in memory as well.
         runs_llm: Whether the LLM is run. CTC runs the encoder only.
+        has_cached_frames: Whether the output of the encoder's frozen blocks is cached (`training.encoder_frames`).
     """
 
     name: str
     trainable: tuple[str, ...]
     has_reference: bool = False
     runs_llm: bool = True
+    has_cached_frames: bool = False
 
     @classmethod
-    def of(cls, objective: Objective, trainable: Iterable[str]) -> Stage:
+    def of(cls, objective: Objective, trainable: Iterable[str], *, has_cached_frames: bool = False) -> Stage:
         """Return the stage that trains the given parts of a net on an objective."""
         return cls(
             name="this run",
             trainable=tuple(trainable),
             has_reference=getattr(objective, "reference", None) == "live",
             runs_llm=not {"transcript", "spoken"} & set(objective.views),  # the view of CTC
+            has_cached_frames=has_cached_frames,
         )
 
     def trains(self, part: str) -> bool:
@@ -369,16 +373,30 @@ def count_training_flops(net: AudioLM, stage: Stage, workload: Workload) -> int:
         llm_uses += workload.tokens * (n_layer_weights - n_last_weights)
         llm_uses += workload.scored * (n_last_weights + n_head_weights)
     # A gradient always passes through the LLM, because a part below it, the LLM or its adapters are trained.
-    flops = 2 * (passes["encoder"] * workload.frames * count_parameters(net.encoder) + max(2, passes["llm"]) * llm_uses)
+    encoder_parts = _computed_encoder_parts(net, stage)
+    n_encoder_weights = sum(map(count_parameters, encoder_parts))
+    flops = 2 * (passes["encoder"] * workload.frames * n_encoder_weights + max(2, passes["llm"]) * llm_uses)
     flops += 2 * _pooling_and_projector_products(net, stage, workload.frames) if stage.runs_llm else 0
 
     encoder_passes = 3 if passes["encoder"] > 1 else 1
-    encoder_attention = encoder_passes * workload.frame_pairs * len(net.encoder.blocks) * net.encoder.width
+    n_blocks = sum(part in encoder_parts for part in net.encoder.blocks)
+    encoder_attention = encoder_passes * workload.frame_pairs * n_blocks * net.encoder.width
     config = net.llm.config.get_text_config()
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     channels = config.num_attention_heads * head_dim
     llm_attention = 3 * workload.token_pairs * config.num_hidden_layers * channels if stage.runs_llm else 0
     return flops + 4 * (encoder_attention + llm_attention)
+
+
+def _computed_encoder_parts(net: AudioLM, stage: Stage) -> list[nn.Module]:
+    """Return the parts of the encoder that are computed in each step: all, or those above the cached frames."""
+    encoder = net.encoder
+    if not stage.has_cached_frames:
+        return [encoder.conv1, encoder.conv2, *encoder.blocks, encoder.norm]
+    parts = optim.find_parts(net, [name for name in stage.trainable if name.split(".")[0] == "encoder"])
+    trained = {id(x) for part in parts for x in (part.parameters() if isinstance(part, nn.Module) else [part])}
+    is_cached = takewhile(lambda block: not any(id(x) in trained for x in block.parameters()), encoder.blocks)
+    return [*encoder.blocks[len(list(is_cached)) :], encoder.norm]
 
 
 def _pooling_and_projector_products(net: AudioLM, stage: Stage, frames: int) -> int:

@@ -53,7 +53,7 @@ def print_report(console: Console, module: AudioLMModule, data: AudioDataModule,
     adapters.attach(net, config["trainable"], token_ids=tokenizer.added_ids, lora=config["lora"])
     optim.freeze(net, config["trainable"])
     module.configure_optimizers()
-    stage = Stage.of(module.objective, module.trainable)
+    stage = Stage.of(module.objective, module.trainable, has_cached_frames=module.has_cached_frames)
     assert data.plan is not None  # the data is set up
     # The first step as a single process would compute it.
     packs = StepDataset(data.rows, data.plan, data.samples, world=1, rank=0)[0]

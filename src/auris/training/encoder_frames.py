@@ -45,7 +45,7 @@ def check_config(net: AudioLM, samples: Samples, config: Config) -> None:
 
     Raises:
         UserError: `data.encoder_frames` has another value, the convolutions are trained, the audio of training rows is
-            altered at random, or there is no audio.
+            altered at random, long clips are split into windows, or there is no audio.
     """
     value = config["data"]["encoder_frames"]
     if value not in VALUES:
@@ -55,6 +55,11 @@ def check_config(net: AudioLM, samples: Samples, config: Config) -> None:
     if not samples.has_audio:
         raise UserError(
             f"data.encoder_frames=cached has no effect with data.view={config['data']['view']}: set it to live"
+        )
+    if samples.long_audio == "window":
+        raise UserError(
+            "data.long_audio=window splits a clip into several, but data.encoder_frames=cached needs one clip per row: "
+            "set data.long_audio=error, skip or first (or data.encoder_frames=live)"
         )
     # Adapters belong to the LLM, and are attached later.
     names = [name for name in config["trainable"] if name not in (adapters.NEW_TOKENS, adapters.LORA)]
@@ -161,8 +166,8 @@ def compute_frames(
     for pack_numbers in track(packs, "encoder frames", console=Console(), disable=rank > 0 or not packs):
         pack = to_device(build_pack(rows, [(number, None) for number in pack_numbers], samples), device)
         frames, lengths = net.encoder_output(pack, net.n_cached_blocks)
-        clips = frames.to(torch.float16).cpu().split(lengths.tolist())
-        for number, clip_frames in zip(pack["rows"], clips, strict=False):  # an empty pack has a dummy clip
+        clips = frames.to(torch.float16).cpu().split(lengths.tolist()) if pack["rows"] else ()  # without the dummy clip
+        for number, clip_frames in zip(pack["rows"], clips, strict=True):
             if not torch.isfinite(clip_frames).all():
                 raise UserError(f"row {rows[number].id}: encoder frames exceed float16; set data.encoder_frames=live")
             with files.open_atomic(paths[number], "wb") as file:

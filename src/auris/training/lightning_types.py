@@ -34,6 +34,11 @@ class AudioModule(Protocol):
     meshes: Meshes | None
 
     @property
+    def has_cached_frames(self) -> bool:
+        """Whether the output of the encoder's frozen blocks is cached."""
+        ...
+
+    @property
     def device(self) -> torch.device:
         """The device of the parameters."""
         ...

@@ -121,10 +121,11 @@ class AudioLMModule(L.LightningModule):
         self._provide_reference(reference)
         if isinstance(self.objective, Align):
             alignment.set_classes(self.objective, datamodule(self.trainer))
-        config = self.hparams["recipe"]
-        if config and config["data"]["encoder_frames"] == "cached":
-            tensor_parallel = self.meshes.n_copies if self.meshes else 1
+        if self.has_cached_frames:
+            config, tensor_parallel = self.hparams["recipe"], self.meshes.n_copies if self.meshes else 1
             encoder_frames.attach(self.net, self.trainer, config=config, tensor_parallel=tensor_parallel)
+            if reference is not None:  # it gets the same frames as the net
+                reference.n_cached_blocks = self.net.n_cached_blocks
         if self.compile_with is not None:
             compile_blocks([*self.net.encoder.blocks, *llm.decoder_layers(self.net.llm)], self.compile_with)
 
@@ -303,6 +304,12 @@ class AudioLMModule(L.LightningModule):
 
     def _trained_parameters(self) -> Iterator[nn.Parameter]:
         return (parameter for parameter in self.parameters() if parameter.requires_grad)
+
+    @property
+    def has_cached_frames(self) -> bool:
+        """Whether the output of the encoder's frozen blocks is cached (`training.encoder_frames`)."""
+        config = self.hparams["recipe"]
+        return bool(config) and config["data"]["encoder_frames"] == "cached"
 
     @property
     def _data(self) -> AudioDataModule:

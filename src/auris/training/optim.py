@@ -7,6 +7,7 @@ Muon. The schedule consists of a linear warm-up and a cosine. The default settin
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,12 @@ SCHEDULE_KEYS = ("lr", "min_lr", "weight_decay", "clip", "warmup_steps", "lr_fac
 # Types of AdamW's two moments by their name in a config. Moments of 8 bits would need another library (torchao,
 # bitsandbytes).
 MOMENT_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+# Names of parameters that Muon leaves to AdamW although they have two dimensions. Tables have a row for each token, and
+# only some rows concern a step. A matrix of LoRA is a factor of an update, and need not be orthogonal. The boundary
+# consists of two vectors.
+_ADAMW_NAMES = re.compile(r"\.(embed_tokens|lm_head|new_tokens)\.|\.lora_|^net\.boundary\.|^objective\.head\.")
+_LEFT_TO_ADAMW = "left_to_adamw"  # attribute of these parameters
 
 
 def find_parts(net: nn.Module, trainable: Iterable[str]) -> list[nn.Module | nn.Parameter]:
@@ -82,7 +89,8 @@ def parameter_groups(
 
     The encoder has L blocks. The learning rate is lr * layer_decay^(L - 1 - l) in block l, lr * layer_decay^L in the
     encoder's convolutions, and lr everywhere else. This is the rule of Qwen-VL; Qwen-Audio only reports the value 0.95.
-    `lr_factors` multiplies these rates. Vectors (biases, norms) have no weight decay.
+    `lr_factors` multiplies these rates. Vectors (biases, norms) have no weight decay. Tables of tokens and matrices of
+    LoRA are marked for `Muon`.
 
     Args:
         net: The net. Its frozen parameters are in no group.
@@ -105,6 +113,7 @@ def parameter_groups(
     named_parameters += [(f"objective.{name}", parameter) for name, parameter in objective.named_parameters()]
     for name, parameter in named_parameters:
         if parameter.requires_grad:
+            setattr(parameter, _LEFT_TO_ADAMW, bool(_ADAMW_NAMES.search(name)))
             part = name.split(".")[1]
             rate = lr * layer_decay ** _count_blocks_above(name, n_blocks) * factors.get(part, 1.0)
             groups.setdefault((rate, parameter.ndim >= 2), []).append(parameter)
@@ -145,9 +154,7 @@ def adamw(groups: Iterable[dict], *, betas: Sequence[float], eps: float, states:
     """
     if states not in MOMENT_TYPES:
         raise UserError(f"optim.states={states}: expected {' or '.join(MOMENT_TYPES)}")
-    if len(betas) != 2:
-        raise UserError(f"optim.betas={list(betas)}: expected two numbers")
-    beta1, beta2 = betas
+    beta1, beta2 = _pair(betas)
     if MOMENT_TYPES[states] is torch.float32:
         return AdamW(groups, betas=(beta1, beta2), eps=eps)
     if 1 - beta2 < torch.finfo(MOMENT_TYPES[states]).eps:
@@ -156,6 +163,13 @@ def adamw(groups: Iterable[dict], *, betas: Sequence[float], eps: float, states:
             "be lost in rounding; expected optim.betas=[...,0.99] or less, or optim.states=fp32"
         )
     return LowPrecisionAdamW(groups, betas=(beta1, beta2), eps=eps, dtype=MOMENT_TYPES[states])
+
+
+def _pair(betas: Sequence[float]) -> tuple[float, float]:
+    """Return the decay rates of AdamW; raise UserError if there are not two of them."""
+    if len(betas) != 2:
+        raise UserError(f"optim.betas={list(betas)}: expected two numbers")
+    return betas[0], betas[1]
 
 
 def moment_bytes(settings: Config) -> int:
@@ -219,29 +233,36 @@ class LowPrecisionAdamW(AdamW):
 
 
 class Muon(AdamW):
-    """Muon (Jordan et al. 2024) for matrices, AdamW for vectors and tables of tokens.
+    """Muon (Jordan et al. 2024) for matrices, AdamW for vectors and the parameters that `parameter_groups` marks.
 
     The momentum of a matrix is made nearly orthogonal, so that a step changes all directions of the matrix by the same
     amount, instead of mostly those few that dominate the gradient. The change is scaled to the size that AdamW's has
-    (Liu et al. 2025, arXiv 2502.16982, section 2.2), so learning rates and weight decay have the meaning that they have
-    with AdamW. A convolution is a matrix with one row for each output channel.
+    (Liu et al. 2025, arXiv 2502.16982, section 2.2), so learning rates and weight decay have the same meaning as with
+    AdamW, although higher rates may be better (`scale=tiny`). A convolution is a matrix with one row for each output
+    channel.
 
     torch.optim.Muon takes matrices only, and always computes in bfloat16, which many CPUs lack.
 
     Args:
         groups: Parameter groups. Each of them becomes two groups, of matrices and of all other parameters.
+        betas: Decay rates of AdamW's moments.
         momentum: Decay rate of a matrix's momentum.
-        **settings: Arguments of AdamW, for all other parameters.
+        **settings: Further arguments of AdamW, for all other parameters.
+
+    Raises:
+        UserError: There are not two `betas`.
     """
 
-    def __init__(self, groups: Iterable[dict], *, momentum: float = 0.95, **settings: Any) -> None:
+    def __init__(
+        self, groups: Iterable[dict], *, betas: Sequence[float], momentum: float = 0.95, **settings: Any
+    ) -> None:
         split_groups = []
         for group in groups:
             matrices = [parameter for parameter in group["params"] if _is_matrix(parameter)]
             others = [parameter for parameter in group["params"] if not _is_matrix(parameter)]
             split_groups += [{**group, "params": matrices, "momentum": momentum}] if matrices else []
             split_groups += [{**group, "params": others, "momentum": None}] if others else []
-        super().__init__(split_groups, **settings)
+        super().__init__(split_groups, betas=_pair(betas), **settings)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -283,15 +304,8 @@ def orthogonalise(matrix: Tensor) -> Tensor:
 
 
 def _is_matrix(parameter: nn.Parameter) -> bool:
-    """Return whether Muon updates a parameter.
-
-    A table of tokens has a row for each token, which only some rows of a step's gradient concern. Its shape shows it:
-    it has many times as many rows as columns. So has a matrix of LoRA, which is orthogonal to nothing useful.
-    """
-    if parameter.ndim < 2:
-        return False
-    n_rows, n_columns = parameter.shape[0], math.prod(parameter.shape[1:])
-    return max(n_rows, n_columns) <= 8 * min(n_rows, n_columns)
+    """Return whether Muon updates a parameter."""
+    return parameter.ndim >= 2 and not getattr(parameter, _LEFT_TO_ADAMW, False)
 
 
 def cosine_schedule(

@@ -191,7 +191,7 @@ class Environment:
         epoch = compute_epoch_stats(data.rows, data.plan, data.samples, ranks=data.world, max_steps=SAMPLED_STEPS)
         epochs = module.max_steps / epoch.steps
         run_total = epoch.total.scale(epochs)
-        stage = cost.Stage.of(module.objective, module.trainable)
+        stage = cost.Stage.of(module.objective, module.trainable, has_cached_frames=module.has_cached_frames)
         is_sharded = isinstance(strategy, ShardedStrategy)
         n_shards = trainer.world_size // strategy.replicas if isinstance(strategy, ShardedStrategy) else 1
         bytes_per_number = 2 if "bf16" in str(trainer.precision) else 4

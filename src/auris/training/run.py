@@ -283,13 +283,15 @@ def limit_steps(config: Config, run_dir: Path, preemption: Preemption) -> Config
     """Return the config with fewer steps if `max_minutes` requires it, as a trial of a few steps shows."""
     if config["max_minutes"] is None:
         return config
-    max_steps = time_limit.read_steps(run_dir)
+    # A run without a checkpoint starts again, perhaps with another config, so it is measured again.
+    has_checkpoint = bool(checkpoint_dir.list_steps(run_dir / checkpoint_dir.FOLDER))
+    max_steps = time_limit.read_steps(run_dir) if has_checkpoint else None
     if max_steps is None:
         trial = {
             **config,
             "max_steps": time_limit.TRIAL_STEPS,
             "optim": {**config["optim"], "warmup_steps": 0},
-            "trainer": {**config["trainer"], "limit_val_batches": 0},
+            "trainer": {**config["trainer"], "limit_val_batches": 0, "val_check_interval": 1.0},
             "callbacks": {"timer": {"_target_": "auris.training.time_limit.StepTimer"}},
             "logger": {},
         }
@@ -304,7 +306,12 @@ def limit_steps(config: Config, run_dir: Path, preemption: Preemption) -> Config
             warmup_steps=config["optim"]["warmup_steps"],
             minutes=config["max_minutes"],
         )
-    return {**config, "max_steps": max_steps}
+    trainer_settings = config["trainer"]
+    interval = trainer_settings["val_check_interval"]
+    if isinstance(interval, int) and interval > max_steps:
+        rank_zero_info(f"trainer.val_check_interval={interval} is lowered to the {max_steps} steps of the run")
+        trainer_settings = {**trainer_settings, "val_check_interval": max_steps}
+    return {**config, "max_steps": max_steps, "trainer": trainer_settings}
 
 
 def build_trainer(config: Config, run_dir: Path, preemption: Preemption, net: AudioLM) -> L.Trainer:

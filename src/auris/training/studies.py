@@ -19,7 +19,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cache
@@ -47,13 +47,13 @@ from auris.training.preemption import REQUEUE_STATUS, Preemption
 from auris.training.weight_settings import adopt_settings, find_sources
 
 # Settings of the study runner, which are not passed on to the runs.
-_RUNNER_KEYS = ("ablations", "arm", "seed", "seeds", "jobs", "threads", "metric", "dry_run")
+_RUNNER_KEYS = ("ablations", "arm", "seed", "seeds", "jobs", "threads", "metric", "dry_run", "vars")
 _SHARED = "shared"  # name of the study to which stages belong
 _NAMING_KEYS = ("study", "arm", "seed", "run_dir")  # settings that only name a run
 # Settings of a part of the model that may differ from those with which its weights were trained. Qwen-Audio starts from
 # Whisper, which has another `clip_end`.
 _SETTINGS_WITHOUT_FUNCTION = ("clip_end", "train_length")
-_VARIABLE = re.compile(r"\$\{vars\.(\w+)\}")  # in an override of a study
+_VARIABLE = re.compile(r"\$\{vars\.([^}]*)\}")  # in an override of a study
 # File in the directory of a finished run. It holds the digest of the config, and the evaluations that were made.
 _DONE_FILE = "done.json"
 
@@ -126,14 +126,7 @@ def run_study(study: Config) -> int:
         The exit code: 0 if all jobs are done, REQUEUE_STATUS if a job was preempted and should be started again,
         otherwise 1.
     """
-    overrides = list(HydraConfig.get().overrides.task)
-    keys = [override.lstrip("+").partition("=")[0] for override in overrides]
-    extra_overrides = [
-        override
-        for override, key in zip(overrides, keys, strict=True)
-        if key not in _RUNNER_KEYS and not key.startswith("vars.")
-    ]
-    jobs = plan_jobs(study, extra_overrides, arm=study["arm"], seed=study["seed"])
+    jobs = plan_jobs(study, _overrides_of_runs(HydraConfig.get().overrides.task), arm=study["arm"], seed=study["seed"])
     if study["dry_run"]:
         for job in jobs:
             print(job.level, job.name, job.seed, sep="\t")
@@ -143,6 +136,12 @@ def run_study(study: Config) -> int:
     files.write_yaml(Path(jobs[-1].config["runs_dir"]) / study["study"] / "study.yaml", description)
     code = run_jobs(jobs, max_parallel=study["jobs"], threads=study["threads"], metric=study.get("metric"))
     return code if code == REQUEUE_STATUS else min(code, 1)
+
+
+def _overrides_of_runs(overrides: Iterable[str]) -> list[str]:
+    """Return the overrides from the command line that are passed on to the runs."""
+    keys = {override: override.lstrip("+").partition("=")[0] for override in overrides}
+    return [override for override, key in keys.items() if key.split(".")[0] not in _RUNNER_KEYS]
 
 
 # --- planning -----------------------------------------------------------------------------------------------------
@@ -166,12 +165,11 @@ def plan_jobs(
             config.
     """
     entries = {**(study.get("stages") or {}), **study["arms"]}
+    if not _is_list_of_text(shared := study.get("overrides", [])):
+        raise UsageError(f"study {study['study']}: overrides={shorten(shared)}, expected [key=value, ...]")
     for name, entry in entries.items():
         _check_entry(f"study {study['study']}: {name}", entry)
-    entries = {
-        name: {**entry, "overrides": [*study.get("overrides", ()), *entry["overrides"]]}
-        for name, entry in entries.items()
-    }
+    entries = {name: {**entry, "overrides": [*shared, *entry["overrides"]]} for name, entry in entries.items()}
     entries, evaluations = (_fill_in(part, study.get("vars") or {}) for part in (entries, study.get("evaluate") or []))
     _check_evaluations(f"study {study['study']}", study.get("evaluate"))
     if arm is not None and arm not in entries:
@@ -273,7 +271,8 @@ def _fill_in(part: Any, variables: Mapping[str, object]) -> Any:
         return part
     if unknown := sorted(set(_VARIABLE.findall(part)) - variables.keys()):
         raise UsageError(f"{part}: vars has no {', '.join(unknown)}, expected {', '.join(variables)}")
-    return _VARIABLE.sub(lambda match: str(variables[match[1]]), part)
+    texts = {name: "null" if value is None else str(value) for name, value in variables.items()}
+    return _VARIABLE.sub(lambda match: texts[match[1]], part)
 
 
 def _check_entry(label: str, entry: object) -> None:

@@ -61,7 +61,7 @@ class Throughput(L.Callback):
         self.devices = trainer.world_size
         name, precision = device_name(module.device), str(trainer.precision)
         self.peak, self.peak_note = cost.find_peak_flops(name, precision, self.setting)
-        stage = cost.Stage.of(module.objective, module.trainable)
+        stage = cost.Stage.of(module.objective, module.trainable, has_cached_frames=module.has_cached_frames)
         self.flops_per = {
             name: cost.count_training_flops(module.net, stage, cost.Workload(**{name: 1})) for name in WORKLOAD_FIELDS
         }

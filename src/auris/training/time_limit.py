@@ -6,6 +6,7 @@ of a few steps that are then discarded. The run directory keeps the choice, so a
 
 from __future__ import annotations
 
+import math
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -55,7 +56,7 @@ def read_steps(run_dir: Path) -> int | None:
 
 
 def choose_steps(run_dir: Path, seconds: float, *, max_steps: int, warmup_steps: int, minutes: float) -> int:
-    """Return the largest number of steps up to `max_steps` that takes at most `minutes`; say so and keep it.
+    """Return the largest number of steps up to `max_steps` that takes at most `minutes`; log and store it.
 
     Args:
         run_dir: Directory of the run, for the file with the choice.
@@ -70,9 +71,12 @@ def choose_steps(run_dir: Path, seconds: float, *, max_steps: int, warmup_steps:
     steps = min(max_steps, int(60 * minutes / seconds))
     total = format_duration(max_steps * seconds)
     if steps <= warmup_steps:
+        enough = (
+            math.ceil((warmup_steps + 1) * seconds / 6 + 0.001) / 10
+        )  # rounded up, with a margin for rounding errors
         raise UserError(
             f"max_minutes={minutes:g} is enough for {steps} steps of {seconds:.3g} s, expected more than "
-            f"optim.warmup_steps={warmup_steps}: set max_minutes={(warmup_steps + 1) * seconds / 60:.1f} or more"
+            f"optim.warmup_steps={warmup_steps}: set max_minutes={enough:g} or more"
         )
     if steps < max_steps:
         rank_zero_info(

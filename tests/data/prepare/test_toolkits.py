@@ -221,6 +221,34 @@ def test_manifests_keep_chosen_rows_and_hold_out_speakers(tmp_path):
     assert {row["id"] for row in kept if row["split"] == "valid"} == held_out
 
 
+def test_a_speaker_in_two_files_is_in_one_split(tmp_path):
+    """The speakers that are held out of the first file alone are not those of the second one alone."""
+    for name, speakers in (("a", range(6)), ("b", range(20))):
+        lines = [
+            {"id": f"{name}{n}", "audio": "a.wav", "task": "asr", "speaker": n, "split": "train"} for n in speakers
+        ]
+        layouts.text(tmp_path / f"{name}.jsonl", *map(json.dumps, lines))
+    rows = list(manifest(tmp_path, files="*.jsonl", valid_share=0.1))
+    speakers = {split: {row["speaker"] for row in rows if row["split"] == split} for split in ("train", "valid")}
+    assert len(speakers["valid"]) == 3 and not speakers["train"] & speakers["valid"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"only": {"language": "en"}}, r"layout.only={'language': 'en'}: expected {label: \[value, ...\]}"),
+        ({"only": ["en"]}, "layout.only=.*: expected {label"),
+        ({"only": {"languages": ["en"]}}, "layout.only=.*: no row has the label languages"),
+        ({"valid_share": 0.5}, "layout.valid_share=0.5: expected a file with training rows of at least 5 speakers"),
+    ],
+)
+def test_selections_without_effect_are_refused(tmp_path, settings, message):
+    row = {"id": "x", "audio": "a.wav", "task": "asr", "language": "en", "speaker": "s", "split": "train"}
+    layouts.text(tmp_path / "rows.jsonl", json.dumps(row))
+    with pytest.raises(ValueError, match=message):
+        manifest(tmp_path, files="*.jsonl", **settings)
+
+
 def test_rows_that_are_not_task_rows_are_unusable(tmp_path):
     layouts.text(tmp_path / "rows.jsonl", "{oops", "3", json.dumps({"messages": []}))
     messages = ["not JSON", "expected a JSON object, got int", "the row is a dialogue"]

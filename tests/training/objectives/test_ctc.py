@@ -31,7 +31,7 @@ class Net(nn.Module):
         super().__init__()
         self.encoder = Encoder(n_mels=8, width=16, n_layers=1, n_heads=2, ffn=24)
 
-    encode_frames = AudioLM.encode_frames
+    encode_frames, _encoder_output = AudioLM.encode_frames, AudioLM._encoder_output
 
 
 @pytest.fixture
@@ -117,7 +117,7 @@ class FixedPathNet(nn.Module):
         super().__init__()
         self.paths = paths
 
-    def encode_frames(self, mel: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
+    def encode_frames(self, pack: dict) -> tuple[Tensor, Tensor]:
         channels = torch.tensor([symbol for path in self.paths for symbol in path])
         return 9.0 * F.one_hot(channels, 4).to(torch.get_default_dtype()), torch.tensor(
             [len(path) for path in self.paths]
@@ -131,7 +131,7 @@ def test_the_best_path_merges_repeats_and_drops_blanks_within_each_clip():
         objective.head.bias.zero_()
     blank = 3
     net = FixedPathNet([blank, 1, 1, blank, 1, 2, 2], [2, blank, blank], [blank, blank], [0, 1, 0, 0])
-    batch = {"mel": torch.zeros(0), "frames": torch.zeros(0), "rows": [0, 1, 2, 3]}
+    batch = {"rows": [0, 1, 2, 3]}
     answers = objective.answer(net, batch, GenerationSettings(max_new_tokens=99))
     assert answers == [[1, 1, 2], [2], [], [0, 1, 0]]
     answers = objective.answer(net, batch, GenerationSettings(max_new_tokens=2, stop=frozenset({2})))

@@ -176,7 +176,7 @@ def _kaldi_sound(
 def manifest(
     root: Path, *, files: str, only: Mapping[str, Sequence[object]] | None = None, valid_share: float = 0.0
 ) -> Iterator[RowDict]:
-    """Yield the task rows of existing auris manifests, and each dialogue as a row that cannot be used.
+    """Return the task rows of existing auris manifests, and each dialogue as a row that cannot be used.
 
     Rows get the label `set`, the name of their file up to the first dot, unless they have one.
 
@@ -184,20 +184,44 @@ def manifest(
         root: The folder.
         files: Path of the manifest below the folder, or a pattern. Audio paths are relative to their manifest.
         only: {label: its values} of the rows to keep; None keeps all rows.
-        valid_share: Share of the speakers of each file whose training rows become validation rows. A hash of the
-            speaker's name decides, so a speaker is never in both. The rows of a file with fewer than five speakers,
-            and rows without a speaker, stay training rows.
+        valid_share: Share of the speakers of each file whose training rows, in all files, become validation rows. A
+            hash of the speaker's name decides. No speakers of a file with fewer than five are chosen, and rows without
+            a speaker stay training rows.
+
+    Raises:
+        UserError: `only` has another form or a label that no row has, or `valid_share` holds no speaker out.
     """
-    for path in find_files(root, files):
-        name = path.name.split(".")[0]
-        rows = [{"set": name, **_read_fields(record, path.parent), "id": record.id} for _, record in read_records(path)]
-        rows = [row for row in rows if all(row.get(label) in values for label, values in (only or {}).items())]
+    only = {} if only is None else only
+    if not isinstance(only, Mapping) or not all(isinstance(values, list) for values in only.values()):
+        raise UserError(f"layout.only={shorten(only)}: expected {{label: [value, ...]}}")
+    rows_of_files = [
+        [
+            {"set": path.name.split(".")[0], **_read_fields(record, path.parent), "id": record.id}
+            for _, record in read_records(path)
+        ]
+        for path in find_files(root, files)
+    ]
+    for label in only:
+        if not any(label in row for rows in rows_of_files for row in rows):
+            raise UserError(f"layout.only={shorten(only)}: no row has the label {label}")
+    rows_of_files = [
+        [row for row in rows if all(row.get(label) in values for label, values in only.items())]
+        for rows in rows_of_files
+    ]
+    valid: set[str] = set()  # a speaker may be in several files, but is in one split
+    for rows in rows_of_files:
         speakers = sorted({str(row["speaker"]) for row in rows if row.get("split") == "train" and "speaker" in row})
         n_valid = math.ceil(valid_share * len(speakers)) if len(speakers) >= _MIN_SPEAKERS else 0
-        valid = set(sorted(speakers, key=digest)[:n_valid])
-        for row in rows:
-            is_valid = row.get("split") == "train" and str(row.get("speaker")) in valid
-            yield {**row, "split": "valid"} if is_valid else row
+        valid.update(sorted(speakers, key=digest)[:n_valid])
+    if valid_share and not valid:
+        raise UserError(
+            f"layout.valid_share={valid_share}: expected a file with training rows of at least {_MIN_SPEAKERS} speakers"
+        )
+    return (
+        {**row, "split": "valid"} if row.get("split") == "train" and str(row.get("speaker")) in valid else row
+        for rows in rows_of_files
+        for row in rows
+    )
 
 
 def _read_fields(record: Record, folder: Path) -> RowDict:

@@ -20,7 +20,7 @@ import soundfile
 
 from auris.errors import AudioError, MissingFileError
 from auris.files import read_yaml
-from auris.metrics.records import SHUFFLED, SILENCE, EvaluationName
+from auris.metrics.records import AS_IS, SHUFFLED, SILENCE, EvaluationName
 
 if TYPE_CHECKING:
     from auris.data.rows import Clip, Row
@@ -125,7 +125,7 @@ def find_rows(run_dir: Path, benchmark: str, ids: Collection[str]) -> tuple[dict
         row_id for row_id, row in rows.items() if all(Path(str(clip.path)).is_file() for clip in row.clips)
     }
     missing, notes = set(ids) - ids_with_audio, []
-    if not missing or "@" in benchmark:
+    if not missing or EvaluationName.parse(benchmark).audio != AS_IS:
         return rows, notes
     try:
         for manifest in read_manifests(_manifests(run_dir, benchmark), key="data.test"):

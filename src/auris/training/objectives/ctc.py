@@ -186,7 +186,7 @@ class CTC(PathObjective):
 
     def scores(self, net: AudioLM, pack: Pack) -> tuple[Tensor, Tensor]:
         """Return the log-probabilities (C, V) of the frames of all clips, and their number (A,) in each clip."""
-        frames, lengths = net.encode_frames(pack["mel"], pack["frames"])
+        frames, lengths = net.encode_frames(pack)
         return self.head(frames).float().log_softmax(-1), lengths
 
     def position_seconds(self, net: AudioLM) -> float:
