@@ -71,12 +71,11 @@ def choose_steps(run_dir: Path, seconds: float, *, max_steps: int, warmup_steps:
     steps = min(max_steps, int(60 * minutes / seconds))
     total = format_duration(max_steps * seconds)
     if steps <= warmup_steps:
-        enough = (
-            math.ceil((warmup_steps + 1) * seconds / 6 + 0.001) / 10
-        )  # rounded up, with a margin for rounding errors
+        # Rounded up to a tenth, with a margin for rounding errors.
+        enough = math.ceil((warmup_steps + 1) * seconds / 6 + 0.001) / 10
         raise UserError(
             f"max_minutes={minutes:g} is enough for {steps} steps of {seconds:.3g} s, expected more than "
-            f"optim.warmup_steps={warmup_steps}: set max_minutes={enough:g} or more"
+            f"optim.warmup_steps={warmup_steps}: set max_minutes={enough} or more"
         )
     if steps < max_steps:
         rank_zero_info(
