@@ -147,6 +147,33 @@ def test_a_study_with_readings_has_tables_and_figures_of_them(study: Path, capsy
     assert "| tags | asr en librispeech | 6 | 40.0 [" in controls and "natural" not in controls
 
 
+def test_scores_without_audio_stand_next_to_those_at_the_start(study: Path, capsys, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(terminal, "save_figure", lambda figure, path: [path.with_suffix(".png")])
+    run = study / "tags/seed_0"
+    for name, nats in (("language", 36.0), ("language@start", 30.0)):
+        lines = [
+            Prediction(
+                id=f"{metric}-{i}",
+                task=group.split()[0],
+                group=group,
+                metric=metric,
+                provenance="unknown",
+                stats=stats,
+                hypothesis="h",
+                reference="r",
+            )
+            for metric, group, stats in (("text_loss", "text", [nats, 10.0]), ("contains", "chat text", [1.0, 1.0]))
+            for i in range(5)
+        ]
+        write_records(run / f"predictions/{name}.jsonl", lines)
+    assert cli.main(["results", "study=real", f"runs={study.parent}"]) == 0
+    assert "tags: without audio" in capsys.readouterr().out
+    heading, table = (study / "readings.md").read_text().split("The language model without audio")
+    assert "| tags | text, loss on text | 5 | 3.000 [3.000, 3.000] | 3.600 [3.600, 3.600] |" in table
+    assert "| tags | chat text, holds the answer | 5 | 100.0 [100.0, 100.0] | 100.0 [100.0, 100.0] |" in table
+    assert "language" not in heading.partition("CTC reading: ")[0]
+
+
 def test_the_figure_of_readings_has_an_axis_for_each_arm_and_a_bar_for_each_reading(study: Path):
     figure = results.plot_readings(study, results.compare_readings(study))
     assert [len(axis.patches) for axis in figure.axes] == [len(GROUPS) * 4] * 2

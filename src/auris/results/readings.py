@@ -2,7 +2,8 @@
 
 An error rate of the model stands next to those of its aligner's CTC reading, of the encoder's own decoder and of the
 text ceiling, which is the model given the transcripts in place of the sound (`records.EvaluationName`). All of them
-are computed on the rows that all of them have.
+are computed on the rows that all of them have. What the language model can do without audio, its loss on text and its
+answers to questions, stands next to the same of the language model that training started from.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from matplotlib.style import context as style_context
 
 from auris.metrics import edits
 from auris.metrics.measures import ERROR_NOTE, MEASURES, format_value, score
-from auris.metrics.records import ALIGNER, AS_IS, CTC, DECODER, SHUFFLED, SILENCE, TEXT, EvaluationName
+from auris.metrics.records import ALIGNER, AS_IS, CTC, DECODER, SHUFFLED, SILENCE, START, TEXT, EvaluationName
 from auris.results import cells
 from auris.results.cells import frame_rows
 from auris.results.figures import ADVICE, add_legend, draw_bars
@@ -26,7 +27,9 @@ from auris.results.tables import markdown_table, read_chosen_predictions, score_
 from auris.text.figure_style import CAPTION, STYLE, assign_colours
 
 MODEL = "model"  # the column of the model's own responses
-COLUMNS = (MODEL, ALIGNER, CTC, DECODER, TEXT)
+COLUMNS = (MODEL, ALIGNER, CTC, DECODER, TEXT, START)
+# Metrics of rows without audio, which are compared with the language model at the start of training.
+LANGUAGE_METRICS = ("text_loss", "contains")
 CONTROLS = (SILENCE, SHUFFLED)
 _CONTROL_COLUMNS = {f"control {MODEL}": MODEL, **{audio: audio for audio in CONTROLS}}  # -> column of the evaluation
 # Reading and audio of an evaluation -> column of the table; other evaluations have no column.
@@ -41,6 +44,7 @@ LABELS = {
     CTC: "CTC reading of its audio tokens",
     DECODER: "encoder's own decoder",
     TEXT: "text ceiling",
+    START: "language model at the start",
     SILENCE: "silence",
     SHUFFLED: "shuffled audio",
 }
@@ -55,10 +59,12 @@ NOTE = (
 
 
 def compare_readings(root: str | Path, arms: Sequence[str] | None = None) -> pd.DataFrame:
-    """Return the error rates of the readings of a study, with a row for each arm and group of test rows.
+    """Return the scores of the readings of a study, with a row for each arm, group of test rows and metric.
+
+    The metrics are error rates, and LANGUAGE_METRICS of rows without audio.
 
     Columns: arm, benchmark, group, metric; `n` (number of rows that all readings of the arm have) and `rows` (number of
-    rows that any of them has); for each of COLUMNS its error rate on these n rows, such as `model` or `text`, and
+    rows that any of them has); for each of COLUMNS its score on these n rows, such as `model` or `text`, and
     the ends of its 95 % interval (`<column> low`, `<column> high`); `insertions`, `deletions`, `substitutions` and
     `runaway` of the model.
 
@@ -83,7 +89,7 @@ def compare_readings(root: str | Path, arms: Sequence[str] | None = None) -> pd.
     for arm in arms:
         of_arm = scored[scored["arm"] == arm]
         for (benchmark, group), members in of_arm.groupby(["benchmark", "group"]):
-            for metric in sorted(set(members["metric"]) & set(edits.RATES)):
+            for metric in sorted(set(members["metric"]) & {*edits.RATES, *LANGUAGE_METRICS}):
                 names_of_line = {"arm": arm, "benchmark": benchmark, "group": group, "metric": metric}
                 lines.append(names_of_line | _compare(members, metric))
     return pd.DataFrame(lines)
@@ -137,13 +143,19 @@ def _score_rows(rows: pd.DataFrame | None, keys: set[tuple[int, str]], metric: s
 # --- texts --------------------------------------------------------------------------------------------------------
 
 
+def of_language(frame: pd.DataFrame) -> pd.Series:
+    """Return which rows of `compare_readings` are scores of the language model without audio."""
+    return frame["metric"].isin(LANGUAGE_METRICS)
+
+
 def tabulate(frame: pd.DataFrame, *, brief: bool = False) -> tuple[list[str], list[list[str]]]:
-    """Return the heading and the rows of the table of readings as texts, in %, without columns that have no score.
+    """Return the heading and the rows of the table of error rates as texts, in %, without columns that have no score.
 
     Args:
         frame: The result of `compare_readings`.
         brief: Leave out intervals and the details of errors, and shorten the headings.
     """
+    frame = frame[~of_language(frame)]
     columns = [column for column in COLUMNS if frame[column].notna().any()]
     details = {} if brief else _DETAILS
     head = ["arm", "task", "n", *(column if brief else LABELS[column] for column in columns), *details.values()]
@@ -163,6 +175,18 @@ def tabulate_controls(frame: pd.DataFrame, *, brief: bool = False) -> tuple[list
     for row in frame_rows(frame[frame["control n"] > 0]):
         rates = [_format_rate(row, column, brief) for column in _CONTROL_COLUMNS]
         rows.append([row["arm"], _task(row, frame), str(row["control n"]), *rates])
+    return head, rows
+
+
+def tabulate_language(frame: pd.DataFrame, *, brief: bool = False) -> tuple[list[str], list[list[str]]]:
+    """Return the table of scores without audio, at the start of training and now, in the form of `tabulate`."""
+    columns = (START, MODEL)
+    head = ["arm", "task", "n", *(column if brief else LABELS[column] for column in columns)]
+    rows = []
+    for row in frame_rows(frame[of_language(frame)]):
+        scores = [_format_rate(row, column, brief) for column in columns]
+        task = f"{row['group']}, {MEASURES[row['metric']].label}"
+        rows.append([row["arm"], task, str(row["n"]), *scores])
     return head, rows
 
 
@@ -186,10 +210,16 @@ def format_markdown(frame: pd.DataFrame) -> str:
     head, rows = tabulate(frame)
     lines = ["WER in % [95 % bootstrap interval] of each reading:", ""]
     lines += [*markdown_table(head, rows, n_number_columns=len(head) - 2), "", NOTE, "", ERROR_NOTE, ""]
-    head, rows = tabulate_controls(frame)
-    if rows:
-        lines += ["The model with silence, and with the audio of other rows, on the same n rows:", ""]
-        lines += [*markdown_table(head, rows, n_number_columns=len(head) - 2), ""]
+    for title, (head, rows) in (
+        ("The model with silence, and with the audio of other rows, on the same n rows:", tabulate_controls(frame)),
+        (
+            "The language model without audio, at the start of training and now: loss on held-out text in nats per "
+            "token, and right answers to questions in %:",
+            tabulate_language(frame),
+        ),
+    ):
+        if rows:
+            lines += [title, "", *markdown_table(head, rows, n_number_columns=len(head) - 2), ""]
     return "\n".join(lines)
 
 
@@ -203,6 +233,7 @@ def plot_readings(root: str | Path, frame: pd.DataFrame) -> Figure:
         root: The study's directory.
         frame: The result of `compare_readings`.
     """
+    frame = frame[~of_language(frame)]
     columns = [column for column in COLUMNS if frame[column].notna().any()]
     colours = assign_colours(columns, ADVICE)
     by_arm = {str(arm): frame_rows(rows) for arm, rows in frame.groupby("arm", sort=False)}

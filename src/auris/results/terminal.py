@@ -93,7 +93,8 @@ def _write_readings(root: Path, frame: pd.DataFrame, arms: Sequence[str]) -> lis
     paths = [root / name for name in ("readings.csv", "readings.md")]
     frame.to_csv(paths[0], index=False)
     write_text(paths[1], readings.format_markdown(frame))
-    paths += save_figure(readings.plot_readings(root, frame), root / "readings")
+    if not readings.of_language(frame).all():
+        paths += save_figure(readings.plot_readings(root, frame), root / "readings")
     if any(any(run.path.glob("events.out.tfevents*")) for run in find_stages(root, arms)):
         paths += save_figure(plot_stages(root, arms), root / "stages")
     return paths
@@ -104,6 +105,7 @@ def _show_readings(console: Console, frame: pd.DataFrame) -> None:
     for title, (head, rows) in (
         ("readings of the same rows, WER in %", readings.tabulate(frame, brief=True)),
         ("with other audio, WER in %", readings.tabulate_controls(frame, brief=True)),
+        ("without audio", readings.tabulate_language(frame, brief=True)),
     ):
         for arm in dict.fromkeys(row[0] for row in rows):
             table = _build_empty_table(f"{arm}: {title}", *head[2:])
