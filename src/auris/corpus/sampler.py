@@ -5,17 +5,20 @@ The model continues short openings of several kinds of text. They are plain text
 
 from __future__ import annotations
 
+import itertools
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from rich.progress import Progress
+from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from auris.corpus.output import derive_seed
 from auris.corpus.sentences import Selection, describe_selection, split_words
 from auris.errors import MissingFileError, UserError
+from auris.text.console import track
 
 OPENINGS = (
     "She closed the door behind her and walked down to the river.",
@@ -80,24 +83,31 @@ def sample_sentences(llm: Path, n: int, seed: int, processes: int | None = None)
     """
     model, tokenizer = _load(llm)
     selection = Selection(min_words=_MIN_WORDS, max_words=_MAX_WORDS)
-    n_batches = 0
+    batch_numbers = itertools.count()
+
+    def count_found() -> int:
+        return len(selection.kept) + len(selection.candidates)
+
+    def find_sentences() -> Iterator[None]:
+        """Add candidates until there are enough; yield once for each of them."""
+        while (n_found := count_found()) < n:
+            number = next(batch_numbers)
+            if n_found < number - _MAX_POOR_BATCHES:
+                raise UserError(
+                    f"llm={llm}: the model writes hardly any sentence that can be spoken "
+                    f"({describe_selection(selection.counts)}); choose another model with llm=DIR"
+                )
+            for continuation in sample_batch(model, tokenizer, derive_seed(seed, "sentences", number)):
+                for sentence in split_sentences(continuation):
+                    if reason := find_fault(sentence):
+                        selection.dropped[reason] += 1
+                    else:
+                        selection.add(sentence)
+            yield from [None] * (count_found() - n_found)
+
     while len(selection.kept) < n:
-        with Progress() as progress:
-            bar = progress.add_task("sentences", total=n, completed=len(selection.kept))
-            while (n_found := len(selection.kept) + len(selection.candidates)) < n:
-                if n_found < n_batches - _MAX_POOR_BATCHES:
-                    raise UserError(
-                        f"llm={llm}: the model writes hardly any sentence that can be spoken "
-                        f"({describe_selection(selection.counts)}); choose another model with llm=DIR"
-                    )
-                for continuation in sample_batch(model, tokenizer, derive_seed(seed, "sentences", n_batches)):
-                    for sentence in split_sentences(continuation):
-                        if reason := find_fault(sentence):
-                            selection.dropped[reason] += 1
-                        else:
-                            selection.add(sentence)
-                n_batches += 1
-                progress.update(bar, completed=len(selection.kept) + len(selection.candidates))
+        for _ in track(find_sentences(), "sentences", console=Console(), total=n - count_found()):
+            pass
         selection.try_candidates(processes)
     for text in list(selection.kept)[n:]:
         del selection.kept[text]
