@@ -116,6 +116,14 @@ def test_cached_frames_leave_out_the_cost_of_what_is_below_them():
     assert saved == 2 * 2 * 10 * (convolutions + block) + 3 * attention
 
 
+def test_the_projector_of_an_aligner_is_counted_without_the_language_model():
+    net, workload = nets.build_meta(), cost.Workload(frames=10)
+    stage = cost.Stage(name="", trainable=("projector",), runs_llm=False, has_cached_frames=True)
+    products = 2 * cost.count_parameters(net.projector) * 10 // net.geometry.pool  # forward, gradient of the weights
+    norm = cost.count_parameters(net.encoder.norm) * 10
+    assert cost.count_training_flops(net, stage, workload) == 2 * (products + norm)
+
+
 @pytest.mark.parametrize("kind", [pooling.Mean, pooling.Conv, partial(pooling.Attention, n_heads=4), pooling.Stack])
 def test_the_cost_of_each_pooling_and_projector_equals_the_count_of_torch(kind: Callable[..., nn.Module]):
     net = SimpleNamespace(pooling=kind(k=2, width=64), geometry=SimpleNamespace(pool=2))

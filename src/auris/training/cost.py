@@ -376,7 +376,8 @@ def count_training_flops(net: AudioLM, stage: Stage, workload: Workload) -> int:
     encoder_parts = _computed_encoder_parts(net, stage)
     n_encoder_weights = sum(map(count_parameters, encoder_parts))
     flops = 2 * (passes["encoder"] * workload.frames * n_encoder_weights + max(2, passes["llm"]) * llm_uses)
-    flops += 2 * _pooling_and_projector_products(net, stage, workload.frames) if stage.runs_llm else 0
+    if stage.runs_llm or stage.trains("projector"):  # an aligner has audio tokens, but does not run the LLM
+        flops += 2 * _pooling_and_projector_products(net, stage, workload.frames)
 
     encoder_passes = 3 if passes["encoder"] > 1 else 1
     n_blocks = sum(part in encoder_parts for part in net.encoder.blocks)
