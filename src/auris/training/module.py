@@ -121,8 +121,6 @@ class AudioLMModule(L.LightningModule):
         self._provide_reference(reference)
         if isinstance(self.objective, Align):
             alignment.set_classes(self.objective, datamodule(self.trainer))
-            if not any(source.parts is None or "projector" in source.parts for source in self.initial):
-                self.objective.place_projector(self.net)
         if self.has_cached_frames:
             config, tensor_parallel = self.hparams["recipe"], self.meshes.n_copies if self.meshes else 1
             encoder_frames.attach(self.net, self.trainer, config=config, tensor_parallel=tensor_parallel)

@@ -22,9 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from auris.audio import ENCODER_RATE
-from auris.model.dtensor import copy_local, lookup_rows
 from auris.model.pack import Pack
-from auris.model.vocabulary import input_table
 from auris.training.objectives.ctc import PathObjective
 
 if TYPE_CHECKING:
@@ -73,19 +71,6 @@ class Align(PathObjective):
         """Make these tokens, and the blank, the only classes."""
         self.is_known.fill_(False)
         self.is_known[list(ids)] = True
-
-    @torch.no_grad()
-    def place_projector(self, net: AudioLM) -> None:
-        """Scale and shift a projector with random weights, so that audio tokens lie among the embeddings of classes.
-
-        Otherwise the first hundred steps do little else than to move them there.
-        """
-        weight = input_table(net.llm).weight
-        embeddings = lookup_rows(weight, self.token_ids.to(weight.device)).float()
-        last = [module for module in net.projector.modules() if isinstance(module, nn.Linear)][-1]
-        # `nn.Linear` draws weights with a variance of 1 / (3 * inputs). Then inputs of variance 1 give outputs of 1/3.
-        last.weight.mul_(math.sqrt(3 * _spread(embeddings) / embeddings.shape[1]))
-        copy_local(last.bias, embeddings.mean(0))
 
     @property
     def token_ids(self) -> Tensor:
